@@ -1,0 +1,149 @@
+"""Errors as answers: every failure leaves as `application/problem+json` (RFC 9457) with a code."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from api.schemas import suggestion
+from config.errors import FieldError, FluxError, InvalidRequest, NotFound
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+_TITLES = {
+    "invalid_request": "The request is not valid",
+    "unauthorized": "A key is needed",
+    "forbidden": "Not allowed",
+    "not_found": "Not found",
+    "method_not_allowed": "Method not allowed",
+    "unsupported_gpu": "The model cannot run here",
+    "too_large": "The body is too large",
+    "idempotency_mismatch": "The key belongs to another request",
+    "client_gone": "The client is gone",
+    "queue_full": "The queue is full",
+    "not_built": "Not built yet",
+    "unavailable": "Not available now",
+    "model_unavailable": "The model is not available",
+    "storage": "The storage is not available",
+    "oom": "Out of memory",
+    "poison": "The job ended its worker",
+    "internal": "The service failed",
+}
+
+
+def problem(error: FluxError, request_id: str) -> JSONResponse:
+    """A FluxError as its answer."""
+    body: dict[str, Any] = {
+        "type": "about:blank",
+        "title": _TITLES.get(error.code, "The request failed"),
+        "status": error.status,
+        "detail": _printable(error.message),
+        "code": error.code,
+        "request_id": request_id,
+    }
+    if error.fields:
+        body["errors"] = [
+            {"field": _printable(item.field), "message": _printable(item.message)}
+            for item in error.fields
+        ]
+    headers = {}
+    if error.retry_after_seconds is not None:
+        headers["Retry-After"] = str(error.retry_after_seconds)
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(body, error.status, headers, media_type=MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """The handlers: ours, the framework's own two, and the one for what nobody expected."""
+
+    @app.exception_handler(FluxError)
+    async def flux_error(request: Request, error: FluxError) -> JSONResponse:
+        return problem(error, _request_id(request))
+
+    @app.exception_handler(RequestValidationError)
+    async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
+        return problem(from_validation(error.errors()), _request_id(request))
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        answer = problem(_from_http(request, error), _request_id(request))
+        answer.headers.update(error.headers or {})
+        return answer
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        request_id = _request_id(request)
+        log.exception(
+            "a route failed",
+            exc_info=error,
+            extra={"action": "route_failed", "request_id": request_id},
+        )
+        return problem(
+            FluxError(f"the service failed; its log has the reason under request id {request_id}"),
+            request_id,
+        )
+
+
+def from_validation(items: Any) -> InvalidRequest:
+    """Pydantic's findings as one error; fields in dotted form without the leading `body` or `query`."""
+    fields = [_field_error(item) for item in items]
+    return InvalidRequest(
+        "; ".join(f"{error.field}: {error.message}" for error in fields), fields=fields
+    )
+
+
+def _field_error(item: Any) -> FieldError:
+    location = [str(part) for part in item["loc"]]
+    if item["type"] == "json_invalid":
+        reason = item.get("ctx", {}).get("error", "")
+        return FieldError("body", f"is not valid JSON: {reason} at character {location[-1]}")
+    if location[:1] in (["body"], ["query"], ["path"], ["header"]) and len(location) > 1:
+        location = location[1:]
+    field = ".".join(location) or "body"
+    match item["type"]:
+        case "extra_forbidden":
+            return FieldError(field, f"there is no such field{suggestion(field)}")
+        case "missing":
+            return FieldError(field, "is missing")
+        case "model_attributes_type" | "model_type" | "dict_type" if field == "body":
+            return FieldError(
+                field,
+                "must be a JSON object, sent with `Content-Type: application/json`",
+            )
+    return FieldError(field, item["msg"].removeprefix("Value error, "))
+
+
+def _from_http(request: Request, error: HTTPException) -> FluxError:
+    if isinstance(error.__cause__, FluxError):
+        return error.__cause__  # raised while the framework read the body
+    path = request.scope["path"]
+    if error.status_code == 404:
+        return NotFound(f"there is no route {path[:200]}; GET /docs lists them")
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "other methods")
+        converted = FluxError(
+            f"{path[:200]} does not answer {request.method}; it answers {allowed}"
+        )
+        converted.code, converted.status = "method_not_allowed", 405
+        return converted
+    converted = FluxError(str(error.detail))
+    converted.code = "invalid_request" if error.status_code < 500 else "internal"
+    converted.status = error.status_code
+    return converted
+
+
+def _request_id(request: Request) -> str:
+    return getattr(request.state, "request_id", "-")
+
+
+def _printable(text: str) -> str:
+    """What a client sent may hold lone surrogates, which no encoder takes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

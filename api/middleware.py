@@ -1,0 +1,232 @@
+"""What happens to every request before a route sees it, as plain ASGI so that bodies stream.
+
+Outermost first: RequestContext (id, log line) · HostAndOrigin (browser attacks) · Authenticate
+(keys, before a body is read) · BodyLimit (counts while the body comes in).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import logging
+import secrets
+import time
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.errors import problem
+from config.errors import FieldError, FluxError, Forbidden, TooLarge, Unauthorized
+from config.settings import LOOPBACK_HOSTS, ServerSettings, is_loopback
+
+log = logging.getLogger("api.access")
+
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+# Answered without a key, so that a supervisor needs none. They tell nothing but whether we live.
+OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
+OPEN_PREFIXES = ("/ui",)
+
+SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "cross-origin",
+    "X-Frame-Options": "DENY",
+}
+
+
+class RequestContext:
+    """Gives each request an id (header X-Request-Id), and logs one line when it is answered."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        request_id = secrets.token_hex(8)
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = time.perf_counter()
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            level = logging.DEBUG if scope["path"].startswith("/health") else logging.INFO
+            log.log(
+                level,
+                "answered",
+                extra={
+                    "action": "request",
+                    "request_id": request_id,
+                    "method": scope["method"],
+                    "path": scope["path"][:200],
+                    "status": status,
+                    "ms": round((time.perf_counter() - started) * 1000, 1),
+                },
+            )
+
+
+class HostAndOrigin:
+    """Refuses a Host we do not answer for (DNS rebinding) and a foreign Origin (a web page that is not ours)."""
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+        self._app = app
+        self._hosts = frozenset((*LOOPBACK_HOSTS, settings.host, *settings.allowed_hosts))
+        self._any_host = settings.host in ("0.0.0.0", "::") and not settings.allowed_hosts
+        self._origins = frozenset(settings.page_origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            error = self._why_not(scope, headers)
+            if error is not None:
+                return await problem(error, scope["state"]["request_id"])(scope, receive, send)
+        await self._app(scope, receive, send)
+
+    def _why_not(self, scope: Scope, headers: Headers) -> FluxError | None:
+        hosts = headers.getlist("host")
+        host = _hostname(hosts[0]) if len(hosts) == 1 else None
+        if host is None or not (self._any_host or host in self._hosts or is_loopback(host)):
+            shown = ", ".join(hosts)[:100]
+            return Forbidden(
+                f"Host {shown!r} is not answered here; add its name to FLUX_ALLOWED_HOSTS if it is this machine's"
+            )
+        origin = headers.get("origin")
+        if origin is not None and not self._is_ours(origin, hosts[0]):
+            if scope["method"] in SAFE_METHODS and origin != "null":
+                return None  # without CORS headers the foreign page cannot read the answer
+            return Forbidden(
+                f"Origin {origin[:100]!r} may not call this service; "
+                "add it to FLUX_PAGE_ORIGINS if the page is yours"
+            )
+        return None
+
+    def _is_ours(self, origin: str, host: str) -> bool:
+        if origin in self._origins:
+            return True
+        parts = urlsplit(origin)
+        return parts.scheme in ("http", "https") and parts.netloc == host
+
+
+class Authenticate:
+    """With keys configured, every route but the open ones wants one: Bearer, X-API-Key, x-key or Basic's password."""
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+        self._app = app
+        self._digests = [_digest(key.get_secret_value()) for key in settings.api_keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self._digests and not _is_open(scope):
+            error = self._why_not(Headers(scope=scope))
+            if error is not None:
+                return await problem(error, scope["state"]["request_id"])(scope, receive, send)
+        await self._app(scope, receive, send)
+
+    def _why_not(self, headers: Headers) -> FluxError | None:
+        sent = list(_sent_keys(headers))
+        if not sent:
+            return Unauthorized(
+                "a key is needed: send it as `Authorization: Bearer KEY` or `X-API-Key: KEY` (FLUX_API_KEYS has them)"
+            )
+        # Every pair is compared, so that the time says nothing about which was near.
+        matches = [
+            hmac.compare_digest(_digest(key), digest) for key in sent for digest in self._digests
+        ]
+        return (
+            None
+            if any(matches)
+            else Unauthorized("the key is not one of this service's (FLUX_API_KEYS)")
+        )
+
+
+class BodyLimit:
+    """Cuts a body that is longer than the limit, by its declared length or while it comes in."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        declared = Headers(scope=scope).get("content-length", "0")
+        if declared.isdecimal() and int(declared) > self._max_bytes:
+            return await problem(self._error(), scope["state"]["request_id"])(scope, receive, send)
+        received = 0
+        answering = False
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            if message["type"] == "http.request":
+                received += len(message.get("body", b""))
+                if received > self._max_bytes:
+                    raise self._error()
+            return message
+
+        async def noted(message: Message) -> None:
+            nonlocal answering
+            answering = True
+            await send(message)
+
+        try:
+            await self._app(scope, counted, noted)
+        except TooLarge as error:
+            if answering:
+                raise
+            await problem(error, scope["state"]["request_id"])(scope, receive, send)
+
+    def _error(self) -> TooLarge:
+        message = f"the body is longer than {self._max_bytes} bytes (FLUX_MAX_BODY_BYTES)"
+        return TooLarge(message, fields=[FieldError("body", message)])
+
+
+def _hostname(host: str) -> str | None:
+    """The name in a Host header without its port, lower-case; None for what is no host."""
+    try:
+        parts = urlsplit(f"//{host}")
+        _ = parts.port  # raises for a port that is none
+    except ValueError:
+        return None
+    if parts.netloc != host or "@" in host:
+        return None
+    return parts.hostname
+
+
+def _is_open(scope: Scope) -> bool:
+    path = scope["path"]
+    if scope["method"] == "OPTIONS" or path in OPEN_PATHS or path == "/":
+        return True
+    return any(path == prefix or path.startswith(prefix + "/") for prefix in OPEN_PREFIXES)
+
+
+def _sent_keys(headers: Headers) -> Iterable[str]:
+    for name in ("x-api-key", "x-key"):
+        if headers.get(name):
+            yield headers[name]
+    scheme, _, value = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and value:
+        yield value.strip()
+    elif scheme.lower() == "basic":
+        try:
+            yield base64.b64decode(value, validate=True).decode().partition(":")[2]
+        except (binascii.Error, UnicodeDecodeError):
+            return
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()

@@ -1,0 +1,101 @@
+"""`/images`: the gallery of everything on disk, and `/download/{filename}`."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import PurePath
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Response
+from fastapi.responses import FileResponse
+
+from api import answers
+from api.services import Services, ServicesDep
+from config.errors import NotFound
+from models.types import OutputFormat
+from utils import images
+from utils.job import StoredImage
+
+router = APIRouter(tags=["images"])
+
+ImageId = Annotated[str, Path(min_length=1, max_length=64)]
+
+_MEDIA_TYPES = {output_format.suffix: output_format.media_type for output_format in OutputFormat}
+# A picture never changes under its name; it may be deleted, so caches ask again after a day.
+_CACHE = "private, max-age=86400"
+
+
+@router.get("/images", summary="Pictures, newest first")
+async def list_images(
+    services: ServicesDep,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    before: Annotated[
+        str | None, Query(max_length=64, description="The id of the last picture seen.")
+    ] = None,
+    q: Annotated[str | None, Query(max_length=200, description="Words of the prompt.")] = None,
+) -> dict[str, Any]:
+    found = await services.queue.store.images(limit=limit, before=before, words=q or None)
+    return {
+        "images": [answers.stored_image_json(image) for image in found],
+        "limit": limit,
+    }
+
+
+@router.get("/images/{image_id}", summary="A picture's file", response_class=FileResponse)
+async def read_image(image_id: ImageId, services: ServicesDep) -> Response:
+    return file_of(services, await _find(services, image_id))
+
+
+@router.get("/images/{image_id}/thumbnail", summary="A small JPEG", response_class=FileResponse)
+async def read_thumbnail(image_id: ImageId, services: ServicesDep) -> Response:
+    image = await _find(services, image_id)
+    file_of(services, image)  # says so when the file is gone
+    path = await asyncio.to_thread(
+        images.thumbnail, services.plan.settings.storage.output_dir, image.filename
+    )
+    return FileResponse(path, media_type="image/jpeg", headers={"Cache-Control": _CACHE})
+
+
+@router.delete("/images/{image_id}", status_code=204, summary="Delete a picture")
+async def delete_image(image_id: ImageId, services: ServicesDep) -> None:
+    image = await _find(services, image_id)
+    output_dir = services.plan.settings.storage.output_dir
+    await services.queue.store.delete_image(
+        image.id, lambda: images.remove(output_dir, image.filename)
+    )
+
+
+@router.get(
+    "/download/{filename}",
+    summary="A picture as an attachment",
+    response_class=FileResponse,
+)
+async def download(
+    filename: Annotated[str, Path(max_length=200)], services: ServicesDep
+) -> Response:
+    image = await services.queue.store.image_by_filename(filename)
+    if image is None:
+        raise NotFound(f"there is no picture {filename!r}")
+    answer = file_of(services, image)
+    answer.headers["Content-Disposition"] = f'attachment; filename="{image.filename}"'
+    return answer
+
+
+def file_of(services: Services, image: StoredImage) -> FileResponse:
+    """The file of a row; the name is the row's, never the client's."""
+    path = services.plan.settings.storage.output_dir / image.filename
+    if not path.is_file():
+        raise NotFound(f"picture {image.id} is not on disk any more")
+    media_type = _MEDIA_TYPES[PurePath(image.filename).suffix]
+    return FileResponse(
+        path,
+        media_type=media_type,
+        headers={"Cache-Control": _CACHE, "X-Seed": str(image.seed)},
+    )
+
+
+async def _find(services: Services, image_id: str) -> StoredImage:
+    image = await services.queue.store.image(image_id)
+    if image is None:
+        raise NotFound(f"there is no picture {image_id!r}")
+    return image

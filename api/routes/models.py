@@ -1,0 +1,127 @@
+"""Models: what there is, what is loaded, load and unload."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from api.schemas import ModelBody
+from api.services import Services, ServicesDep
+from config.catalog import SIZE_MULTIPLE_PX, ModelRow
+from utils.queue_manager import WorkerOutcome
+
+router = APIRouter(tags=["models"])
+
+
+@router.get("/api/models", summary="The catalog, with what runs here and why not")
+async def list_models(services: ServicesDep) -> dict[str, Any]:
+    plan = services.plan
+    return {
+        "models": [_model_json(services, row) for row in plan.catalog],
+        "default_model": plan.default.id,
+        "default_model_reason": plan.default.reason,
+    }
+
+
+@router.get("/api/backends", summary="Backends of this service")
+async def list_backends(services: ServicesDep) -> dict[str, Any]:
+    catalog = services.plan.catalog
+    backends = sorted({row.backend for row in catalog})
+    return {
+        "backends": [
+            {
+                "id": backend,
+                "models": [row.id for row in catalog if row.backend == backend],
+            }
+            for backend in backends
+        ],
+        "default_backend": catalog[services.plan.default.id].backend,
+    }
+
+
+@router.get("/model-status", summary="What each worker has loaded")
+async def model_status(services: ServicesDep) -> dict[str, Any]:
+    workers = services.queue.workers
+    return {
+        "loaded": any(worker.model is not None for worker in workers),
+        "default_model": services.plan.default.id,
+        "precision": services.plan.profile.name,
+        "workers": [
+            {
+                "name": worker.name,
+                "state": worker.state.value,
+                "model": worker.model,
+                "engine": worker.engine,
+                "device": worker.device,
+                "memory_mib": worker.memory_mib,
+                "load_error": worker.last_load_error,
+            }
+            for worker in workers
+        ],
+    }
+
+
+@router.post("/load-model", summary="Load a model on every idle worker; answers when it is there")
+async def load_model(
+    services: ServicesDep, response: Response, body: ModelBody | None = None
+) -> dict[str, Any]:
+    wanted = body.model if body is not None and body.model is not None else services.plan.default.id
+    row = services.plan.resolver.model(wanted)
+    services.plan.resolver.require_runs_here(row)
+    outcomes = await services.queue.load_model(row.id)
+    if not any(outcome.done for outcome in outcomes):
+        response.status_code = 503
+    return {
+        "model": row.id,
+        "loaded": any(outcome.done for outcome in outcomes),
+        "workers": _outcomes(outcomes),
+    }
+
+
+@router.post("/unload-model", summary="Give back the memory of every idle worker")
+async def unload_model(services: ServicesDep) -> dict[str, Any]:
+    outcomes = await services.queue.unload_model()
+    return {
+        "unloaded": all(outcome.done for outcome in outcomes),
+        "workers": _outcomes(outcomes),
+    }
+
+
+def _model_json(services: Services, row: ModelRow) -> dict[str, Any]:
+    reason = services.plan.resolver.why_not_here(row)
+    return {
+        "id": row.id,
+        "title": row.title,
+        "description": row.description,
+        "backend": row.backend,
+        "family": row.family,
+        "source": row.source,
+        "licence": row.licence,
+        "precision": services.plan.profile.name,
+        "is_default": row.id == services.plan.default.id,
+        "available": reason is None,
+        "reason": reason,
+        "defaults": {
+            "width": row.default_width,
+            "height": row.default_height,
+            "num_inference_steps": row.num_inference_steps,
+            "guidance_scale": row.guidance_scale,
+            "true_cfg_scale": row.true_cfg_scale,
+        },
+        "limits": {
+            "min_size": row.min_size,
+            "max_size": row.max_size,
+            "size_multiple": SIZE_MULTIPLE_PX,
+        },
+        "uses_guidance_scale": row.guidance,
+        "memory_gib": row.memory_gib.get(services.plan.profile.name),
+        "example_prompts": list(row.example_prompts),
+    }
+
+
+def _outcomes(outcomes: list[WorkerOutcome]) -> list[dict[str, Any]]:
+    return [
+        {"name": outcome.worker, "done": outcome.done, "reason": outcome.reason}
+        for outcome in outcomes
+    ]

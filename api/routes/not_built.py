@@ -1,0 +1,48 @@
+"""Routes of the contract that this version does not have: each answers 501 and says what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from fastapi import APIRouter, Response
+
+from config.errors import NotBuilt
+
+NOT_BUILT = (
+    ("POST", "/jobs/{job_id}/retry", "retrying a job"),
+    ("GET", "/jobs/{job_id}/events", "events of a job"),
+    ("GET", "/events", "events of all jobs"),
+    ("POST", "/queue/pause", "pausing the queue"),
+    ("POST", "/queue/resume", "resuming the queue"),
+    ("POST", "/queue/clear", "clearing the queue"),
+    ("POST", "/images/inspect", "reading a request back from a picture"),
+    ("PUT", "/loras/{filename}", "LoRA upload"),
+    ("POST", "/loras", "LoRA upload"),
+    ("POST", "/upload-lora", "LoRA upload"),
+    ("GET", "/loras", "the LoRA library"),
+    ("GET", "/loras/{name}", "the LoRA library"),
+    ("PATCH", "/loras/{name}", "the LoRA library"),
+    ("DELETE", "/loras/{name}", "the LoRA library"),
+    ("GET", "/lora-status", "default LoRAs"),
+    ("POST", "/apply-lora", "default LoRAs"),
+    ("POST", "/remove-lora", "default LoRAs"),
+    ("GET", "/usage", "usage counts"),
+    ("GET", "/metrics", "Prometheus metrics"),
+    ("POST", "/submit-request", "the older name of POST /jobs"),
+    ("GET", "/request-status/{job_id}", "the older name of GET /jobs/{id}"),
+    ("POST", "/cancel-request/{job_id}", "the older name of POST /jobs/{id}/cancel"),
+    ("POST", "/upload-image-generate", "image to image"),
+)
+
+router = APIRouter()
+
+
+def _answer(what: str) -> Callable[[], Awaitable[Response]]:
+    async def not_built() -> Response:
+        raise NotBuilt(f"{what} is not built yet in this version; GET /docs lists what is")
+
+    return not_built
+
+
+for _method, _path, _what in NOT_BUILT:
+    router.add_api_route(_path, _answer(_what), methods=[_method], include_in_schema=False)

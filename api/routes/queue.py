@@ -1,0 +1,33 @@
+"""The queue as a whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from api import answers
+from api.services import ServicesDep
+
+router = APIRouter(tags=["queue"])
+
+
+@router.get("/queue", summary="What runs, how many wait, how the workers are")
+async def read_queue(services: ServicesDep) -> dict[str, Any]:
+    return answers.queue_json(services.queue, services.plan.settings.queue.max_queue_size)
+
+
+@router.get("/queue-stats", summary="Counts of jobs by status, and how long one takes")
+async def queue_stats(services: ServicesDep) -> dict[str, Any]:
+    queue = services.queue
+    counts = await queue.store.counts()
+    mean = queue.mean_seconds
+    return {
+        **counts,
+        "max_queue_size": services.plan.settings.queue.max_queue_size,
+        "workers": len(queue.workers),
+        "mean_job_seconds": None if mean is None else round(mean, 3),
+        "estimated_wait_seconds": round(
+            queue.wait_seconds(queue.waiting + len(queue.running_ids)), 1
+        ),
+    }

@@ -1,0 +1,118 @@
+"""The service itself: health, what it is, the hardware under it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from api import answers
+from api.routes.not_built import NOT_BUILT
+from api.schemas import NOT_BUILT as FIELDS_NOT_BUILT
+from api.services import Services, ServicesDep
+from api.version import VERSION
+from utils import gpu_manager
+
+router = APIRouter(tags=["service"])
+
+
+@router.get("/health/live", summary="200 while the process answers")
+async def live(services: ServicesDep) -> dict[str, str]:
+    return {"status": "ok", "service": services.plan.profile.service}
+
+
+@router.get("/health/ready", summary="200 while a job can be taken, else 503 with the reason")
+async def ready(services: ServicesDep, response: Response) -> dict[str, str | None]:
+    reason = services.queue.why_not_ready()
+    _status(response, reason)
+    return {"status": "ok" if reason is None else "unavailable", "reason": reason}
+
+
+@router.get(
+    "/health",
+    summary="200 while it can serve, else 503 with the reason; with the workers",
+)
+async def health(services: ServicesDep, response: Response) -> dict[str, Any]:
+    plan, queue = services.plan, services.queue
+    reason = queue.why_not_ready()
+    _status(response, reason)
+    return {
+        "status": "ok" if reason is None else "unavailable",
+        "reason": reason,
+        "service": plan.profile.service,
+        "precision": plan.profile.name,
+        "default_model": plan.default.id,
+        "model_loaded": any(worker.model is not None for worker in queue.workers),
+        "queued": queue.waiting,
+        "running": len(queue.running_ids),
+        "workers": [answers.worker_json(worker) for worker in queue.workers],
+    }
+
+
+@router.get("/info", summary="What this service is, and what it draws with and why")
+async def info(services: ServicesDep) -> dict[str, Any]:
+    plan = services.plan
+    return {
+        "service": plan.profile.service,
+        "version": VERSION,
+        "precision": plan.profile.name,
+        "weights": plan.profile.weights,
+        "engine": plan.profile.engine,
+        "node": plan.node,
+        "default_model": plan.default.id,
+        "default_model_reason": plan.default.reason,
+        "models": list(plan.catalog.ids),
+        "devices": _devices(services),
+        "libraries": next(
+            (worker.versions for worker in services.queue.workers if worker.versions),
+            {},
+        ),
+        "max_queue_size": plan.settings.queue.max_queue_size,
+        "output_formats": ["png", "jpeg", "webp"],
+        "key_needed": bool(plan.settings.server.api_keys),
+        "not_built": {
+            "fields": sorted(FIELDS_NOT_BUILT),
+            "routes": [f"{method} {path}" for method, path, _ in NOT_BUILT],
+        },
+    }
+
+
+@router.get("/gpu-info", summary="The GPUs, their memory and load, and which worker is where")
+async def gpu_info(services: ServicesDep) -> dict[str, Any]:
+    gpus, why_none = await asyncio.to_thread(gpu_manager.list_gpus)
+    workers = {worker.slot.gpu.uuid: worker for worker in services.queue.workers if worker.slot.gpu}
+    return {
+        "gpus": [
+            {
+                "index": gpu.index,
+                "uuid": gpu.uuid,
+                "name": gpu.name,
+                "memory_total_mib": gpu.memory_total_mib,
+                **await asyncio.to_thread(gpu_manager.read_load, gpu),
+                "worker": workers[gpu.uuid].name if gpu.uuid in workers else None,
+                "model": workers[gpu.uuid].model if gpu.uuid in workers else None,
+            }
+            for gpu in gpus
+        ],
+        "reason": why_none or None,
+        "devices": _devices(services),
+    }
+
+
+def _devices(services: Services) -> list[dict[str, Any]]:
+    return [
+        {
+            "worker": worker.name,
+            "kind": "gpu" if worker.slot.gpu else "cpu",
+            "name": worker.slot.gpu.name if worker.slot.gpu else "CPU",
+            "memory_mib": worker.memory_mib,
+        }
+        for worker in services.queue.workers
+    ]
+
+
+def _status(response: Response, reason: str | None) -> None:
+    if reason is not None:
+        response.status_code = 503
+        response.headers["Retry-After"] = "10"

@@ -1,0 +1,85 @@
+"""From a precision's name to a running server: the whole of what a main file does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from api.app import create_app
+from api.services import make_plan
+from config.errors import ConfigurationError
+from config.settings import load_settings
+from models.precision import profile_of
+from utils import logs
+
+log = logging.getLogger(__name__)
+
+EXIT_NOT_BUILT = 69  # EX_UNAVAILABLE of sysexits.h
+EXIT_CONFIGURATION = 78  # EX_CONFIG
+
+
+class Server(uvicorn.Server):
+    """Begins to drain at the signal, not when the last connection is gone: those who wait in line are answered."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        services = getattr(self.config.app.state, "services", None)
+        if services is not None:
+            asyncio.get_running_loop().call_soon_threadsafe(services.queue.drain)
+        # Not the library's own: it raises the signal again at the end, and a stop that was asked for is no failure.
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
+    async def startup(self, sockets: list | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            log.info(
+                "answering on http://%s:%s",
+                self.config.host,
+                self.config.port,
+                extra={"action": "listening"},
+            )
+
+
+def build_app(precision: str) -> FastAPI:
+    """The application for an ASGI server. Raises ConfigurationError."""
+    return create_app(make_plan(load_settings(precision), profile_of(precision)))
+
+
+def serve(precision: str) -> int:
+    """Run the service until it is told to stop; returns the exit status."""
+    profile = profile_of(precision)
+    if profile.loader is None:
+        print(f"{profile.service}: {profile.not_built}", file=sys.stderr)
+        return EXIT_NOT_BUILT
+    try:
+        settings = load_settings(precision)
+        logs.configure(settings.server.log_level)
+        app = create_app(make_plan(settings, profile))
+    except ConfigurationError as error:
+        print(f"{profile.service}: {error}", file=sys.stderr)
+        return EXIT_CONFIGURATION
+    server = Server(
+        uvicorn.Config(
+            app,
+            host=settings.server.host,
+            port=settings.server.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            # A little more than the drain, so that the last picture still reaches its client.
+            timeout_graceful_shutdown=int(settings.server.drain_seconds) + 2,
+        )
+    )
+    # A refusal is one sentence, not a trace.
+    logging.getLogger("uvicorn.error").addFilter(lambda _: not hasattr(app.state, "refused"))
+    server.run()
+    if hasattr(app.state, "refused"):
+        print(f"{profile.service}: {app.state.refused}", file=sys.stderr)
+        return EXIT_CONFIGURATION
+    return 0

@@ -1,0 +1,130 @@
+"""The catalog of models: `models.toml` as frozen rows, and which of them is the default here."""
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from config.errors import ConfigurationError
+from config.settings import ROOT
+
+SIZE_MULTIPLE_PX = 16
+MAX_STEPS = 100
+
+DEFAULT_WITH_GPU = "flux-schnell"
+DEFAULT_WITHOUT_GPU = "embedded"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRow:
+    """One model: facts only. Sizes in pixels, memory in GiB by precision name."""
+
+    id: str
+    title: str
+    description: str
+    family: str
+    backend: str
+    source: str
+    licence: str
+    device: str
+    default_width: int
+    default_height: int
+    min_size: int
+    max_size: int
+    num_inference_steps: int
+    guidance: bool
+    guidance_scale: float
+    true_cfg_scale: float
+    max_sequence_length: int
+    memory_gib: Mapping[str, float]
+    example_prompts: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of a model that ships with the project; None for one from the Hub."""
+        path = ROOT / self.source
+        return path if path.is_dir() else None
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultModel:
+    """The model a request without `model` gets, and why in one sentence."""
+
+    id: str
+    reason: str
+
+
+class Catalog:
+    """The rows by id, in the file's order."""
+
+    def __init__(self, rows: Mapping[str, ModelRow]) -> None:
+        self._rows = MappingProxyType(dict(rows))
+
+    def __iter__(self) -> Iterator[ModelRow]:
+        return iter(self._rows.values())
+
+    def __contains__(self, model_id: object) -> bool:
+        return model_id in self._rows
+
+    def get(self, model_id: str) -> ModelRow | None:
+        return self._rows.get(model_id)
+
+    def __getitem__(self, model_id: str) -> ModelRow:
+        return self._rows[model_id]
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(self._rows)
+
+
+def load_catalog(path: Path = ROOT / "config" / "models.toml") -> Catalog:
+    """Read the catalog. Raises ConfigurationError naming the row and the key at fault."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(f"{path}: {error}") from error
+    return Catalog({model_id: _row(path, model_id, table) for model_id, table in tables.items()})
+
+
+def choose_default(
+    catalog: Catalog, wanted: str, gpu_names: tuple[str, ...], why_no_gpu: str
+) -> DefaultModel:
+    """The default model: the configured one, else by whether there is a GPU.
+
+    Raises ConfigurationError for a configured id that the catalog does not have.
+    """
+    if wanted != "auto":
+        if wanted not in catalog:
+            raise ConfigurationError(
+                f"FLUX_MODEL = {wanted!r}: no such model; the catalog has {', '.join(catalog.ids)}"
+            )
+        return DefaultModel(wanted, "set by configuration (FLUX_MODEL or --model)")
+    if gpu_names:
+        return DefaultModel(DEFAULT_WITH_GPU, f"a GPU is used: {', '.join(gpu_names)}")
+    return DefaultModel(
+        DEFAULT_WITHOUT_GPU,
+        f"no GPU is used ({why_no_gpu}), so the small model that ships with the project draws",
+    )
+
+
+def _row(path: Path, model_id: str, table: dict[str, Any]) -> ModelRow:
+    columns = {field.name: field for field in fields(ModelRow) if field.name != "id"}
+    unknown = set(table) - set(columns)
+    missing = {name for name, field in columns.items() if field.default is MISSING} - set(table)
+    if unknown or missing:
+        wrong = [f"unknown key {name}" for name in sorted(unknown)] + [
+            f"missing key {name}" for name in sorted(missing)
+        ]
+        raise ConfigurationError(f"{path}: [{model_id}] {', '.join(wrong)}")
+    values = dict(table)
+    values["memory_gib"] = MappingProxyType(dict(table["memory_gib"]))
+    values["example_prompts"] = tuple(table.get("example_prompts", ()))
+    row = ModelRow(id=model_id, **values)
+    for name in ("default_width", "default_height", "min_size", "max_size"):
+        if getattr(row, name) % SIZE_MULTIPLE_PX:
+            raise ConfigurationError(
+                f"{path}: [{model_id}] {name} is not a multiple of {SIZE_MULTIPLE_PX}"
+            )
+    return row

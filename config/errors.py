@@ -1,0 +1,127 @@
+"""Every error this project raises on purpose, as one tree.
+
+    FluxError                      code                 HTTP
+    ├── InvalidRequest             invalid_request      400   a field is missing, of the wrong type or out of range
+    ├── Unauthorized               unauthorized         401   no key, or a wrong one
+    ├── Forbidden                  forbidden            403   a foreign Host or Origin
+    ├── NotFound                   not_found            404   unknown job, image or route
+    ├── UnsupportedHardware        unsupported_gpu      409   the model cannot run on this machine
+    ├── TooLarge                   too_large            413   a body over the route's limit
+    ├── IdempotencyMismatch        idempotency_mismatch 422   a key used again with another body
+    ├── ClientGone                 client_gone          499   the client hung up; nobody reads the answer
+    ├── QueueFull                  queue_full           429   as many jobs wait as may wait
+    ├── NotBuilt                   not_built            501   in the contract, not in this version
+    ├── Unavailable                unavailable          503   no worker, or shutting down
+    ├── ModelUnavailable           model_unavailable    503   the model's files are not there
+    ├── StorageUnavailable         storage              503   disk or database refuses
+    └── JobFailed                  (of the job)         500   the job ended without a picture
+        (codes: internal, oom, poison, worker_lost)
+
+    ConfigurationError             no HTTP: the process refuses to start and says why
+
+One handler in `api/errors.py` turns a FluxError into an answer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """What is wrong with one field of a request."""
+
+    field: str
+    message: str
+
+
+class FluxError(Exception):
+    """Base of all errors meant for a person.
+
+    `message` says what was wrong and what to do; `fields` names the fields at fault;
+    `retry_after_seconds` becomes the Retry-After header.
+    """
+
+    code = "internal"
+    status = 500
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        fields: Sequence[FieldError] = (),
+        retry_after_seconds: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.fields = tuple(fields)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class InvalidRequest(FluxError):
+    code, status = "invalid_request", 400
+
+    @classmethod
+    def of(cls, field: str, message: str) -> "InvalidRequest":
+        """The common case: one field is at fault."""
+        return cls(f"{field}: {message}", fields=[FieldError(field, message)])
+
+
+class Unauthorized(FluxError):
+    code, status = "unauthorized", 401
+
+
+class Forbidden(FluxError):
+    code, status = "forbidden", 403
+
+
+class NotFound(FluxError):
+    code, status = "not_found", 404
+
+
+class UnsupportedHardware(FluxError):
+    code, status = "unsupported_gpu", 409
+
+
+class TooLarge(FluxError):
+    code, status = "too_large", 413
+
+
+class IdempotencyMismatch(FluxError):
+    code, status = "idempotency_mismatch", 422
+
+
+class QueueFull(FluxError):
+    code, status = "queue_full", 429
+
+
+class ClientGone(FluxError):
+    code, status = "client_gone", 499
+
+
+class NotBuilt(FluxError):
+    code, status = "not_built", 501
+
+
+class Unavailable(FluxError):
+    code, status = "unavailable", 503
+
+
+class ModelUnavailable(FluxError):
+    code, status = "model_unavailable", 503
+
+
+class StorageUnavailable(FluxError):
+    code, status = "storage", 503
+
+
+class JobFailed(FluxError):
+    """A job ended as failed; `code` is the job's own."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = 503 if code in ("model_unavailable", "storage") else 500
+
+
+class ConfigurationError(Exception):
+    """A setting is wrong: the process must not start. The message names the setting."""

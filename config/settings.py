@@ -1,0 +1,302 @@
+"""The settings: one frozen tree, read once at start and passed in.
+
+Order of sources, first wins: `FLUX_*` environment, `.env` in the project's root, the service's
+TOML (`config/<precision>.toml`, or the file named by `FLUX_CONFIG`), the defaults below.
+
+A leaf's environment name is `FLUX_` and its own name in capitals, whatever section it stands in
+(`queue.max_queue_size` is `FLUX_MAX_QUEUE_SIZE`), so leaf names are unique over the tree. Lists
+are written with commas. A `FLUX_*` name or a TOML key that nothing reads is an error: a typo must
+not look like a setting.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from config.errors import ConfigurationError
+
+ROOT = Path(__file__).resolve().parent.parent
+ENV_PREFIX = "FLUX_"
+# Read by this module itself, not leaves of the tree.
+ENV_RESERVED = frozenset({"FLUX_CONFIG"})
+
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ServerSettings(Section):
+    host: str = Field(
+        "127.0.0.1",
+        description="Address to listen on. Anything but loopback needs an API key.",
+    )
+    port: int = Field(8001, ge=1, le=65535, description="TCP port.")
+    api_keys: tuple[SecretStr, ...] = Field(
+        (), description="Keys that clients must send; none: no key is asked for."
+    )
+    allowed_hosts: tuple[str, ...] = Field(
+        (),
+        description="Host header names to answer besides loopback and `host` (no ports).",
+    )
+    page_origins: tuple[str, ...] = Field(
+        ("http://127.0.0.1:9000", "http://localhost:9000"),
+        description="Browser origins besides our own that may call the API.",
+    )
+    max_body_bytes: int = Field(16 * 2**20, ge=1024, description="Largest JSON body, bytes.")
+    drain_seconds: float = Field(
+        10.0, ge=0, description="How long a stop waits for the running jobs."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least level that is logged."
+    )
+
+
+class QueueSettings(Section):
+    max_queue_size: int = Field(
+        100, ge=1, le=100_000, description="Jobs that may wait; one more is 429."
+    )
+    max_attempts: int = Field(
+        2,
+        ge=1,
+        le=10,
+        description="Times a job is begun before a dying worker fails it.",
+    )
+
+
+class WorkerSettings(Section):
+    gpus: str = Field(
+        "auto",
+        description="`auto` (all, else the CPU), `none` (the CPU), or indices as in `0,1`.",
+    )
+    fake_gpus: int = Field(
+        0,
+        ge=0,
+        le=8,
+        description="Start this many CPU workers in place of GPUs, for trying and testing.",
+    )
+    preload: bool = Field(
+        False, description="Load the default model at start, not at the first request."
+    )
+    threads: int = Field(0, ge=0, description="CPU threads of a worker; 0: torch decides.")
+    start_timeout_seconds: float = Field(
+        180.0, gt=0, description="A worker that is not up by then is replaced."
+    )
+
+    @field_validator("gpus")
+    @classmethod
+    def _gpus_are_indices(cls, value: str) -> str:
+        value = value.strip().lower()
+        if value in ("auto", "none"):
+            return value
+        parts = value.split(",")
+        if not all(part.strip().isdecimal() for part in parts) or len(set(map(int, parts))) != len(
+            parts
+        ):
+            raise ValueError("expected `auto`, `none` or distinct GPU indices such as `0` or `1,2`")
+        return ",".join(str(int(part)) for part in parts)
+
+
+def _in_the_project(path: Path) -> Path:
+    """Relative paths are relative to the project, wherever the service is started from."""
+    return path if path.is_absolute() else ROOT / path
+
+
+ProjectPath = Annotated[Path, AfterValidator(_in_the_project)]
+
+
+class ModelSettings(Section):
+    model: str = Field(
+        "auto",
+        description="Default model id; `auto`: flux-schnell on a GPU, embedded without one.",
+    )
+    allow_download: bool = Field(
+        True, description="Fetch missing models from the Hugging Face Hub on first use."
+    )
+    models_dir: ProjectPath = Field(
+        ROOT / "models_cache",
+        description="Where fetched models are kept (unless HF_HOME is set).",
+    )
+
+
+class StorageSettings(Section):
+    output_dir: ProjectPath = Field(
+        ROOT / "generated_images", description="Where pictures are written."
+    )
+    data_dir: ProjectPath = Field(ROOT / "data", description="Where the job database lies.")
+    min_free_mib: int = Field(
+        512, ge=0, description="With less free disk no new job is taken, MiB."
+    )
+
+
+SECTIONS: Mapping[str, type[Section]] = {
+    "server": ServerSettings,
+    "queue": QueueSettings,
+    "worker": WorkerSettings,
+    "models": ModelSettings,
+    "storage": StorageSettings,
+}
+
+
+def leaves() -> Iterator[tuple[str, str, str]]:
+    """Every leaf as (section, key, environment name)."""
+    for section, model in SECTIONS.items():
+        for key in model.model_fields:
+            yield section, key, ENV_PREFIX + key.upper()
+
+
+class Settings(BaseSettings):
+    """The whole tree. Build it with `load_settings`."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid")
+
+    server: ServerSettings = ServerSettings()
+    queue: QueueSettings = QueueSettings()
+    worker: WorkerSettings = WorkerSettings()
+    models: ModelSettings = ModelSettings()
+    storage: StorageSettings = StorageSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # `load_settings` merges the sources itself, so that every unknown name is refused.
+        return (init_settings,)
+
+
+def load_settings(precision: str, environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the tree for the service `precision` (`bf16`, `fp4`).
+
+    Raises ConfigurationError naming the variable or the TOML key, its value and what is accepted.
+    """
+    if environ is None:
+        environ = {**_dotenv(), **os.environ}
+    toml_path = Path(environ.get("FLUX_CONFIG", ROOT / "config" / f"{precision}.toml"))
+    tree = _read_toml(toml_path)
+    sources = {
+        (section, key): f"{toml_path.name}: {section}.{key}"
+        for section in tree
+        for key in tree[section]
+    }
+    for section, key, name, text in _from_environment(precision, environ):
+        tree.setdefault(section, {})[key] = _parse(section, key, text)
+        sources[section, key] = name
+    try:
+        settings = Settings(**tree)
+    except ValidationError as error:
+        raise ConfigurationError(_explain(error, sources)) from error
+    _check_exposure(settings)
+    return settings
+
+
+def is_loopback(host: str) -> bool:
+    return host in LOOPBACK_HOSTS or host.startswith("127.")
+
+
+def _dotenv() -> dict[str, str]:
+    path = ROOT / ".env"
+    if not path.is_file():
+        return {}
+    from dotenv import dotenv_values
+
+    return {key: value for key, value in dotenv_values(path).items() if value is not None}
+
+
+def _read_toml(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigurationError(
+            f"{path}: no such file; set FLUX_CONFIG to a TOML file that exists"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: not valid TOML: {error}") from error
+    for section, values in tree.items():
+        if section not in SECTIONS or not isinstance(values, dict):
+            raise ConfigurationError(
+                f"{path}: unknown section [{section}]; known are {', '.join(SECTIONS)}"
+            )
+        for key in values:
+            known = SECTIONS[section].model_fields
+            if key not in known:
+                raise ConfigurationError(
+                    f"{path}: unknown key {section}.{key}{_did_you_mean(key, known)}"
+                )
+    return tree
+
+
+def _from_environment(
+    precision: str, environ: Mapping[str, str]
+) -> Iterator[tuple[str, str, str, str]]:
+    """(section, key, variable, text) of each variable that is set; the service's port by its own name too."""
+    by_name = {name: (section, key) for section, key, name in leaves()}
+    port_name = f"{precision.upper()}_PORT"
+    if environ.get(port_name) and "FLUX_PORT" not in environ:
+        yield "server", "port", port_name, environ[port_name]
+    for name in sorted(environ):
+        if not name.startswith(ENV_PREFIX) or name in ENV_RESERVED:
+            continue
+        if name not in by_name:
+            raise ConfigurationError(
+                f"{name}: no such setting{_did_you_mean(name, by_name)}; .env.example lists all of them"
+            )
+        section, key = by_name[name]
+        yield section, key, name, environ[name]
+
+
+def _parse(section: str, key: str, text: str) -> Any:
+    """Lists are comma-separated in the environment; everything else pydantic reads from the text."""
+    annotation = SECTIONS[section].model_fields[key].annotation
+    if str(annotation).startswith("tuple"):
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    return text
+
+
+def _explain(error: ValidationError, sources: Mapping[tuple[str, str], str]) -> str:
+    lines = []
+    for item in error.errors():
+        section, key = str(item["loc"][0]), (str(item["loc"][1]) if len(item["loc"]) > 1 else "")
+        source = sources.get((section, key), f"{section}.{key}")
+        value = "(hidden)" if key == "api_keys" else repr(item["input"])
+        lines.append(f"{source} = {value}: {item['msg'].removeprefix('Value error, ')}")
+    return "; ".join(lines)
+
+
+def _check_exposure(settings: Settings) -> None:
+    server = settings.server
+    if any(len(key.get_secret_value()) < 16 for key in server.api_keys):
+        raise ConfigurationError("FLUX_API_KEYS: a key must have at least 16 characters")
+    if not is_loopback(server.host) and not server.api_keys:
+        raise ConfigurationError(
+            f"FLUX_HOST = {server.host!r} can be reached from other machines, and no key is set. "
+            "Set FLUX_API_KEYS (for example to the output of `openssl rand -hex 32`), or use 127.0.0.1"
+        )
+
+
+def _did_you_mean(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,0 +1,59 @@
+"""Loads a FLUX model with BF16 weights.
+
+On a GPU weights and arithmetic are BF16. On a CPU the same BF16 weights are widened to FP32
+(exactly) and computed in FP32: few CPUs multiply BF16 faster, and the results then do not depend
+on which instructions one has.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from config.catalog import ModelRow
+from config.errors import ModelUnavailable
+from models.families.flux1 import Flux1Model
+from models.types import ImageModel
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def load(
+    row: ModelRow, *, device: torch.device, models_dir: Path, allow_download: bool
+) -> ImageModel:
+    """Load the row's pipeline onto `device`.
+
+    Raises ModelUnavailable, saying which files are missing and how to get them.
+    """
+    from diffusers import FluxPipeline
+
+    source = row.folder if row.folder is not None else row.source
+    try:
+        pipeline = FluxPipeline.from_pretrained(
+            source,
+            dtype=compute_dtype(device),
+            use_safetensors=True,
+            local_files_only=row.folder is not None or not allow_download,
+            cache_dir=None if os.environ.get("HF_HOME") else models_dir,
+        )
+    except (OSError, ValueError) as error:
+        raise ModelUnavailable(_missing(row, allow_download, error)) from error
+    return Flux1Model(pipeline.to(device), row, engine="diffusers")
+
+
+def _missing(row: ModelRow, allow_download: bool, error: Exception) -> str:
+    reason = (
+        str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    )
+    if row.folder is not None:
+        return f"model {row.id}: {row.source} cannot be loaded: {reason}"
+    how = (
+        "check the network and, for a gated model, accept its licence and set HF_TOKEN"
+        if allow_download
+        else "downloads are off (FLUX_ALLOW_DOWNLOAD)"
+    )
+    return f"model {row.id}: {row.source} is not on this machine and could not be fetched: {reason}; {how}"

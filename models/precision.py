@@ -1,0 +1,54 @@
+"""Every difference between the services, as data: one frozen profile per precision.
+
+Code elsewhere asks a profile for a property and never for its name. `loader` is a dotted path
+because importing it imports torch, which only a worker may do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from config.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrecisionProfile:
+    name: str  # id in answers, file names and FLUX_* port variables
+    title: str  # for people
+    weights: str  # how weights are kept
+    engine: str  # what computes with them
+    default_port: int
+    loader: str | None  # "module:function" that loads a catalog row; None: not built
+    not_built: str = ""  # why there is no loader
+
+    @property
+    def service(self) -> str:
+        return f"flux-api-{self.name}"
+
+
+_PROFILES = {
+    "bf16": PrecisionProfile(
+        name="bf16",
+        title="BF16",
+        weights="bfloat16",
+        engine="diffusers",
+        default_port=8001,
+        loader="models.bf16_flux_model:load",
+    ),
+    "fp4": PrecisionProfile(
+        name="fp4",
+        title="FP4",
+        weights="4-bit floating point",
+        engine="nvfp4",
+        default_port=8000,
+        loader=None,
+        not_built="the FP4 service is not built yet; start_bf16_api.sh starts the BF16 service",
+    ),
+}
+
+
+def profile_of(name: str) -> PrecisionProfile:
+    """The profile by name. Raises ConfigurationError for one there is none of."""
+    if name not in _PROFILES:
+        raise ConfigurationError(f"unknown precision {name!r}; known are {', '.join(_PROFILES)}")
+    return _PROFILES[name]

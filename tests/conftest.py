@@ -1,0 +1,37 @@
+"""Fixtures for every test: one real service that is shared, and a way to start others."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.service import RunningService
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    """A BF16 service on the embedded model, shared by tests that leave it as it was."""
+    running = RunningService(tmp_path_factory.mktemp("service")).start()
+    try:
+        running.wait_for_workers()
+        yield running
+    finally:
+        running.close()
+
+
+@pytest.fixture
+def start_service(tmp_path: Path) -> Iterator[Callable[..., RunningService]]:
+    """Start services of one's own; all are stopped at the end."""
+    started: list[RunningService] = []
+
+    def start(*, folder: Path | None = None, wait_for_workers: bool = True, **options) -> RunningService:
+        running = RunningService(folder or tmp_path / f"service{len(started)}", **options)
+        started.append(running)
+        running.start()
+        if wait_for_workers:
+            running.wait_for_workers()
+        return running
+
+    yield start
+    for running in started:
+        running.close()

@@ -1,0 +1,111 @@
+"""A real service in its own process, for tests: started, asked, killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx2
+import psutil
+
+from config.settings import ROOT
+
+START_SECONDS = 60
+STOP_SECONDS = 40
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class RunningService:
+    """`main_<precision>.py` on a free port with its own folders under `folder`.
+
+    `environ` holds FLUX_* settings. `client` is an httpx2 client with the base address set.
+    """
+
+    def __init__(self, folder: Path, *, precision: str = "bf16", main: Path | None = None, **environ: str):
+        self.folder = folder
+        self.port = int(environ.pop("FLUX_PORT", free_port()))
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._main = main or ROOT / f"main_{precision}.py"
+        self._environ = {
+            "FLUX_PORT": str(self.port),
+            "FLUX_OUTPUT_DIR": str(folder / "generated_images"),
+            "FLUX_DATA_DIR": str(folder / "data"),
+            "FLUX_GPUS": "none",
+            "FLUX_ALLOW_DOWNLOAD": "false",
+            "FLUX_MIN_FREE_MIB": "0",
+            **environ,
+        }
+        self.log_path = folder / "service.log"
+        self.process: subprocess.Popen[bytes]
+        self.client = httpx2.Client(base_url=self.url, timeout=120)
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self._environ["FLUX_OUTPUT_DIR"])
+
+    def start(self, *, wait: bool = True) -> RunningService:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("FLUX_")}
+        with open(self.log_path, "ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, str(self._main)],
+                cwd=ROOT,
+                env={**inherited, **self._environ},
+                stdout=log,
+                stderr=log,
+            )
+        if wait:
+            self.wait_until(lambda: self._answers(), START_SECONDS, "did not answer")
+        return self
+
+    def wait_for_workers(self) -> None:
+        """Until every worker is up and idle."""
+        self.wait_until(
+            lambda: all(w["state"] == "idle" for w in self.workers()), START_SECONDS, "has no idle worker"
+        )
+
+    def workers(self) -> list[dict]:
+        return self.client.get("/queue").json()["workers"]
+
+    def wait_until(self, condition, seconds: float = 30, what: str = "condition not met") -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, f"the service ended: {self.log()}"
+            assert time.monotonic() < deadline, f"the service {what}: {self.log()}"
+            time.sleep(0.05)
+
+    def generate(self, **body) -> httpx2.Response:
+        return self.client.post("/generate", json={"prompt": "a red balloon", **body})
+
+    def stop(self, signal_number: int = signal.SIGTERM) -> int:
+        """Send the signal and wait; returns the exit status. No child may stay."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(signal_number)
+        status = self.process.wait(STOP_SECONDS)
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert not alive, f"children left behind: {alive}"
+        return status
+
+    def close(self) -> None:
+        self.client.close()
+        if self.process.poll() is None:
+            self.stop()
+
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")[-4000:]
+
+    def _answers(self) -> bool:
+        try:
+            return self.client.get("/health/live").status_code == 200
+        except httpx2.TransportError:
+            return False

@@ -1,0 +1,122 @@
+"""Pictures as files: encoded with their metadata, written so that nobody sees half of one.
+
+A worker writes into the staging folder and syncs; the parent renames into the output folder and
+commits the row. A crash between the two leaves a file in staging, which the next start empties.
+"""
+
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from models.types import GenerationRequest, ImageFile, OutputFormat
+from utils import metadata
+
+STAGING = ".staging"
+THUMBNAILS = ".thumbnails"
+THUMBNAIL_PX = 256
+_EXIF_USER_COMMENT = 0x9286
+_EXIF_IFD = 0x8769
+
+
+def encode(
+    image: Any, request: GenerationRequest, *, seed: int, precision: str, engine: str
+) -> bytes:
+    """A Pillow RGB image as bytes of the request's format, with both metadata texts."""
+    parameters = metadata.infotext(request, seed=seed)
+    described = json.dumps(
+        metadata.describe(request, seed=seed, precision=precision, engine=engine),
+        ensure_ascii=False,
+    )
+    buffer = io.BytesIO()
+    if request.output_format is OutputFormat.PNG:
+        from PIL.PngImagePlugin import PngInfo
+
+        texts = PngInfo()
+        texts.add_itxt(metadata.PARAMETERS_KEY, parameters)
+        texts.add_itxt(metadata.REQUEST_KEY, described)
+        image.save(buffer, "PNG", pnginfo=texts)
+    else:
+        comment = f"{parameters}\n{metadata.REQUEST_KEY}: {described}"
+        image.save(
+            buffer,
+            request.output_format.value.upper(),
+            quality=request.output_quality,
+            exif=_exif(comment),
+        )
+    return buffer.getvalue()
+
+
+def filename_of(job_id: str, index: int, output_format: OutputFormat) -> str:
+    """The name follows from the job, so that a job run twice leaves one file."""
+    return f"{job_id}-{index}{output_format.suffix}"
+
+
+def stage(data: bytes, output_dir: Path, filename: str) -> None:
+    """Write into the staging folder and sync to disk."""
+    folder = output_dir / STAGING
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / filename
+    try:
+        with open(path, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def publish(output_dir: Path, images: tuple[ImageFile, ...]) -> None:
+    """Rename staged files into the output folder and sync the folder."""
+    for image in images:
+        os.replace(output_dir / STAGING / image.filename, output_dir / image.filename)
+    sync_folder(output_dir)
+
+
+def discard_staged(output_dir: Path, job_id: str = "") -> None:
+    """Remove what a job (or, with no id, anything) left in staging."""
+    folder = output_dir / STAGING
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if path.name.startswith(job_id):
+                path.unlink(missing_ok=True)
+
+
+def thumbnail(output_dir: Path, filename: str) -> Path:
+    """The path of the picture's thumbnail (JPEG, at most 256 px a side), made when first asked for."""
+    folder = output_dir / THUMBNAILS
+    path = folder / f"{filename}.jpg"
+    if not path.exists():
+        from PIL import Image
+
+        folder.mkdir(parents=True, exist_ok=True)
+        with Image.open(output_dir / filename, formats=("PNG", "JPEG", "WEBP")) as image:
+            small = image.convert("RGB")
+            small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+        temporary = path.with_suffix(f".{os.getpid()}.{id(small)}.tmp")
+        small.save(temporary, "JPEG", quality=85)
+        os.replace(temporary, path)
+    return path
+
+
+def remove(output_dir: Path, filename: str) -> None:
+    (output_dir / filename).unlink(missing_ok=True)
+    (output_dir / THUMBNAILS / f"{filename}.jpg").unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _exif(comment: str) -> Any:
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif.get_ifd(_EXIF_IFD)[_EXIF_USER_COMMENT] = b"UNICODE\0" + comment.encode("utf-16-be")
+    return exif

@@ -1,0 +1,80 @@
+"""A job: one request on its way from the queue to its pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from models.types import GenerationRequest, GenerationResult
+
+
+class JobStatus(StrEnum):
+    QUEUED = "queued"  # waits for a worker
+    RUNNING = "running"  # a worker has it
+    SUCCEEDED = "succeeded"  # its pictures are on disk
+    FAILED = "failed"  # ended with an error
+    CANCELLED = "cancelled"  # ended because somebody asked for it
+
+    @property
+    def is_final(self) -> bool:
+        return not LEGAL_CHANGES[self]
+
+
+# Every change of state there is. A worker that dies, or a stop, puts a running job back in its place.
+LEGAL_CHANGES: Mapping[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELLED}),
+    JobStatus.RUNNING: frozenset(
+        {JobStatus.QUEUED, JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}
+    ),
+    JobStatus.SUCCEEDED: frozenset(),
+    JobStatus.FAILED: frozenset(),
+    JobStatus.CANCELLED: frozenset(),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobError:
+    """Why a job failed: a code for programs, a message for people."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A row of the queue. Times are RFC 3339 UTC; `seq` is its place in line and never changes."""
+
+    seq: int
+    id: str
+    status: JobStatus
+    request: GenerationRequest
+    created_at: str
+    started_at: str | None = None
+    finished_at: str | None = None
+    attempts: int = 0
+    worker: str | None = None
+    result: GenerationResult | None = None
+    error: JobError | None = None
+
+    def evolve(self, **changes: Any) -> Job:
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredImage:
+    """A row of the gallery: one picture on disk and what made it."""
+
+    id: str
+    job_id: str
+    filename: str
+    seed: int
+    width: int
+    height: int
+    size_bytes: int
+    created_at: str
+    request: GenerationRequest
+    precision: str
+    engine: str

@@ -1,0 +1,119 @@
+"""What a picture says about itself: the full request, twice.
+
+`parameters` is the text A1111 writes, which most viewers read. `flux_api` is JSON: the request
+as this service understood it, with model, precision and engine. Neither holds a time or an id,
+so that equal requests give equal bytes. In JPEG and WebP both stand in the EXIF user comment.
+"""
+
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+from models.types import GenerationRequest
+
+PARAMETERS_KEY = "parameters"
+REQUEST_KEY = "flux_api"
+SCHEMA_VERSION = 1
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_MAX_TEXT_BYTES = 2**20
+
+
+def describe(
+    request: GenerationRequest, *, seed: int, precision: str, engine: str
+) -> dict[str, Any]:
+    """The `flux_api` chunk: everything that decides the picture."""
+    return {
+        "version": SCHEMA_VERSION,
+        "request": {
+            "prompt": request.prompt,
+            "negative_prompt": request.negative_prompt,
+            "model": request.model,
+            "backend": request.backend,
+            "width": request.width,
+            "height": request.height,
+            "num_inference_steps": request.num_inference_steps,
+            "guidance_scale": request.guidance_scale,
+            "true_cfg_scale": request.true_cfg_scale,
+            "seed": seed,
+            "num_images": 1,
+            "loras": [],
+            "output_format": request.output_format.value,
+            "output_quality": request.output_quality,
+        },
+        "model": request.model,
+        "precision": precision,
+        "engine": engine,
+    }
+
+
+def infotext(request: GenerationRequest, *, seed: int) -> str:
+    """The same in A1111's words, one paragraph: prompt, negative prompt, parameters."""
+    lines = [request.prompt]
+    cfg = request.guidance_scale
+    if request.negative_prompt is not None:
+        lines.append(f"Negative prompt: {request.negative_prompt}")
+        cfg = request.true_cfg_scale
+    lines.append(
+        f"Steps: {request.num_inference_steps}, Sampler: Euler, Schedule type: Simple, CFG scale: {cfg:g}, "
+        f"Seed: {seed}, Size: {request.width}x{request.height}, Model: {request.model}"
+    )
+    return "\n".join(lines)
+
+
+def read_png_texts(data: bytes) -> dict[str, str]:
+    """The text chunks of a PNG (tEXt, zTXt, iTXt) by keyword, without decoding a pixel.
+
+    Raises ValueError for what is not a PNG or is cut off.
+    """
+    texts: dict[str, str] = {}
+    for kind, body in _chunks(data):
+        if kind == b"tEXt":
+            key, _, value = body.partition(b"\0")
+            texts[key.decode("latin-1")] = value.decode("latin-1")
+        elif kind == b"zTXt":
+            key, _, value = body.partition(b"\0")
+            texts[key.decode("latin-1")] = _inflate(value[1:]).decode("latin-1")
+        elif kind == b"iTXt":
+            key, _, rest = body.partition(b"\0")
+            compressed = rest[:1] == b"\1"
+            value = rest[2:].split(b"\0", 2)[-1]
+            texts[key.decode("latin-1")] = (_inflate(value) if compressed else value).decode(
+                "utf-8"
+            )
+    return texts
+
+
+def read_request(data: bytes) -> dict[str, Any]:
+    """The `flux_api` chunk of a PNG of ours. Raises ValueError when there is none."""
+    texts = read_png_texts(data)
+    if REQUEST_KEY not in texts:
+        raise ValueError("the PNG has no flux_api chunk: it was not made by this service")
+    return json.loads(texts[REQUEST_KEY])
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    if not data.startswith(_PNG_SIGNATURE):
+        raise ValueError("not a PNG")
+    position = len(_PNG_SIGNATURE)
+    while True:
+        if position + 12 > len(data):
+            raise ValueError("the PNG is cut off")
+        length, kind = struct.unpack_from(">I4s", data, position)
+        end = position + 8 + length
+        if end + 4 > len(data):
+            raise ValueError("the PNG is cut off")
+        if kind == b"IEND":
+            return
+        yield kind, data[position + 8 : end]
+        position = end + 4
+
+
+def _inflate(data: bytes) -> bytes:
+    inflater = zlib.decompressobj()
+    text = inflater.decompress(data, _MAX_TEXT_BYTES)
+    if inflater.unconsumed_tail:
+        raise ValueError(f"a text chunk is larger than {_MAX_TEXT_BYTES} bytes")
+    return text

@@ -1,0 +1,149 @@
+"""From what a client asked to a request with nothing left open, or an error that names the field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from config.catalog import SIZE_MULTIPLE_PX, Catalog, DefaultModel, ModelRow
+from config.errors import FieldError, InvalidRequest, UnsupportedHardware
+from models.precision import PrecisionProfile
+from models.types import MAX_SEED, GenerationRequest, OutputFormat
+from utils.clock import Chance
+from utils.gpu_manager import Placement
+
+DRAWN_SEED = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A client's request; None where it left the choice to us. Types and ranges are checked already."""
+
+    prompt: str
+    negative_prompt: str | None = None
+    model: str | None = None
+    backend: str | None = None
+    width: int | None = None
+    height: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    true_cfg_scale: float | None = None
+    seed: int | None = None
+    num_images: int = 1
+    output_format: OutputFormat = OutputFormat.PNG
+    output_quality: int = 95
+    tags: tuple[str, ...] = ()
+
+
+class RequestResolver:
+    """Fills in the model's defaults and checks the model's limits and this machine's."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        default: DefaultModel,
+        profile: PrecisionProfile,
+        placement: Placement,
+        chance: Chance,
+    ) -> None:
+        self.catalog = catalog
+        self.default = default
+        self._profile = profile
+        self._placement = placement
+        self._chance = chance
+
+    def resolve(self, wanted: Wanted) -> GenerationRequest:
+        """Raises InvalidRequest naming every field at fault, or UnsupportedHardware."""
+        row = self._row(wanted)
+        width = wanted.width if wanted.width is not None else row.default_width
+        height = wanted.height if wanted.height is not None else row.default_height
+        steps = wanted.num_inference_steps
+        seed = wanted.seed
+        _check(row, width=width, height=height, seed=seed, num_images=wanted.num_images)
+        self.require_runs_here(row)
+        return GenerationRequest(
+            prompt=wanted.prompt,
+            negative_prompt=wanted.negative_prompt or None,
+            model=row.id,
+            backend=row.backend,
+            width=width,
+            height=height,
+            num_inference_steps=row.num_inference_steps if steps is None else steps,
+            guidance_scale=_either(wanted.guidance_scale, row.guidance_scale),
+            true_cfg_scale=_either(wanted.true_cfg_scale, row.true_cfg_scale),
+            seed=self._chance.seed() if seed is None or seed == DRAWN_SEED else seed,
+            num_images=wanted.num_images,
+            output_format=wanted.output_format,
+            output_quality=wanted.output_quality,
+            tags=wanted.tags,
+        )
+
+    def why_not_here(self, row: ModelRow) -> str | None:
+        """Why this service on this machine cannot run the model; None when it can."""
+        needed = row.memory_gib.get(self._profile.name)
+        if needed is None:
+            return f"{row.id} has no {self._profile.title} weights; this service is {self._profile.title}"
+        gpus = [slot.gpu for slot in self._placement.slots if slot.gpu]
+        if row.device == "gpu" and not gpus:
+            return f"{row.id} needs a GPU with {needed:g} GiB, and this service runs on the CPU ({self._placement.why_no_gpu})"
+        too_small = [gpu for gpu in gpus if gpu.memory_total_mib < needed * 1024]
+        if too_small:
+            there = ", ".join(
+                f"{gpu.name} has {gpu.memory_total_mib / 1024:.1f} GiB" for gpu in too_small
+            )
+            return f"{row.id} needs {needed:g} GiB of GPU memory in {self._profile.title}: {there}"
+        return None
+
+    def require_runs_here(self, row: ModelRow) -> None:
+        reason = self.why_not_here(row)
+        if reason is not None:
+            runnable = [other.id for other in self.catalog if self.why_not_here(other) is None]
+            instead = f"; models that run here: {', '.join(runnable)}" if runnable else ""
+            raise UnsupportedHardware(reason + instead, fields=[FieldError("model", reason)])
+
+    def model(self, model_id: str) -> ModelRow:
+        row = self.catalog.get(model_id)
+        if row is None:
+            raise InvalidRequest.of(
+                "model",
+                f"there is no model {model_id[:64]!r}; GET /api/models lists: {', '.join(self.catalog.ids)}",
+            )
+        return row
+
+    def _row(self, wanted: Wanted) -> ModelRow:
+        row = self.model(wanted.model if wanted.model is not None else self.default.id)
+        backends = sorted({other.backend for other in self.catalog})
+        if wanted.backend is not None and wanted.backend not in backends:
+            raise InvalidRequest.of(
+                "backend",
+                f"there is no backend {wanted.backend[:64]!r} here; there is: {', '.join(backends)}",
+            )
+        if wanted.backend is not None and wanted.backend != row.backend:
+            raise InvalidRequest.of(
+                "backend",
+                f"model {row.id} belongs to backend {row.backend}, not {wanted.backend}",
+            )
+        return row
+
+
+def _check(row: ModelRow, *, width: int, height: int, seed: int | None, num_images: int) -> None:
+    wrong = []
+    for name, value in (("width", width), ("height", height)):
+        if not row.min_size <= value <= row.max_size or value % SIZE_MULTIPLE_PX:
+            wrong.append(
+                FieldError(
+                    name,
+                    f"{value} is not a multiple of {SIZE_MULTIPLE_PX} from {row.min_size} to {row.max_size}, "
+                    f"which model {row.id} draws",
+                )
+            )
+    if seed is not None and seed != DRAWN_SEED and seed + num_images - 1 > MAX_SEED:
+        wrong.append(FieldError("seed", f"seed + num_images - 1 is over {MAX_SEED}"))
+    if wrong:
+        raise InvalidRequest(
+            "; ".join(f"{error.field}: {error.message}" for error in wrong),
+            fields=wrong,
+        )
+
+
+def _either(value: float | None, default: float) -> float:
+    return default if value is None else float(value)

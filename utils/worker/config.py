@@ -1,0 +1,29 @@
+"""What a worker process is told when it is started: one JSON argument."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConfig:
+    """`loader` is `module:function`; `socket_fd` the number of the inherited socket."""
+
+    socket_fd: int
+    name: str
+    precision: str
+    loader: str
+    output_dir: Path
+    models_dir: Path
+    allow_download: bool
+    threads: int
+
+    def to_argument(self) -> str:
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_argument(cls, argument: str) -> "WorkerConfig":
+        values = json.loads(argument)
+        values["output_dir"] = Path(values["output_dir"])
+        values["models_dir"] = Path(values["models_dir"])
+        return cls(**values)
