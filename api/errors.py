@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any
 
@@ -10,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from api.schemas import suggestion
+from api.schemas import ALIASES, suggestion
 from config.errors import FieldError, FluxError, InvalidRequest, NotFound
 
 log = logging.getLogger(__name__)
@@ -118,12 +119,33 @@ def _field_error(item: Any) -> FieldError:
                 field,
                 "must be a JSON object, sent with `Content-Type: application/json`",
             )
-    return FieldError(field, item["msg"].removeprefix("Value error, "))
+        case "too_long" | "string_too_long":
+            context = item["ctx"]
+            length = context.get("actual_length") or len(item["input"])
+            return FieldError(field, f"is {length} long; at most {context['max_length']} are taken")
+        case "too_short" | "string_too_short":
+            return FieldError(field, "is empty")
+        case "value_error":
+            return FieldError(field, item["msg"].removeprefix("Value error, "))
+    names = [alias for alias, name in ALIASES.items() if name == field]
+    also = f" (this field is also called {names[0]})" if names else ""
+    return FieldError(field, f"{item['msg']}{_not(item['input'])}{also}")
+
+
+def _not(value: Any) -> str:
+    """The value at fault, if it is short enough to read."""
+    if isinstance(value, str | int | float | bool | None) and len(text := json.dumps(value)) <= 60:
+        return f", not {text}"
+    return ""
 
 
 def _from_http(request: Request, error: HTTPException) -> FluxError:
     if isinstance(error.__cause__, FluxError):
         return error.__cause__  # raised while the framework read the body
+    if error.status_code == 400 and error.__cause__ is not None:
+        return InvalidRequest.of(
+            "body", f"cannot be read as JSON: {type(error.__cause__).__name__}"
+        )
     path = request.scope["path"]
     if error.status_code == 404:
         return NotFound(f"there is no route {path[:200]}; GET /docs lists them")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import unicodedata
+import re
 from typing import Annotated, Any
 
 from pydantic import (
@@ -38,20 +38,22 @@ NOT_BUILT = {
 MAX_PROMPT_CHARACTERS = 2000
 MAX_TAGS = 16
 MAX_TAG_CHARACTERS = 64
-_ALLOWED_CONTROLS = "\n\r\t"
+# Control characters but tab and line ends, and halves of surrogate pairs.
+_NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def _clean_text(value: Any) -> Any:
-    """Text that any store, file and header can hold. The length is checked after trimming."""
+    """Text that any store, file and header can hold; the length counts after trimming."""
     if not isinstance(value, str):
         return value
-    for character in value:
-        category = unicodedata.category(character)
-        if category == "Cs" or (category == "Cc" and character not in _ALLOWED_CONTROLS):
-            raise ValueError(
-                f"holds the character U+{ord(character):04X}, which is no text; remove it"
-            )
-    return value.strip()
+    value = value.strip()
+    # A text that is too long is refused for that, without a look at each of its characters.
+    found = _NO_TEXT.search(value) if len(value) <= MAX_PROMPT_CHARACTERS else None
+    if found:
+        raise ValueError(
+            f"holds the character U+{ord(found.group()):04X}, which is no text; remove it"
+        )
+    return value
 
 
 Text = Annotated[str, BeforeValidator(_clean_text)]

@@ -30,7 +30,9 @@ def load(
     Raises ModelUnavailable, saying which files are missing and how to get them.
     """
     from diffusers import FluxPipeline
+    from diffusers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     source = row.folder if row.folder is not None else row.source
     try:
         pipeline = FluxPipeline.from_pretrained(
