@@ -73,7 +73,10 @@ async def running(plan: Plan) -> AsyncIterator[Services]:
     store = await JobStore.open(plan.settings.storage.data_dir / f"{plan.profile.name}.sqlite3")
 
     def make_workers(queue: QueueManager) -> list[Worker]:
-        return [Worker(slot, plan.profile, plan.settings, queue) for slot in plan.placement.slots]
+        return [
+            Worker(slot, plan.profile, plan.settings, plan.default, queue)
+            for slot in plan.placement.slots
+        ]
 
     queue = QueueManager(store, make_workers, plan.settings, plan.chance, plan.default.id)
     log.info(

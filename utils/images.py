@@ -20,13 +20,11 @@ _EXIF_USER_COMMENT = 0x9286
 _EXIF_IFD = 0x8769
 
 
-def encode(
-    image: Any, request: GenerationRequest, *, seed: int, precision: str, engine: str
-) -> bytes:
+def encode(image: Any, request: GenerationRequest, *, seed: int, origin: metadata.Origin) -> bytes:
     """A Pillow RGB image as bytes of the request's format, with both metadata texts."""
     parameters = metadata.infotext(request, seed=seed)
     described = json.dumps(
-        metadata.describe(request, seed=seed, precision=precision, engine=engine),
+        metadata.describe(request, seed=seed, origin=origin),
         ensure_ascii=False,
     )
     buffer = io.BytesIO()

@@ -252,9 +252,7 @@ class JobStore:
 
 def _take_lock(path: Path) -> Any:
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock_file = open(
-        path.with_suffix(".lock"), "w"
-    )
+    lock_file = open(path.with_suffix(".lock"), "w")
     try:
         fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

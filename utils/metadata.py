@@ -9,6 +9,7 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from models.types import GenerationRequest
@@ -21,9 +22,16 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MAX_TEXT_BYTES = 2**20
 
 
-def describe(
-    request: GenerationRequest, *, seed: int, precision: str, engine: str
-) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What made the picture, beside the request; `model_reason` says why this model."""
+
+    precision: str
+    engine: str
+    model_reason: str
+
+
+def describe(request: GenerationRequest, *, seed: int, origin: Origin) -> dict[str, Any]:
     """The `flux_api` chunk: everything that decides the picture."""
     return {
         "version": SCHEMA_VERSION,
@@ -44,8 +52,9 @@ def describe(
             "output_quality": request.output_quality,
         },
         "model": request.model,
-        "precision": precision,
-        "engine": engine,
+        "model_reason": origin.model_reason,
+        "precision": origin.precision,
+        "engine": origin.engine,
     }
 
 

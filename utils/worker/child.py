@@ -33,7 +33,7 @@ from models.types import (
     OutOfMemory,
     Stage,
 )
-from utils import images
+from utils import images, metadata
 from utils.worker import events
 from utils.worker.config import WorkerConfig
 
@@ -207,9 +207,10 @@ class Child:
         seed: int,
         engine: str,
     ) -> ImageFile:
-        data = images.encode(
-            image, request, seed=seed, precision=self._config.precision, engine=engine
+        origin = metadata.Origin(
+            precision=self._config.precision, engine=engine, model_reason=self._why(request.model)
         )
+        data = images.encode(image, request, seed=seed, origin=origin)
         filename = images.filename_of(job_id, index, request.output_format)
         images.stage(data, self._config.output_dir, filename)
         return ImageFile(
@@ -219,6 +220,11 @@ class Child:
             height=image.height,
             size_bytes=len(data),
         )
+
+    def _why(self, model_id: str) -> str:
+        if model_id == self._config.default_model:
+            return f"the default: {self._config.default_model_reason}"
+        return "asked for by the request"
 
     def _load_alone(self, model_id: str) -> None:
         if self._model_id == model_id:

@@ -17,6 +17,8 @@ class WorkerConfig:
     models_dir: Path
     allow_download: bool
     threads: int
+    default_model: str
+    default_model_reason: str
 
     def to_argument(self) -> str:
         return json.dumps(asdict(self), default=str)

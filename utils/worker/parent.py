@@ -18,6 +18,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, Protocol
 
+from config.catalog import DefaultModel
 from config.settings import ROOT, Settings
 from models.precision import PrecisionProfile
 from utils.gpu_manager import WorkerSlot
@@ -63,6 +64,7 @@ class Worker:
         slot: WorkerSlot,
         profile: PrecisionProfile,
         settings: Settings,
+        default: DefaultModel,
         listener: WorkerListener,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -80,6 +82,7 @@ class Worker:
         self._deaths: list[float] = []
         self._profile = profile
         self._settings = settings
+        self._default = default
         self._listener = listener
         self._monotonic = monotonic
         self._process: asyncio.subprocess.Process | None = None
@@ -233,6 +236,8 @@ class Worker:
             models_dir=self._settings.models.models_dir,
             allow_download=self._settings.models.allow_download,
             threads=self._settings.worker.threads,
+            default_model=self._default.id,
+            default_model_reason=self._default.reason,
         )
         return await asyncio.create_subprocess_exec(
             sys.executable,
