@@ -16,6 +16,8 @@ from utils import metadata
 STAGING = ".staging"
 THUMBNAILS = ".thumbnails"
 THUMBNAIL_PX = 256
+# Pillow's 6 takes nearly three times as long for 7 % fewer bytes (256 px postcard: 10.3 against 3.8 ms).
+PNG_COMPRESS_LEVEL = 4
 _EXIF_USER_COMMENT = 0x9286
 _EXIF_IFD = 0x8769
 
@@ -34,7 +36,7 @@ def encode(image: Any, request: GenerationRequest, *, seed: int, origin: metadat
         texts = PngInfo()
         texts.add_itxt(metadata.PARAMETERS_KEY, parameters)
         texts.add_itxt(metadata.REQUEST_KEY, described)
-        image.save(buffer, "PNG", pnginfo=texts)
+        image.save(buffer, "PNG", pnginfo=texts, compress_level=PNG_COMPRESS_LEVEL)
     else:
         comment = f"{parameters}\n{metadata.REQUEST_KEY}: {described}"
         image.save(
