@@ -1,11 +1,12 @@
 """Fixtures for every test: one real service that is shared, and a way to start others."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.service import RunningService
+from tests.service import ENGINE_MAIN, RunningService
 
 
 @pytest.fixture(scope="session")
@@ -19,12 +20,27 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService
         running.close()
 
 
+@pytest.fixture(scope="session")
+def engine_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    """A service on the scripted stand-in model, shared by tests that leave no job behind and kill no worker."""
+    running = RunningService(
+        tmp_path_factory.mktemp("engine"), main=ENGINE_MAIN, TEST_ENGINE="scripted"
+    ).start()
+    try:
+        running.wait_for_workers()
+        yield running
+    finally:
+        running.close()
+
+
 @pytest.fixture
 def start_service(tmp_path: Path) -> Iterator[Callable[..., RunningService]]:
     """Start services of one's own; all are stopped at the end."""
     started: list[RunningService] = []
 
-    def start(*, folder: Path | None = None, wait_for_workers: bool = True, **options) -> RunningService:
+    def start(
+        *, folder: Path | None = None, wait_for_workers: bool = True, **options
+    ) -> RunningService:
         running = RunningService(folder or tmp_path / f"service{len(started)}", **options)
         started.append(running)
         running.start()
@@ -35,3 +51,9 @@ def start_service(tmp_path: Path) -> Iterator[Callable[..., RunningService]]:
     yield start
     for running in started:
         running.close()
+
+
+@pytest.fixture
+def start_engine(start_service: Callable[..., RunningService]) -> Callable[..., RunningService]:
+    """Start services of one's own on a stand-in model of `tests/engines.py`."""
+    return partial(start_service, main=ENGINE_MAIN, TEST_ENGINE="scripted")

@@ -15,6 +15,9 @@ import psutil
 
 from config.settings import ROOT
 
+# The service on a stand-in model; TEST_ENGINE names the loader in `tests/engines.py`.
+ENGINE_MAIN = ROOT / "tests" / "main_engine.py"
+
 START_SECONDS = 60
 STOP_SECONDS = 40
 
@@ -31,7 +34,9 @@ class RunningService:
     `environ` holds FLUX_* settings. `client` is an httpx2 client with the base address set.
     """
 
-    def __init__(self, folder: Path, *, precision: str = "bf16", main: Path | None = None, **environ: str):
+    def __init__(
+        self, folder: Path, *, precision: str = "bf16", main: Path | None = None, **environ: str
+    ):
         self.folder = folder
         self.port = int(environ.pop("FLUX_PORT", free_port()))
         self.url = f"http://127.0.0.1:{self.port}"
@@ -41,6 +46,7 @@ class RunningService:
             "FLUX_OUTPUT_DIR": str(folder / "generated_images"),
             "FLUX_DATA_DIR": str(folder / "data"),
             "FLUX_GPUS": "none",
+            "FLUX_MODELS_DIR": str(folder / "models"),
             "FLUX_ALLOW_DOWNLOAD": "false",
             "FLUX_MIN_FREE_MIB": "0",
             **environ,
@@ -71,7 +77,9 @@ class RunningService:
     def wait_for_workers(self) -> None:
         """Until every worker is up and idle."""
         self.wait_until(
-            lambda: all(w["state"] == "idle" for w in self.workers()), START_SECONDS, "has no idle worker"
+            lambda: all(w["state"] == "idle" for w in self.workers()),
+            START_SECONDS,
+            "has no idle worker",
         )
 
     def workers(self) -> list[dict]:
@@ -86,6 +94,45 @@ class RunningService:
 
     def generate(self, **body) -> httpx2.Response:
         return self.client.post("/generate", json={"prompt": "a red balloon", **body})
+
+    def submit(self, prompt: str = "a red balloon", **body) -> str:
+        """Put a job into the queue; returns its id."""
+        answer = self.client.post(
+            "/jobs", json={"prompt": prompt, "width": 128, "height": 128, **body}
+        )
+        assert answer.status_code == 202, answer.text
+        return answer.json()["id"]
+
+    def job(self, job_id: str) -> dict:
+        return self.client.get(f"/jobs/{job_id}").json()
+
+    def wait_for_job(self, job_id: str, *statuses: str, seconds: float = 30) -> dict:
+        """The job when it has one of the statuses; without any: when it has ended."""
+        statuses = statuses or ("succeeded", "failed", "cancelled")
+        self.wait_until(
+            lambda: self.job(job_id)["status"] in statuses, seconds, f"has {job_id} not {statuses}"
+        )
+        return self.job(job_id)
+
+    def release(self, name: str = "hold") -> None:
+        """Let the jobs of `tests/engines.py` go on that wait for the file `name`."""
+        folder = Path(self._environ["FLUX_MODELS_DIR"])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+    def files(self) -> set[str]:
+        """What lies in the output folder, staging included, thumbnails not."""
+        found = (path for path in self.output_dir.rglob("*") if path.is_file())
+        names = {str(path.relative_to(self.output_dir)) for path in found}
+        return {name for name in names if not name.startswith(".thumbnails/")}
+
+    def kill(self) -> None:
+        """`kill -9` of the service's own process; its workers must follow by themselves."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.kill()
+        self.process.wait(STOP_SECONDS)
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert not alive, f"children left behind: {alive}"
 
     def stop(self, signal_number: int = signal.SIGTERM) -> int:
         """Send the signal and wait; returns the exit status. No child may stay."""

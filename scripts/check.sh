@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# The static checks: black, ruff and shellcheck. Runs all of them, then says whether one failed.
+set -euo pipefail
+
+main() {
+    cd "$(dirname "${BASH_SOURCE[0]}")/.."
+    scripts/setup_env.sh --dev
+    if ! command -v shellcheck > /dev/null; then
+        echo "check.sh: shellcheck is missing; scripts/test.sh installs it on Debian, else install it by hand" >&2
+        exit 1
+    fi
+    local failed=()
+    check black .venv/bin/python -m black --check --quiet --diff .
+    check ruff .venv/bin/python -m ruff check .
+    check shellcheck shellcheck --external-sources ./*.sh scripts/*.sh .ci/run
+    if ((${#failed[@]})); then
+        echo "check.sh: failed: ${failed[*]}" >&2
+        exit 1
+    fi
+}
+
+# check <name> <command...>
+check() {
+    local name=$1
+    shift
+    if "$@"; then
+        echo "$name: ok"
+    else
+        echo "$name: FAILED" >&2
+        failed+=("$name")
+    fi
+}
+
+main "$@"

@@ -1,0 +1,78 @@
+"""The trained parts as a folder that `FluxPipeline.from_pretrained` loads, replaced whole."""
+
+import copy
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
+
+from scripts.embedded.text_encoders import TextEncoders
+from scripts.embedded.transformer import build_transformer
+
+MAX_BYTES = 16_000_000
+KEPT_FILES = ("README.md", "samples.png")  # written by hand or by other scripts
+
+
+def save_model_folder(
+    folder: Path,
+    *,
+    autoencoder: AutoencoderKL,
+    text: TextEncoders,
+    transformer: dict[str, torch.Tensor],
+    shift: float,
+) -> None:
+    """Write all parts to `folder` in BF16, in place of what was there; keeps KEPT_FILES.
+
+    `transformer` is a state dict and `shift` the scheduler's. The new folder is complete before the
+    old one goes, so that a reader meets one or the other. Raises ValueError above MAX_BYTES.
+    """
+    network = build_transformer()
+    network.load_state_dict(transformer)
+    pipeline = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=False),
+        vae=autoencoder,
+        text_encoder=text.clip,
+        tokenizer=text.clip_tokenizer,
+        text_encoder_2=text.t5,
+        tokenizer_2=text.t5_tokenizer,
+        transformer=network,
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:
+        fresh, former = Path(work) / "fresh", Path(work) / "former"
+        _in_bfloat16(pipeline).save_pretrained(fresh)
+        for name in KEPT_FILES:
+            if (folder / name).exists():
+                shutil.copy2(folder / name, fresh / name)
+        size = folder_bytes(fresh)
+        if size > MAX_BYTES:
+            raise ValueError(f"the model takes {size} bytes, more than {MAX_BYTES}")
+        if folder.exists():
+            os.replace(folder, former)
+        os.replace(fresh, folder)
+
+
+def load_transformer_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the transformer's state dict of a model folder in float32, to train on from there."""
+    network = FluxTransformer2DModel.from_pretrained(folder / "transformer", dtype=torch.float32)
+    return network.state_dict()
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the summed size of all files under `folder`."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _in_bfloat16(pipeline: FluxPipeline) -> FluxPipeline:
+    for name in ("vae", "text_encoder", "text_encoder_2", "transformer"):
+        part = copy.deepcopy(getattr(pipeline, name))  # the caller's stay in float32
+        setattr(pipeline, name, part.to(torch.bfloat16))
+    return pipeline

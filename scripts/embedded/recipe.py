@@ -1,0 +1,95 @@
+"""How long each part is trained and on what."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureSet:
+    """Pictures of one size, encoded once and used by a phase."""
+
+    size: tuple[int, int]  # width, height in pixels
+    count: int
+    batch_size: int
+    weight: float = 1.0  # how often, against the phase's other sets
+    frame_scale: int = 1  # see `position_ids`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseRecipe:
+    """One phase of the transformer's training; see `FlowPhase`."""
+
+    name: str
+    steps: int
+    learning_rate: float
+    sets: tuple[PictureSet, ...]
+    straighten_share: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """The whole training."""
+
+    autoencoder_pictures: int
+    autoencoder_steps: int
+    text_steps: int
+    phases: tuple[PhaseRecipe, ...]
+    shift: float  # of the scheduler
+    sampler_steps: int = 4  # that the last phase straightens
+    save_every: int = 200  # steps
+
+
+LAYOUT_SET = PictureSet(size=(128, 128), count=24_000, batch_size=64, frame_scale=2)
+DETAIL_SET = PictureSet(size=(256, 256), count=9_000, batch_size=16, weight=0.70)
+OTHER_SETS = (
+    PictureSet(size=(128, 128), count=24_000, batch_size=48, weight=0.06),
+    PictureSet(size=(192, 192), count=1_200, batch_size=24, weight=0.05),
+    PictureSet(size=(256, 128), count=1_000, batch_size=28, weight=0.03),
+    PictureSet(size=(128, 256), count=1_000, batch_size=28, weight=0.03),
+    PictureSet(size=(320, 208), count=900, batch_size=14, weight=0.03),
+    PictureSet(size=(208, 320), count=900, batch_size=14, weight=0.03),
+    PictureSet(size=(384, 384), count=600, batch_size=5, weight=0.03),
+    PictureSet(size=(512, 320), count=500, batch_size=5, weight=0.02),
+    PictureSet(size=(320, 512), count=500, batch_size=5, weight=0.02),
+    PictureSet(size=(512, 512), count=400, batch_size=2, weight=0.03),
+)
+
+FULL = Recipe(
+    autoencoder_pictures=3_200,
+    autoencoder_steps=8_500,
+    text_steps=1_200,
+    phases=(
+        PhaseRecipe(name="layout", steps=6_000, learning_rate=2e-3, sets=(LAYOUT_SET,)),
+        PhaseRecipe(
+            name="detail", steps=5_000, learning_rate=1.2e-3, sets=(DETAIL_SET, *OTHER_SETS)
+        ),
+        PhaseRecipe(
+            name="straighten",
+            steps=1_000,
+            learning_rate=4e-4,
+            sets=(DETAIL_SET, *OTHER_SETS),
+            straighten_share=0.75,
+        ),
+    ),
+    shift=2.0,
+)
+
+_TINY_SET = PictureSet(size=(64, 64), count=8, batch_size=2)
+
+TINY = Recipe(
+    autoencoder_pictures=8,
+    autoencoder_steps=4,
+    text_steps=4,
+    phases=(
+        PhaseRecipe(name="layout", steps=6, learning_rate=1e-3, sets=(_TINY_SET,)),
+        PhaseRecipe(
+            name="straighten",
+            steps=4,
+            learning_rate=1e-3,
+            sets=(_TINY_SET,),
+            straighten_share=0.5,
+        ),
+    ),
+    shift=2.0,
+    save_every=2,
+)
+RECIPES = {"full": FULL, "tiny": TINY}

@@ -1,0 +1,128 @@
+#!/usr/bin/env bash
+# Makes .venv and installs the locked requirements into it, when they changed. --dev adds what the
+# tests need. PYTHON names the Python to make it with.
+set -euo pipefail
+
+STAMP=.venv/.installed     # what is installed: "<kind> <checksum of the requirements>"
+UNFINISHED=.venv/.installing # there while an installation runs, and after one that was cut off
+
+main() {
+    cd "$(dirname "${BASH_SOURCE[0]}")/.."
+    local kind=runtime
+    case "${1-}" in
+        '') ;;
+        --dev) kind=dev ;;
+        -h | --help)
+            echo "Usage: scripts/setup_env.sh [--dev]"
+            return
+            ;;
+        *) die 2 "unknown option '$1'; accepted is --dev" ;;
+    esac
+
+    local checksum
+    checksum=$(cat requirements/*.txt | cksum | tr ' ' -)
+    if is_ready "$kind" "$checksum"; then return; fi
+    wait_for_turn
+    if is_ready "$kind" "$checksum"; then return; fi # another run has just done it
+    if must_rebuild; then make_venv; fi
+    install "$kind"
+    echo "$kind $checksum" > "$STAMP"
+    rm -f "$UNFINISHED"
+    say "ready"
+}
+
+# The development set holds the runtime's too.
+is_ready() {
+    local kind=$1 checksum=$2 installed
+    [[ ! -e $UNFINISHED && -r $STAMP ]] || return 1
+    installed=$(cat "$STAMP")
+    [[ $installed == "$kind $checksum" || $installed == "dev $checksum" ]] && works .venv/bin/python
+}
+
+# One installation at a time. Where there is no flock, two at once are the user's to avoid.
+wait_for_turn() {
+    command -v flock > /dev/null || return 0
+    exec 9> .venv.lock
+    if ! flock --nonblock 9; then
+        say "another setup is running: waiting for it"
+        flock 9
+    fi
+}
+
+must_rebuild() {
+    if [[ ! -e .venv ]]; then return 0; fi
+    if [[ -e $UNFINISHED ]]; then
+        say "an earlier installation did not finish: starting over"
+        return 0
+    fi
+    if ! works .venv/bin/python; then
+        say ".venv has no working Python of version 3.11 or later: making it anew"
+        return 0
+    fi
+    return 1
+}
+
+make_venv() {
+    local python
+    python=$(find_python)
+    rm -rf .venv
+    mkdir .venv
+    touch "$UNFINISHED"
+    "$python" -m venv .venv || die 1 "'$python -m venv .venv' failed"
+}
+
+find_python() {
+    local candidate outdated=''
+    for candidate in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11; do
+        if works "$candidate"; then
+            if ! "$candidate" -c 'import ensurepip, venv' 2> /dev/null; then
+                die 1 "$(command -v "$candidate") lacks the modules venv and ensurepip." \
+                    "Install them (Debian and Ubuntu: apt install python3-venv), then start again."
+            fi
+            echo "$candidate"
+            return
+        fi
+        if [[ -n ${PYTHON-} && $candidate == "$PYTHON" ]]; then
+            die 1 "PYTHON=$PYTHON does not run, or is older than 3.11."
+        fi
+        outdated+="$("$candidate" -c 'import sys; print(" %s is %d.%d." % (sys.executable, *sys.version_info[:2]))' 2> /dev/null || true)"
+    done
+    die 1 "Python 3.11 or later is needed and none was found.$outdated" \
+        "Install it (Debian and Ubuntu: apt install python3 python3-venv)," \
+        "or name one: PYTHON=/path/to/python3 ./start.sh"
+}
+
+works() {
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null
+}
+
+install() {
+    local kind=$1 quiet=(--quiet) torch
+    if [[ -t 2 ]]; then quiet=(); fi # progress bars for whoever watches
+    rm -f "$STAMP"
+    touch "$UNFINISHED"
+    say "installing the $kind requirements into .venv; the first time this takes some minutes"
+    torch=$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements/torch.txt)
+    pip "${quiet[@]}" --require-hashes --no-deps -r requirements/torch.txt
+    pip "${quiet[@]}" --require-hashes --no-deps -r requirements/"$kind".txt
+    # What the installed build of torch wants besides: CUDA libraries, or nothing at all.
+    pip "${quiet[@]}" "$torch"
+}
+
+pip() {
+    .venv/bin/python -m pip --disable-pip-version-check --no-input install "$@" >&2 ||
+        die 1 "the installation failed, see above; the next start tries again"
+}
+
+say() {
+    echo "setup: $*" >&2
+}
+
+die() {
+    local status=$1
+    shift
+    say "$@"
+    exit "$status"
+}
+
+main "$@"

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Every check and test. Arguments go to pytest: scripts/test.sh -k port_guard
+set -euo pipefail
+
+main() {
+    cd "$(dirname "${BASH_SOURCE[0]}")/.."
+    scripts/setup_env.sh --dev
+    need shellcheck shellcheck
+    need chromium chromium chromium-browser google-chrome
+
+    local checks=0
+    scripts/check.sh || checks=$?
+    local tests=0
+    .venv/bin/python -m pytest "$@" || tests=$?
+    if ((checks)); then
+        echo "The static checks failed, see above the tests." >&2
+        exit "$checks"
+    fi
+    exit "$tests"
+}
+
+# need <Debian package> <command, or another one that serves as well...>
+need() {
+    local package=$1 command as_root=()
+    shift
+    for command in "$@"; do
+        if command -v "$command" > /dev/null; then return; fi
+    done
+    if ((EUID != 0)); then as_root=(sudo -n); fi
+    if command -v apt-get > /dev/null && "${as_root[@]}" true 2> /dev/null; then
+        echo "test.sh: installing $package, which the tests need" >&2
+        "${as_root[@]}" apt-get update -qq
+        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$package" > /dev/null
+    else
+        echo "test.sh: the tests need $package; install it (Debian and Ubuntu: apt install $package) and run this again" >&2
+        exit 1
+    fi
+}
+
+main "$@"

@@ -1,0 +1,184 @@
+#!/usr/bin/env bash
+# Sets up the environment and starts everything: the services, and the page that shows them.
+# Ctrl-C ends all of it.
+set -euo pipefail
+
+READY_SECONDS=240 # a start that takes longer has failed
+STOP_SECONDS=30   # a service finishes the picture it is drawing within this
+
+main() {
+    cd "$(dirname "${BASH_SOURCE[0]}")"
+    # shellcheck source=scripts/lib.sh
+    source scripts/lib.sh
+    case "${1-}" in
+        '') ;;
+        -h | --help)
+            usage
+            return
+            ;;
+        *) give_up 2 "unknown option '$1'; accepted is --help. The environment sets the rest, see ./start.sh --help" ;;
+    esac
+    page_port=${PAGE_PORT:-9000}
+    is_port "$page_port" || give_up 2 "PAGE_PORT takes a port from 1 to 65535, not '$page_port'"
+
+    names=() pids=() logs=()
+    trap stop_all EXIT
+    trap 'echo; exit 0' INT TERM HUP
+
+    run_in_own_group scripts/setup_env.sh
+    names+=(setup) pids+=("$!") logs+=('')
+    wait "$!" || give_up "$?" "the environment could not be set up"
+    names=() pids=() logs=()
+
+    mkdir -p logs
+    export FLUX_PAGE_ORIGINS=${FLUX_PAGE_ORIGINS:-http://127.0.0.1:$page_port,http://localhost:$page_port}
+    local bf16_url page_url
+    bf16_url=$(service_url bf16)
+    page_url=http://127.0.0.1:$page_port/
+    .venv/bin/python -m utils.port_guard --page frontend --host 127.0.0.1 --port "$page_port" > /dev/null
+
+    launch "the FP4 service" fp4 ./start_fp4_api.sh
+    launch "the BF16 service" bf16 ./start_bf16_api.sh
+    launch "the page" page .venv/bin/python -m http.server "$page_port" --bind 127.0.0.1 --directory frontend
+    await "the page" page "$page_url"
+    await "the BF16 service" bf16 "$bf16_url/health/ready"
+    introduce "$page_url" "$bf16_url"
+
+    while true; do
+        look_after_children
+        pause 1
+    done
+}
+
+usage() {
+    cat <<'EOF'
+Usage: ./start.sh
+
+Sets up .venv, starts the services and the page, waits until they answer, and says where they are.
+Ctrl-C ends everything. Logs are in logs/. From the environment:
+
+  BF16_PORT   the BF16 service (default 8001)
+  FP4_PORT    the FP4 service (default 8000)
+  PAGE_PORT   the page (default 9000)
+  PYTHON      the Python to make .venv with (default: the first of 3.11 or later that is found)
+
+and every setting of .env.example. One service alone: ./start_bf16_api.sh --help
+EOF
+}
+
+# Where this machine reaches the service. It may listen on every address, which is none to call.
+service_url() {
+    local address host port
+    address=$(service_address "$1")
+    read -r host port <<< "$address"
+    case $host in
+        0.0.0.0) host=127.0.0.1 ;;
+        ::) host='[::1]' ;;
+        *:*) host="[$host]" ;;
+    esac
+    echo "http://$host:$port"
+}
+
+# Job control gives the command a process group of its own: a Ctrl-C reaches this script alone,
+# which then ends the rest in order, and a group can be ended as a whole.
+run_in_own_group() {
+    set -m
+    "$@" &
+    set +m
+}
+
+# launch <name> <log> <command...>
+launch() {
+    local name=$1 log=logs/$2.log
+    shift 2
+    if [[ -e $log ]]; then mv -f "$log" "$log.1"; fi
+    run_in_own_group "$@" > "$log" 2>&1 < /dev/null
+    names+=("$name") pids+=("$!") logs+=("$log")
+}
+
+# await <name> <log> <url>
+await() {
+    local deadline=$((SECONDS + READY_SECONDS))
+    until http_get "$3" > /dev/null; do
+        look_after_children
+        if ((SECONDS >= deadline)); then
+            show_log "logs/$2.log"
+            give_up 1 "$1 did not answer at $3 within $READY_SECONDS seconds"
+        fi
+        pause 0.3
+    done
+    look_after_children # what answered must be ours
+}
+
+# A child that ended ends everything, but for a service that says it is not built (status 69).
+look_after_children() {
+    local i status
+    for i in "${!pids[@]}"; do
+        if kill -0 "${pids[i]}" 2> /dev/null; then continue; fi
+        status=0
+        wait "${pids[i]}" || status=$?
+        if ((status == 69)); then
+            tail -n 1 "${logs[i]}"
+            unset "names[i]" "pids[i]" "logs[i]"
+            continue
+        fi
+        show_log "${logs[i]}"
+        give_up 1 "${names[i]} ended (exit status $status)"
+    done
+}
+
+show_log() {
+    echo "--- the end of $1" >&2
+    tail -n 25 "$1" >&2
+    echo "---" >&2
+}
+
+introduce() {
+    local page_url=$1 bf16_url=$2 model
+    model=$(http_get "$bf16_url/info" | .venv/bin/python -c '
+import json, sys
+info = json.load(sys.stdin)
+print(info["default_model"] + ": " + info["default_model_reason"])' 2> /dev/null) || model="GET $bf16_url/info tells (it asks for the API key)"
+    cat <<EOF
+
+FLUX API is up; Ctrl-C ends it.
+
+  page     $page_url
+  BF16     $bf16_url    (its HTTP reference: $bf16_url/docs)
+  model    $model
+  logs     logs/
+
+A picture from the command line:
+
+  curl -s '$bf16_url/generate?format=raw' -H 'Content-Type: application/json' -d '{"prompt": "a red balloon over green hills at sunset", "seed": 7}' -o picture.png
+
+EOF
+}
+
+# In the background, because a trap runs only once a command in the foreground has ended.
+pause() {
+    sleep "$1" &
+    wait "$!" || true
+}
+
+# Ends all that was started, in its own time first. Runs at every exit.
+stop_all() {
+    trap '' INT TERM HUP
+    ((${#pids[@]})) || return 0
+    local pid deadline=$((SECONDS + STOP_SECONDS))
+    kill -TERM "${pids[@]}" 2> /dev/null || true
+    for pid in "${pids[@]}"; do
+        while kill -0 "$pid" 2> /dev/null && ((SECONDS < deadline)); do sleep 0.1; done
+        kill -KILL -- "-$pid" 2> /dev/null || true # what is left of its group
+        wait "$pid" 2> /dev/null || true
+    done
+}
+
+give_up() {
+    local status=$1
+    shift
+    echo "start.sh: $*" >&2
+    exit "$status"
+}
+
+main "$@"

@@ -1,0 +1,277 @@
+"""The process: how it starts or refuses to, how it ends, and what is left after it was killed."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from config.settings import ROOT
+from tests.service import RunningService, free_port
+from utils import sql
+
+Start = Callable[..., RunningService]
+
+EXIT_NOT_BUILT = 69
+EXIT_CONFIGURATION = 78
+STOP_SECONDS = 15
+
+
+def serve(folder: Path, main: str = "main_bf16.py", **environ: str) -> tuple[int, str]:
+    """Run a service that is to refuse its start; returns exit status and stderr."""
+    running = RunningService(folder, main=ROOT / main, **environ)
+    try:
+        running.start(wait=False)
+        status = running.process.wait(STOP_SECONDS)
+    finally:
+        running.process.kill()
+        running.client.close()
+    return status, running.log_path.read_text()
+
+
+def refuses(folder: Path, **environ: str) -> str:
+    """The words of a service that refuses its start: one sentence, no trace."""
+    status, text = serve(folder, **environ)
+    assert status == EXIT_CONFIGURATION, text
+    assert "Traceback" not in text
+    (line,) = [line for line in text.splitlines() if line.startswith("flux-api-bf16: ")]
+    return line
+
+
+def hold(service: RunningService) -> tuple[str, str]:
+    gate = uuid.uuid4().hex
+    job_id = service.submit(f"hold {gate}")
+    service.wait_for_job(job_id, "running")
+    return job_id, gate
+
+
+# Killed
+
+
+def test_service_killed_begins_again_where_it_was(start_engine: Start) -> None:
+    service = start_engine()
+    running, gate = hold(service)
+    waiting = [service.submit(num_images=2) for _ in range(5)]
+    cancelled = service.submit()
+    service.client.post(f"/jobs/{cancelled}/cancel")
+    service.kill()
+    service.release(gate)
+    service.start()
+    jobs = [service.wait_for_job(job_id) for job_id in (running, *waiting)]
+    assert {job["status"] for job in jobs} == {"succeeded"}
+    assert [job["attempts"] for job in jobs] == [2, 1, 1, 1, 1, 1]
+    started = [job["started_at"] for job in jobs]
+    assert started == sorted(started)
+    assert service.job(cancelled)["status"] == "cancelled"
+    expected = {image["filename"] for job in jobs for image in job["result"]["images"]}
+    assert service.files() == expected and len(expected) == 11
+
+
+def test_service_killed_keeps_every_job_it_answered(start_engine: Start) -> None:
+    service = start_engine(wait_for_workers=False)
+    answered = [service.submit() for _ in range(20)]
+    service.process.kill()
+    service.process.wait()
+    service.start()
+    assert all(service.job(job_id)["status"] != "failed" for job_id in answered)
+    listed = service.client.get("/jobs?limit=500").json()["jobs"]
+    assert [job["id"] for job in listed] == answered[::-1]
+
+
+def test_service_started_anew_empties_the_staging_folder(start_engine: Start) -> None:
+    service = start_engine(wait_for_workers=False)
+    assert service.stop() == 0
+    staging = service.output_dir / ".staging"
+    staging.mkdir(exist_ok=True)
+    (staging / "half a picture.png").write_bytes(b"half")
+    service.start()
+    assert service.files() == set()
+
+
+def test_service_beside_another_leaves_its_staged_pictures_alone(
+    start_engine: Start, tmp_path: Path
+) -> None:
+    """Two services may share an output folder: by default the FP4 and the BF16 service do."""
+    shared = str(tmp_path / "shared")
+    first = start_engine(FLUX_OUTPUT_DIR=shared)
+    job_id = first.submit("slow", num_images=2, num_inference_steps=30)
+    first.wait_until(lambda: any(job_id in name for name in first.files()))
+    start_engine(FLUX_OUTPUT_DIR=shared, wait_for_workers=False)
+    assert first.wait_for_job(job_id)["status"] == "succeeded"
+
+
+# Told to end
+
+
+def test_sigterm_ends_the_running_job_and_keeps_the_others(start_engine: Start) -> None:
+    service = start_engine()
+    with ThreadPoolExecutor(3) as pool:
+        gate = uuid.uuid4().hex
+        running = pool.submit(service.generate, prompt=f"hold {gate}")
+        service.wait_until(lambda: service.client.get("/queue").json()["running"])
+        waiting = [pool.submit(service.generate, seed=seed) for seed in (1, 2)]
+        service.wait_until(lambda: service.client.get("/queue").json()["queued"] == 2)
+        submitted = [service.submit() for _ in range(2)]
+        service.process.send_signal(signal.SIGTERM)
+        for future in waiting:
+            answer = future.result(5)
+            assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+            assert int(answer.headers["Retry-After"]) >= 1
+        assert not running.done()
+        service.release(gate)
+        assert running.result(10).status_code == 200
+        assert service.process.wait(STOP_SECONDS) == 0
+    service.start()
+    for job_id in submitted:
+        job = service.wait_for_job(job_id)
+        assert (job["status"], job["attempts"]) == ("succeeded", 1)
+
+
+def test_sigterm_puts_a_job_that_takes_too_long_back(start_engine: Start) -> None:
+    service = start_engine(FLUX_DRAIN_SECONDS="0.5")
+    job_id, gate = hold(service)
+    began = time.monotonic()
+    assert service.stop() == 0
+    assert time.monotonic() - began < 5
+    service.release(gate)
+    service.start()
+    job = service.wait_for_job(job_id)
+    assert (job["status"], job["attempts"]) == ("succeeded", 1)
+
+
+def test_sigterm_while_a_client_waits_takes_no_longer_than_the_drain(start_engine: Start) -> None:
+    """`drain_seconds` is how long a stop waits for running jobs: once, not once per part."""
+    service = start_engine(FLUX_DRAIN_SECONDS="2")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(service.generate, prompt=f"hold {uuid.uuid4().hex}")
+        service.wait_until(lambda: service.client.get("/queue").json()["running"])
+        began = time.monotonic()
+        assert service.stop() == 0
+        assert time.monotonic() - began < 2 + 1.8
+        assert waiting.result().status_code == 503
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_to_an_idle_service_exits_0(start_engine: Start, signal_number: int) -> None:
+    service = start_engine()
+    began = time.monotonic()
+    assert service.stop(signal_number) == 0
+    assert time.monotonic() - began < 5
+
+
+def test_sigterm_while_workers_start_exits_0(start_engine: Start) -> None:
+    service = start_engine(wait_for_workers=False)
+    assert service.stop() == 0
+
+
+def test_sigterm_while_a_worker_is_replaced_exits_0(start_engine: Start) -> None:
+    service = start_engine()
+    service.wait_for_job(service.submit("kill-once gate"), "queued", "succeeded")
+    began = time.monotonic()
+    assert service.stop() == 0
+    assert time.monotonic() - began < 8
+
+
+# Refuses to start
+
+
+def test_second_instance_on_the_same_data_refuses(start_engine: Start) -> None:
+    first = start_engine(wait_for_workers=False)
+    job_id = first.submit()
+    text = refuses(first.folder / "second", FLUX_DATA_DIR=str(first.folder / "data"))
+    assert "in use by another instance" in text and "FLUX_DATA_DIR" in text
+    assert first.wait_for_job(job_id)["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("damage", ["overwritten", "cut", "text"])
+def test_damaged_database_refuses_and_is_left_as_it_is(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "data" / "bf16.sqlite3"
+    path.parent.mkdir()
+    with sqlite3.connect(path) as db:
+        db.executescript(sql.schema())
+        db.executemany(
+            "INSERT INTO job (id, status, request, created_at) VALUES (?, 'queued', ?, '')",
+            [(str(i), "x" * 500) for i in range(200)],
+        )
+    db.close()
+    whole = path.read_bytes()
+    broken = {
+        "overwritten": whole[:5000] + b"\xa5" * 20_000 + whole[25_000:],
+        "cut": whole[: len(whole) // 2],
+        "text": b"this is no database " * 500,
+    }[damage]
+    path.write_bytes(broken)
+    text = refuses(tmp_path)
+    assert str(path) in text and "damaged" in text
+    assert path.read_bytes() == broken
+
+
+def test_database_of_a_newer_version_refuses_and_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "data" / "bf16.sqlite3"
+    path.parent.mkdir()
+    with sqlite3.connect(path) as db:
+        db.executescript(f"{sql.schema()} PRAGMA user_version = {sql.SCHEMA_VERSION + 1};")
+    db.close()
+    before = path.read_bytes()
+    text = refuses(tmp_path)
+    assert "newer version" in text and str(sql.SCHEMA_VERSION + 1) in text
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["FLUX_DATA_DIR", "FLUX_OUTPUT_DIR"])
+def test_folder_that_cannot_be_made_refuses(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    text = refuses(tmp_path, **{name: str(tmp_path / "file" / "folder")})
+    assert str(tmp_path / "file") in text
+
+
+@pytest.mark.parametrize(
+    ("environ", "word"),
+    [
+        ({"FLUX_HOST": "0.0.0.0"}, "FLUX_API_KEYS"),
+        ({"FLUX_MODEL": "no-such-model"}, "FLUX_MODEL"),
+        ({"FLUX_GPUS": "0"}, "GPU 0"),
+        ({"FLUX_PROT": "1"}, "FLUX_PORT"),
+    ],
+    ids=["exposed", "model", "GPU", "typo"],
+)
+def test_wrong_setting_refuses(tmp_path: Path, environ: dict[str, str], word: str) -> None:
+    assert word in refuses(tmp_path, **environ)
+
+
+def test_port_in_use_refuses_and_says_so(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", free_port())) as taken:
+        port = taken.getsockname()[1]
+        status, text = serve(tmp_path, FLUX_PORT=str(port))
+    assert status not in (0, None)
+    assert str(port) in text and "in use" in text and "Traceback" not in text
+
+
+# Not built
+
+
+def test_fp4_service_exits_69_and_says_so(tmp_path: Path) -> None:
+    status, text = serve(tmp_path, main="main_fp4.py")
+    assert status == EXIT_NOT_BUILT
+    assert "not built yet" in text and "Traceback" not in text
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp4"])
+def test_main_import_does_nothing(tmp_path: Path, precision: str) -> None:
+    """No settings are read: a wrong one shows when the application is built."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import main_{precision}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={"FLUX_PORT": "no"}, capture_output=True
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,191 @@
+"""Stand-in models, for faults that a real model does not have on demand.
+
+A worker is given one of the loaders here in place of the real one (`tests/main_engine.py`).
+`scripted` does what the first word of the prompt says; a prompt that begins with no such word
+is drawn at once, in one colour that follows from prompt and seed.
+
+    hold NAME      steps until the file NAME lies in models_dir; leaves at a step when cancelled
+    hang NAME      the same without steps: it sees no cancel
+    slow           50 ms a step
+    raise          fails with a message nobody outside may read
+    raise-late     draws the first picture and fails at the next one
+    oserror        fails with an OSError that has nothing to do with the picture's file
+    oom            the device has no room for more than 128 px
+    cuda           the CUDA context is lost
+    kill           ends its process
+    full           the disk has no room for the picture
+
+`raise-once NAME`, `kill-once NAME` and so on do it unless the file NAME lies in models_dir, and
+leave that file there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from config.catalog import ModelRow
+from config.errors import ModelUnavailable
+from models.types import GenerationRequest, ImageModel, Stage
+
+SECRET = "internal detail 4711"
+TICK_SECONDS = 0.02
+STEP_SECONDS = 0.05
+SMALL_PX = 128
+FULL_AFTER_BYTES = 64
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One picture that is asked for; `mark` is the file that the prompt names."""
+
+    request: GenerationRequest
+    seed: int
+    mark: Path
+    on_step: Callable[[int, int], None]
+
+    def step(self) -> None:
+        self.on_step(1, self.request.num_inference_steps)
+
+
+class Scripted:
+    """Implements `models.types.ImageModel`."""
+
+    engine = "scripted"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def generate(
+        self,
+        request: GenerationRequest,
+        *,
+        seed: int,
+        on_stage: Callable[[Stage], None],
+        on_step: Callable[[int, int], None],
+    ) -> tuple[Any, dict[str, float]]:
+        _limit_file_size(None)
+        on_stage(Stage.ENCODING)
+        on_stage(Stage.DENOISING)
+        word, _, name = request.prompt.partition(" ")
+        call = Call(request=request, seed=seed, mark=self._folder / (name or word), on_step=on_step)
+        if action := _action(word, call.mark):
+            action(call)
+        for step in range(request.num_inference_steps):
+            time.sleep(STEP_SECONDS if word == "slow" else 0)
+            on_step(step + 1, request.num_inference_steps)
+        on_stage(Stage.DECODING)
+        colour = hashlib.sha256(f"{request.prompt} {seed}".encode()).digest()[:3]
+        image = Image.new("RGB", (request.width, request.height), tuple(colour))
+        return image, {"encode": 0.0, "denoise": 0.0, "decode": 0.0}
+
+    def unload(self) -> None:
+        pass
+
+
+def scripted(row: ModelRow, *, models_dir: Path, **_options: Any) -> ImageModel:
+    models_dir.mkdir(parents=True, exist_ok=True)
+    return Scripted(models_dir)
+
+
+def exits_while_loading(row: ModelRow, **_options: Any) -> ImageModel:
+    os._exit(3)
+
+
+def fails_once_to_load(row: ModelRow, *, models_dir: Path, **options: Any) -> ImageModel:
+    """The first load fails as a missing model does, the next one works."""
+    mark = models_dir / "loaded once"
+    if not mark.exists():
+        models_dir.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+        raise ModelUnavailable(f"model {row.id}: its files are not here; fetch them")
+    return scripted(row, models_dir=models_dir, **options)
+
+
+def __getattr__(name: str) -> Any:
+    """`exits_at_start` is looked up when a worker starts, and ends it."""
+    if name == "exits_at_start":
+        sys.exit(3)
+    raise AttributeError(name)
+
+
+def _action(word: str, mark: Path) -> Callable[[Call], None] | None:
+    """What the word asks for; the first time only for one that ends in `-once`."""
+    once = word.endswith("-once")
+    if once and mark.exists():
+        return None
+    action = _ACTIONS.get(word.removesuffix("-once"))
+    if action is not None and once:
+        mark.touch()
+    return action
+
+
+def _hold(call: Call) -> None:
+    while not call.mark.exists():
+        call.step()
+        time.sleep(TICK_SECONDS)
+
+
+def _hang(call: Call) -> None:
+    while not call.mark.exists():
+        time.sleep(TICK_SECONDS)
+
+
+def _raise(call: Call) -> None:
+    raise RuntimeError(SECRET)
+
+
+def _raise_late(call: Call) -> None:
+    if call.seed > call.request.seed:
+        raise RuntimeError(SECRET)
+
+
+def _oserror(call: Call) -> None:
+    raise OSError(SECRET)
+
+
+def _oom(call: Call) -> None:
+    import torch
+
+    if call.request.width > SMALL_PX:
+        raise torch.OutOfMemoryError(SECRET)
+
+
+def _cuda(call: Call) -> None:
+    raise RuntimeError("CUDA error: device-side assert triggered")
+
+
+def _kill(call: Call) -> None:
+    call.step()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _full(call: Call) -> None:
+    _limit_file_size(FULL_AFTER_BYTES)
+
+
+def _limit_file_size(limit_bytes: int | None) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard if limit_bytes is None else limit_bytes, hard))
+
+
+_ACTIONS: dict[str, Callable[[Call], None]] = {
+    "hold": _hold,
+    "hang": _hang,
+    "raise": _raise,
+    "raise-late": _raise_late,
+    "oserror": _oserror,
+    "oom": _oom,
+    "cuda": _cuda,
+    "kill": _kill,
+    "full": _full,
+}

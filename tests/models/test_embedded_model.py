@@ -1,0 +1,122 @@
+"""The shipped model draws what it is asked for, and its training goes on where it was cut off."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from diffusers import FluxPipeline
+from safetensors.torch import load_file
+
+from scripts.embedded.examination import Prompt, draw_prompts, examine, generate
+from scripts.embedded.model_folder import MAX_BYTES, folder_bytes
+from scripts.embedded.scene import Scene
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "models/embedded"
+PROMPT = "a red balloon on the left over green hills at noon"
+SCENE = Scene(
+    subject="balloon", colour="red", number=1, place="left", ground="hills", time="noon"
+)
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> FluxPipeline:
+    loaded = FluxPipeline.from_pretrained(MODEL)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+def _draw(pipeline: FluxPipeline, text: str, seed: int = 0, **options: object) -> numpy.ndarray:
+    prompt = Prompt(text=text, scene=SCENE)
+    picture = next(generate(pipeline, [prompt], seed=seed, **options))
+    return numpy.asarray(picture).astype(int)
+
+
+def test_folder_size_fits_the_repository() -> None:
+    assert 1_000_000 < folder_bytes(MODEL) <= MAX_BYTES
+
+
+def test_pipeline_canonical_prompts_are_mostly_right(pipeline: FluxPipeline) -> None:
+    prompts = draw_prompts(24, seed=3)
+    score = examine(prompts, generate(pipeline, prompts, seed=3))
+
+    shares = {name: score.share(name) for name in score.asked}
+    assert {name: share for name, share in shares.items() if share < 0.75} == {}
+
+
+def test_pipeline_unknown_words_around_keep_the_picture_right(pipeline: FluxPipeline) -> None:
+    text = f"a beautiful photo of {PROMPT}, 8k, zrkulip, trending on artstation"
+    prompts = [Prompt(text=text, scene=SCENE)] * 4
+    score = examine(prompts, generate(pipeline, prompts, seed=11))
+
+    assert all(score.share(name) >= 0.75 for name in ("colour", "place", "ground", "time"))
+
+
+def test_pipeline_same_seed_same_picture_other_seed_another(pipeline: FluxPipeline) -> None:
+    first, again, other = (_draw(pipeline, PROMPT, seed=seed) for seed in (1, 1, 2))
+
+    assert (first == again).all()
+    assert numpy.abs(first - other).mean() > 1
+
+
+@pytest.mark.parametrize("size", [(128, 128), (512, 256), (192, 320), (512, 512)])
+def test_pipeline_other_sizes_have_the_landscape_asked_for(
+    pipeline: FluxPipeline, size: tuple[int, int]
+) -> None:
+    prompts = [Prompt(text=PROMPT, scene=SCENE)]
+    score = examine(prompts, generate(pipeline, prompts, seed=5, size=size))
+
+    assert score.right["ground"] == score.right["time"] == 1
+
+
+def test_pipeline_negative_prompt_moves_the_picture_and_keeps_it_right(
+    pipeline: FluxPipeline,
+) -> None:
+    prompts = [Prompt(text=PROMPT, scene=SCENE)]
+    guided = generate(pipeline, prompts, seed=6, true_cfg_scale=2.0, negative_prompt="at night")
+    score = examine(prompts, guided)
+
+    assert score.right["time"] == score.right["colour"] == 1
+
+
+def test_pipeline_long_prompt_is_cut_without_an_error(pipeline: FluxPipeline) -> None:
+    picture = _draw(pipeline, PROMPT + ", and then some more" * 60)
+
+    assert picture.shape == (256, 256, 3)
+
+
+def _train(work: Path, output: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-W", "ignore", "-m", "scripts.train_embedded_model"]
+    command += ["--recipe", "tiny", "--device", "cpu", "--threads", "1"]
+    command += ["--work", str(work), "--output", str(output)]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+def test_training_killed_and_resumed_ends_with_the_same_weights(tmp_path: Path) -> None:
+    straight, cut = tmp_path / "straight", tmp_path / "cut"
+    uninterrupted = _train(tmp_path / "work-1", straight)
+    victim = _train(tmp_path / "work-2", cut)
+    first_state = tmp_path / "work-2/layout.pt"
+    deadline = time.monotonic() + 60
+    while not first_state.exists() and victim.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(victim.pid, signal.SIGKILL)
+    assert victim.wait() == -signal.SIGKILL
+    assert torch.load(first_state)["step"] < 6
+
+    assert _train(tmp_path / "work-2", cut).wait() == 0
+    assert uninterrupted.wait() == 0
+
+    for part in ("transformer/diffusion_pytorch_model", "vae/diffusion_pytorch_model"):
+        expected = load_file(straight / f"{part}.safetensors")
+        resumed = load_file(cut / f"{part}.safetensors")
+        assert expected.keys() == resumed.keys()
+        assert all(torch.equal(expected[name], resumed[name]) for name in expected)

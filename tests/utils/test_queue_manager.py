@@ -1,0 +1,258 @@
+"""The line: its order, its limit, what a crowd and a client that hangs up do to it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import uuid
+from collections.abc import Callable
+
+import httpx2
+import psutil
+import pytest
+
+from tests.service import RunningService
+
+CROWD = 200
+LIMIT = 100
+MIB = 2**20
+# What a second crowd may add to a process that has seen one: allocators and caches, no leak.
+API_GROWTH_MIB = 12
+WORKER_GROWTH_MIB = 24
+
+Start = Callable[..., RunningService]
+
+
+def hold(service: RunningService) -> tuple[str, str]:
+    """A job that holds the worker, and the name that releases it."""
+    gate = uuid.uuid4().hex
+    job_id = service.submit(f"hold {gate}")
+    service.wait_for_job(job_id, "running")
+    return job_id, gate
+
+
+def newest(service: RunningService, number: int) -> list[dict]:
+    """The newest jobs, oldest first."""
+    return service.client.get(f"/jobs?limit={number}").json()["jobs"][::-1]
+
+
+# Order
+
+
+def test_queue_jobs_start_in_the_order_they_came(engine_service: RunningService) -> None:
+    _, gate = hold(engine_service)
+    submitted = [engine_service.submit() for _ in range(12)]
+    engine_service.release(gate)
+    jobs = [engine_service.wait_for_job(job_id) for job_id in submitted]
+    started = [job["started_at"] for job in jobs]
+    finished = [job["finished_at"] for job in jobs]
+    assert started == sorted(started) and finished == sorted(finished)
+    assert all(ended <= begun for ended, begun in zip(finished, started[1:], strict=False))
+
+
+def test_queue_positions_are_exact(engine_service: RunningService) -> None:
+    _, gate = hold(engine_service)
+    submitted = [engine_service.submit() for _ in range(5)]
+    engine_service.client.post(f"/jobs/{submitted[1]}/cancel")
+    left = [submitted[0], *submitted[2:]]
+    positions = [engine_service.job(job_id)["position"] for job_id in left]
+    counted = engine_service.client.get("/queue").json()["queued"]
+    engine_service.release(gate)
+    for job_id in left:
+        engine_service.wait_for_job(job_id)
+    assert positions == [1, 2, 3, 4] and counted == 4
+
+
+def test_queue_two_workers_share_the_line(start_engine: Start) -> None:
+    service = start_engine(FLUX_FAKE_GPUS="2")
+    jobs = [service.submit("slow") for _ in range(6)]
+    ended = [service.wait_for_job(job_id) for job_id in jobs]
+    assert {job["gpu"] for job in ended} == {"cpu0", "cpu1"}
+    started = [job["started_at"] for job in ended]
+    assert started == sorted(started)
+    assert ended[1]["started_at"] < ended[0]["finished_at"]
+
+
+# Limit
+
+
+def test_queue_full_refuses_one_more_and_takes_one_for_each_that_leaves(
+    start_engine: Start,
+) -> None:
+    service = start_engine(FLUX_MAX_QUEUE_SIZE="2")
+    held, gate = hold(service)
+    waiting = [service.submit(), service.submit()]
+    body = {"prompt": "a", "width": 128, "height": 128}
+    for path in ("/jobs", "/generate"):
+        answer = service.client.post(path, json=body)
+        assert (answer.status_code, answer.json()["code"]) == (429, "queue_full")
+        assert int(answer.headers["Retry-After"]) >= 1
+        assert "FLUX_MAX_QUEUE_SIZE" in answer.json()["detail"]
+    assert service.client.get("/queue-stats").json()["queued"] == 2
+    service.client.post(f"/jobs/{waiting[0]}/cancel")
+    waiting.append(service.submit())
+    assert service.client.post("/jobs", json=body).status_code == 429
+    service.release(gate)
+    assert service.wait_for_job(held)["status"] == "succeeded"
+    assert service.wait_for_job(waiting[-1])["status"] == "succeeded"
+
+
+def test_queue_full_still_answers_a_repeated_key(start_engine: Start) -> None:
+    service = start_engine(FLUX_MAX_QUEUE_SIZE="1")
+    _, gate = hold(service)
+    sent = {"json": {"prompt": "a"}, "headers": {"Idempotency-Key": "k"}}
+    first, again = (service.client.post("/jobs", **sent) for _ in range(2))
+    service.release(gate)
+    assert (first.status_code, again.status_code) == (202, 202)
+    assert first.json() == again.json()
+
+
+def test_queue_without_room_on_disk_takes_no_job(start_engine: Start) -> None:
+    service = start_engine(wait_for_workers=False, FLUX_MIN_FREE_MIB=str(10**9))
+    for path in ("/jobs", "/generate"):
+        answer = service.client.post(path, json={"prompt": "a"})
+        assert (answer.status_code, answer.json()["code"]) == (503, "storage")
+        assert int(answer.headers["Retry-After"]) >= 1
+    ready = service.client.get("/health/ready")
+    assert ready.status_code == 503 and "FLUX_MIN_FREE_MIB" in ready.json()["reason"]
+    assert service.client.get("/jobs").json()["jobs"] == []
+
+
+# Clients
+
+
+async def crowd(service: RunningService, first_seed: int) -> list[httpx2.Response]:
+    """Two hundred clients at once, each with its own prompt and seed."""
+    limits = httpx2.Limits(max_connections=None)
+    async with httpx2.AsyncClient(base_url=service.url, timeout=120, limits=limits) as client:
+        return await asyncio.gather(
+            *(
+                client.post(
+                    "/generate",
+                    json={
+                        "prompt": f"{first_seed + i} red balloons",
+                        "seed": first_seed + i,
+                        "width": 128,
+                        "height": 128,
+                        "steps": 1,
+                    },
+                )
+                for i in range(CROWD)
+            )
+        )
+
+
+def resident_mib(service: RunningService) -> tuple[float, float]:
+    """Of the service's process and of its worker."""
+    (worker,) = service.workers()
+    pids = (service.process.pid, worker["pid"])
+    return tuple(psutil.Process(pid).memory_info().rss / MIB for pid in pids)
+
+
+def test_queue_crowd_is_drawn_or_told_to_come_back(service: RunningService) -> None:
+    """Two crowds on the real model: nobody lost, nobody mixed up, order kept, memory flat."""
+    memory = []
+    for round_number in range(2):
+        done_before = service.client.get("/queue-stats").json()["succeeded"]
+        first_seed = 1000 * round_number
+        answers = asyncio.run(crowd(service, first_seed))
+
+        drawn = {i: answer for i, answer in enumerate(answers) if answer.status_code == 200}
+        late = [answer for answer in answers if answer.status_code == 429]
+        assert len(drawn) + len(late) == CROWD
+        assert len(drawn) >= LIMIT
+        assert all(1 <= int(answer.headers["Retry-After"]) <= 3600 for answer in late)
+        assert {answer.json()["code"] for answer in late} == {"queue_full"}
+        for i, answer in drawn.items():
+            said = answer.json()
+            assert (said["seed"], said["prompt"]) == (
+                first_seed + i,
+                f"{first_seed + i} red balloons",
+            )
+        stats = service.client.get("/queue-stats").json()
+        assert stats["succeeded"] - done_before == len(drawn)
+        assert (stats["queued"], stats["running"]) == (0, 0)
+        jobs = newest(service, len(drawn))
+        created = [job["created_at"] for job in jobs]
+        started = [job["started_at"] for job in jobs]
+        assert created == sorted(created) and started == sorted(started)
+        memory.append(resident_mib(service))
+    assert memory[1][0] - memory[0][0] < API_GROWTH_MIB
+    assert memory[1][1] - memory[0][1] < WORKER_GROWTH_MIB
+
+
+def post_and_hang_up(
+    service: RunningService, path: str, prompt: str, until: Callable[[dict], bool]
+) -> str:
+    """Send a request, close the connection when its job is as wanted; returns the job's id."""
+    content = json.dumps({"prompt": prompt, "width": 128, "height": 128}).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(content)}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", service.port)) as connection:
+        connection.sendall(head.encode() + content)
+        found: list[str] = []
+
+        def is_there() -> bool:
+            job = newest(service, 1)[0]
+            if job["request"]["prompt"] == prompt and until(job):
+                found.append(job["id"])
+            return bool(found)
+
+        service.wait_until(is_there)
+    return found[0]
+
+
+def test_client_that_hangs_up_cancels_its_running_job(engine_service: RunningService) -> None:
+    gate = uuid.uuid4().hex
+    job_id = post_and_hang_up(
+        engine_service, "/generate", f"hold {gate}", lambda job: job["status"] == "running"
+    )
+    assert engine_service.wait_for_job(job_id, seconds=5)["status"] == "cancelled"
+    engine_service.wait_for_workers()
+
+
+def test_client_that_hangs_up_cancels_its_waiting_job(engine_service: RunningService) -> None:
+    held, gate = hold(engine_service)
+    job_id = post_and_hang_up(
+        engine_service, "/generate", uuid.uuid4().hex, lambda job: job["status"] == "queued"
+    )
+    ended = engine_service.wait_for_job(job_id, seconds=5)
+    assert (ended["status"], ended["attempts"]) == ("cancelled", 0)
+    assert engine_service.job(held)["status"] == "running"
+    engine_service.release(gate)
+    engine_service.wait_for_job(held)
+
+
+def test_client_that_hangs_up_leaves_a_submitted_job_alone(
+    engine_service: RunningService,
+) -> None:
+    gate = uuid.uuid4().hex
+    job_id = post_and_hang_up(
+        engine_service, "/jobs", f"hold {gate}", lambda job: job["status"] == "running"
+    )
+    engine_service.release(gate)
+    assert engine_service.wait_for_job(job_id)["status"] == "succeeded"
+
+
+def test_client_whose_job_another_cancels_is_told(engine_service: RunningService) -> None:
+    """Somebody asked for it, so it is no failure of the service."""
+    gate = uuid.uuid4().hex
+
+    async def scenario() -> httpx2.Response:
+        async with httpx2.AsyncClient(base_url=engine_service.url, timeout=30) as client:
+            waiting = asyncio.create_task(
+                client.post("/generate", json={"prompt": f"hold {gate}", "width": 128})
+            )
+            running = []
+            while not running:
+                answer = await client.get("/jobs?status=running")
+                running = answer.json()["jobs"]
+            await client.post(f"/jobs/{running[0]['id']}/cancel")
+            return await waiting
+
+    answer = asyncio.run(scenario())
+    assert answer.json()["code"] == "cancelled"
+    assert answer.status_code < 500
