@@ -84,6 +84,12 @@ def discard_staged(output_dir: Path, job_id: str = "") -> None:
                 path.unlink(missing_ok=True)
 
 
+def discard_published(output_dir: Path, job_id: str) -> None:
+    """Remove a job's files from the output folder: its result could not be committed."""
+    for path in output_dir.glob(f"{job_id}-*"):
+        path.unlink(missing_ok=True)
+
+
 def thumbnail(output_dir: Path, filename: str) -> Path:
     """The path of the picture's thumbnail (JPEG, at most 256 px a side), made when first asked for."""
     folder = output_dir / THUMBNAILS

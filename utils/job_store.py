@@ -239,7 +239,7 @@ class JobStore:
             return await asyncio.get_running_loop().run_in_executor(executor, call)
         except sqlite3.IntegrityError:
             raise
-        except (sqlite3.OperationalError, OSError) as error:
+        except (sqlite3.Error, OSError) as error:
             if not hasattr(self, "_read_db"):
                 raise  # still opening
             log.error("the store refused: %s", error, extra={"action": "store_refused"})

@@ -383,6 +383,7 @@ class QueueManager:
 
     async def _fail_for_storage(self, job_id: str, error: FluxError) -> None:
         log.error("%s", error.message, extra={"action": "job_not_stored", "job_id": job_id})
+        images.discard_published(self._output_dir, job_id)
         try:
             failed = await self.store.fail(
                 job_id, JobError(code=error.code, message=error.message), self._now()

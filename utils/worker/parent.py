@@ -219,7 +219,13 @@ class Worker:
             case events.Finished() | events.Failed() | events.WasCancelled():
                 self.job_id = None
                 self._idle_again(WorkerState.BUSY)
-        await self._listener.on_event(self, event)
+        try:
+            await self._listener.on_event(self, event)
+        except Exception:
+            # A fault of ours in one event must not end the supervision of the worker.
+            log.exception(
+                "an event was not handled", extra={"action": "event_failed", "worker": self.name}
+            )
 
     def _idle_again(self, expected: WorkerState) -> None:
         if self.state is expected:
