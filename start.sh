@@ -18,25 +18,33 @@ main() {
             ;;
         *) give_up 2 "unknown option '$1'; accepted is --help. The environment sets the rest, see ./start.sh --help" ;;
     esac
-    page_port=${PAGE_PORT:-9000}
-    is_port "$page_port" || give_up 2 "PAGE_PORT takes a port from 1 to 65535, not '$page_port'"
 
     names=() pids=() logs=()
     trap stop_all EXIT
-    trap 'echo; exit 0' INT TERM HUP
+    trap 'echo "start.sh: ending everything" >&2 || true; exit 0' INT TERM HUP
 
     run_in_own_group scripts/setup_env.sh
     names+=(setup) pids+=("$!") logs+=('')
     wait "$!" || give_up "$?" "the environment could not be set up"
     names=() pids=() logs=()
 
-    mkdir -p logs
-    export FLUX_PAGE_ORIGINS=${FLUX_PAGE_ORIGINS:-http://127.0.0.1:$page_port,http://localhost:$page_port}
-    local bf16_url page_url
-    bf16_url=$(service_url bf16)
+    local page_port page_url bf16_url address host port
+    page_port=$(setting PAGE_PORT)
+    page_port=${page_port:-9000}
+    is_port "$page_port" || give_up 2 "PAGE_PORT takes a port from 1 to 65535, not '$page_port'"
+    page_port=$((10#$page_port))
+    if [[ $page_port != 9000 && -z $(setting FLUX_PAGE_ORIGINS) ]]; then # 9000 is the services' default
+        export FLUX_PAGE_ORIGINS=http://127.0.0.1:$page_port,http://localhost:$page_port
+    fi
     page_url=http://127.0.0.1:$page_port/
-    .venv/bin/python -m utils.port_guard --page frontend --host 127.0.0.1 --port "$page_port" > /dev/null
+    # First of all, so that an earlier instance does not answer in place of the new one.
+    take_port --page frontend 127.0.0.1 "$page_port" > /dev/null
+    address=$(service_address bf16)
+    read -r host port <<< "$address"
+    bf16_url=http://$(host_to_call "$host"):$port
+    take_port --script main_bf16.py "$host" "$port" > /dev/null
 
+    mkdir -p logs
     launch "the FP4 service" fp4 ./start_fp4_api.sh
     launch "the BF16 service" bf16 ./start_bf16_api.sh
     launch "the page" page .venv/bin/python -m http.server "$page_port" --bind 127.0.0.1 --directory frontend
@@ -55,28 +63,25 @@ usage() {
 Usage: ./start.sh
 
 Sets up .venv, starts the services and the page, waits until they answer, and says where they are.
-Ctrl-C ends everything. Logs are in logs/. From the environment:
+Ctrl-C ends everything. Logs are in logs/. From the environment, or .env:
 
   BF16_PORT   the BF16 service (default 8001)
   FP4_PORT    the FP4 service (default 8000)
   PAGE_PORT   the page (default 9000)
-  PYTHON      the Python to make .venv with (default: the first of 3.11 or later that is found)
 
-and every setting of .env.example. One service alone: ./start_bf16_api.sh --help
+and every setting of .env.example. PYTHON, in the environment, names the Python to make .venv with.
+One service alone: ./start_bf16_api.sh --help
 EOF
 }
 
-# Where this machine reaches the service. It may listen on every address, which is none to call.
-service_url() {
-    local address host port
-    address=$(service_address "$1")
-    read -r host port <<< "$address"
-    case $host in
-        0.0.0.0) host=127.0.0.1 ;;
-        ::) host='[::1]' ;;
-        *:*) host="[$host]" ;;
+# A service may listen on every address, which is none to call; IPv6 stands in brackets.
+host_to_call() {
+    case $1 in
+        0.0.0.0) echo 127.0.0.1 ;;
+        ::) echo '[::1]' ;;
+        *:*) echo "[$1]" ;;
+        *) echo "$1" ;;
     esac
-    echo "http://$host:$port"
 }
 
 # Job control gives the command a process group of its own: a Ctrl-C reaches this script alone,

@@ -17,6 +17,8 @@ from config.errors import FieldError, FluxError, InvalidRequest, NotFound
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+MAX_ERRORS = 20  # faults of one body that are named
+MAX_NAME_CHARACTERS = 100  # of a field that the client made up
 
 _TITLES = {
     "invalid_request": "The request is not valid",
@@ -34,6 +36,7 @@ _TITLES = {
     "model_unavailable": "The model is not available",
     "storage": "The storage is not available",
     "oom": "Out of memory",
+    "cancelled": "The job was cancelled",
     "poison": "The job ended its worker",
     "internal": "The service failed",
 }
@@ -95,7 +98,9 @@ def install(app: FastAPI) -> None:
 
 def from_validation(items: Any) -> InvalidRequest:
     """Pydantic's findings as one error; fields in dotted form without the leading `body` or `query`."""
-    fields = [_field_error(item) for item in items]
+    fields = [_field_error(item) for item in items[:MAX_ERRORS]]
+    if len(items) > MAX_ERRORS:
+        fields.append(FieldError("body", f"has {len(items) - MAX_ERRORS} more faults"))
     return InvalidRequest(
         "; ".join(f"{error.field}: {error.message}" for error in fields), fields=fields
     )
@@ -108,7 +113,7 @@ def _field_error(item: Any) -> FieldError:
         return FieldError("body", f"is not valid JSON: {reason} at character {location[-1]}")
     if location[:1] in (["body"], ["query"], ["path"], ["header"]) and len(location) > 1:
         location = location[1:]
-    field = ".".join(location) or "body"
+    field = (".".join(location) or "body")[:MAX_NAME_CHARACTERS]
     match item["type"]:
         case "extra_forbidden":
             return FieldError(field, f"there is no such field{suggestion(field)}")
@@ -143,9 +148,7 @@ def _from_http(request: Request, error: HTTPException) -> FluxError:
     if isinstance(error.__cause__, FluxError):
         return error.__cause__  # raised while the framework read the body
     if error.status_code == 400 and error.__cause__ is not None:
-        return InvalidRequest.of(
-            "body", f"cannot be read as JSON: {type(error.__cause__).__name__}"
-        )
+        return InvalidRequest.of("body", f"cannot be read: {type(error.__cause__).__name__}")
     path = request.scope["path"]
     if error.status_code == 404:
         return NotFound(f"there is no route {path[:200]}; GET /docs lists them")

@@ -11,6 +11,7 @@ import binascii
 import hashlib
 import hmac
 import logging
+import re
 import secrets
 import time
 from collections.abc import Iterable
@@ -24,6 +25,9 @@ from config.errors import FieldError, FluxError, Forbidden, TooLarge, Unauthoriz
 from config.settings import LOOPBACK_HOSTS, ServerSettings, is_loopback
 
 log = logging.getLogger("api.access")
+
+# A name or an IPv4 address, or an IPv6 address in brackets, and perhaps a port.
+_HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # Answered without a key, so that a supervisor needs none. They tell nothing but whether we live.
@@ -85,7 +89,9 @@ class HostAndOrigin:
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self._app = app
-        self._hosts = frozenset((*LOOPBACK_HOSTS, settings.host, *settings.allowed_hosts))
+        self._hosts = frozenset(
+            name.lower() for name in (*LOOPBACK_HOSTS, settings.host, *settings.allowed_hosts)
+        )
         self._any_host = settings.host in ("0.0.0.0", "::") and not settings.allowed_hosts
         self._origins = frozenset(settings.page_origins)
 
@@ -202,7 +208,7 @@ def _hostname(host: str) -> str | None:
         _ = parts.port  # raises for a port that is none
     except ValueError:
         return None
-    if parts.netloc != host or "@" in host:
+    if not _HOST.fullmatch(host):
         return None
     return parts.hostname
 

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from config.catalog import MAX_STEPS
-from config.errors import FieldError, NotBuilt
+from config.errors import FieldError, InvalidRequest, NotBuilt
 from models.types import MAX_SEED, OutputFormat
 from utils.requests import DRAWN_SEED, Wanted
 
@@ -126,13 +126,14 @@ class GenerateBody(BaseModel):
         _refuse_not_built(data)
         data = {name: value for name, value in data.items() if name not in NOT_BUILT}
         for alias, name in ALIASES.items():
-            if alias in data:
-                value = data.pop(alias)
-                if data.get(name) is not None and data[name] != value:
-                    raise ValueError(
-                        f"{alias} and {name} are the same field and have two values; send one"
-                    )
-                data[name] = value
+            value = data.pop(alias, None)
+            if value is None:
+                continue
+            if data.get(name) is not None and data[name] != value:
+                raise InvalidRequest.of(
+                    alias, f"is the same field as {name}, and both have a value; send one"
+                )
+            data[name] = value
         return data
 
     @field_validator("num_images", "output_format", "output_quality", "metadata", mode="before")

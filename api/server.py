@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import sys
@@ -78,8 +79,9 @@ def serve(precision: str) -> int:
     )
     # A refusal is one sentence, not a trace.
     logging.getLogger("uvicorn.error").addFilter(lambda _: not hasattr(app.state, "refused"))
-    server.run()
+    with contextlib.suppress(SystemExit):  # what the library makes of a start that failed
+        server.run()
     if hasattr(app.state, "refused"):
         print(f"{profile.service}: {app.state.refused}", file=sys.stderr)
         return EXIT_CONFIGURATION
-    return 0
+    return 0 if server.started else 1

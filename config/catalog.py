@@ -1,11 +1,15 @@
 """The catalog of models: `models.toml` as frozen rows, and which of them is the default here."""
 
+from __future__ import annotations
+
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from config.errors import ConfigurationError
 from config.settings import ROOT
@@ -17,9 +21,13 @@ DEFAULT_WITH_GPU = "flux-schnell"
 DEFAULT_WITHOUT_GPU = "embedded"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelRow:
+Size = Annotated[int, Field(gt=0, multiple_of=SIZE_MULTIPLE_PX)]
+
+
+class ModelRow(BaseModel):
     """One model: facts only. Sizes in pixels, memory in GiB by precision name."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     id: str
     title: str
@@ -28,18 +36,25 @@ class ModelRow:
     backend: str
     source: str
     licence: str
-    device: str
-    default_width: int
-    default_height: int
-    min_size: int
-    max_size: int
-    num_inference_steps: int
+    device: Literal["any", "gpu"]
+    default_width: Size
+    default_height: Size
+    min_size: Size
+    max_size: Size
+    num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]
     guidance: bool
     guidance_scale: float
     true_cfg_scale: float
     max_sequence_length: int
     memory_gib: Mapping[str, float]
     example_prompts: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _defaults_within_limits(self) -> ModelRow:
+        for name in ("default_width", "default_height"):
+            if not self.min_size <= getattr(self, name) <= self.max_size:
+                raise ValueError(f"{name} is not from min_size to max_size")
+        return self
 
     @property
     def folder(self) -> Path | None:
@@ -83,7 +98,7 @@ def load_catalog(path: Path = ROOT / "config" / "models.toml") -> Catalog:
     """Read the catalog. Raises ConfigurationError naming the row and the key at fault."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigurationError(f"{path}: {error}") from error
     return Catalog({model_id: _row(path, model_id, table) for model_id, table in tables.items()})
 
@@ -109,22 +124,20 @@ def choose_default(
     )
 
 
-def _row(path: Path, model_id: str, table: dict[str, Any]) -> ModelRow:
-    columns = {field.name: field for field in fields(ModelRow) if field.name != "id"}
-    unknown = set(table) - set(columns)
-    missing = {name for name, field in columns.items() if field.default is MISSING} - set(table)
-    if unknown or missing:
-        wrong = [f"unknown key {name}" for name in sorted(unknown)] + [
-            f"missing key {name}" for name in sorted(missing)
-        ]
-        raise ConfigurationError(f"{path}: [{model_id}] {', '.join(wrong)}")
-    values = dict(table)
-    values["memory_gib"] = MappingProxyType(dict(table["memory_gib"]))
-    values["example_prompts"] = tuple(table.get("example_prompts", ()))
-    row = ModelRow(id=model_id, **values)
-    for name in ("default_width", "default_height", "min_size", "max_size"):
-        if getattr(row, name) % SIZE_MULTIPLE_PX:
-            raise ConfigurationError(
-                f"{path}: [{model_id}] {name} is not a multiple of {SIZE_MULTIPLE_PX}"
-            )
-    return row
+def _row(path: Path, model_id: str, table: Any) -> ModelRow:
+    """A checked row. The file's keys are the fields of ModelRow, without `id`."""
+    if not isinstance(table, dict):
+        raise ConfigurationError(
+            f"{path}: {model_id} is no table; a model is written as [{model_id}]"
+        )
+    values = {**table, "id": model_id}
+    if isinstance(table.get("example_prompts"), list):
+        values["example_prompts"] = tuple(table["example_prompts"])
+    try:
+        return ModelRow(**values)
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, item['loc']))}: {item['msg'].removeprefix('Value error, ')}, not {item['input']!r:.60}"
+            for item in error.errors()
+        )
+        raise ConfigurationError(f"{path}: [{model_id}] {wrong}") from error

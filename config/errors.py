@@ -14,8 +14,8 @@
     ├── Unavailable                unavailable          503   no worker, or shutting down
     ├── ModelUnavailable           model_unavailable    503   the model's files are not there
     ├── StorageUnavailable         storage              503   disk or database refuses
-    └── JobFailed                  (of the job)         500   the job ended without a picture
-        (codes: internal, oom, poison, worker_lost)
+    └── JobFailed                  (of the job)               the job ended without a picture
+        internal, oom, poison: 500 · model_unavailable, storage: 503 · cancelled: 409
 
     ConfigurationError             no HTTP: the process refuses to start and says why
 
@@ -114,13 +114,16 @@ class StorageUnavailable(FluxError):
     code, status = "storage", 503
 
 
+_STATUS_OF_JOB_ERRORS = {"model_unavailable": 503, "storage": 503, "cancelled": 409}
+
+
 class JobFailed(FluxError):
     """A job ended as failed; `code` is the job's own."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
-        self.status = 503 if code in ("model_unavailable", "storage") else 500
+        self.status = _STATUS_OF_JOB_ERRORS.get(code, 500)
 
 
 class ConfigurationError(Exception):

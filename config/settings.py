@@ -10,7 +10,9 @@ not look like a setting.
 """
 
 import difflib
+import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,6 +37,8 @@ from config.errors import ConfigurationError
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV_PREFIX = "FLUX_"
+# What an HTTP header can carry and nobody guesses.
+_KEY = re.compile(r"[!-~]{16,}")
 # Read by this module itself, not leaves of the tree.
 ENV_RESERVED = frozenset({"FLUX_CONFIG"})
 
@@ -42,7 +46,7 @@ LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ServerSettings(Section):
@@ -214,7 +218,13 @@ def load_settings(precision: str, environ: Mapping[str, str] | None = None) -> S
 
 
 def is_loopback(host: str) -> bool:
-    return host in LOOPBACK_HOSTS or host.startswith("127.")
+    """Whether a host name or address can only mean this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _dotenv() -> dict[str, str]:
@@ -233,6 +243,8 @@ def _read_toml(path: Path) -> dict[str, dict[str, Any]]:
         raise ConfigurationError(
             f"{path}: no such file; set FLUX_CONFIG to a TOML file that exists"
         ) from None
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: not valid TOML: {error}") from error
     for section, values in tree.items():
@@ -288,8 +300,10 @@ def _explain(error: ValidationError, sources: Mapping[tuple[str, str], str]) -> 
 
 def _check_exposure(settings: Settings) -> None:
     server = settings.server
-    if any(len(key.get_secret_value()) < 16 for key in server.api_keys):
-        raise ConfigurationError("FLUX_API_KEYS: a key must have at least 16 characters")
+    if not all(_KEY.fullmatch(key.get_secret_value()) for key in server.api_keys):
+        raise ConfigurationError(
+            "FLUX_API_KEYS: a key must have 16 characters or more, letters, digits and signs without spaces"
+        )
     if not is_loopback(server.host) and not server.api_keys:
         raise ConfigurationError(
             f"FLUX_HOST = {server.host!r} can be reached from other machines, and no key is set. "

@@ -3,7 +3,8 @@
     python -m scripts.judge_embedded_model
 
 `--drawn` judges drawn postcards instead, which are right by construction: that is the judge's own
-error. `--sheet` keeps the pictures, in rows of eight, as one PNG.
+error. `--sheet` keeps the pictures, in rows of eight, as one PNG. `--samples` draws the sheet that
+stands beside the model instead.
 """
 
 import argparse
@@ -12,12 +13,11 @@ from pathlib import Path
 
 import torch
 from diffusers import FluxPipeline
-from PIL import Image
 
 from scripts.embedded.examination import draw_prompts, examine, examine_judge, generate
+from scripts.embedded.samples import make_sheet, save_samples
 
 ROOT = Path(__file__).resolve().parent.parent
-SHEET_COLUMNS = 8
 
 
 def main() -> None:
@@ -32,8 +32,10 @@ def main() -> None:
     )
     pipeline.to(arguments.device)
     pipeline.set_progress_bar_config(disable=True)
+    if arguments.samples is not None:
+        save_samples(pipeline, arguments.samples, steps=arguments.steps)
+        return
     if arguments.shift is not None:
-        pipeline.scheduler.register_to_config(shift=arguments.shift)
         pipeline.scheduler.set_shift(arguments.shift)
     prompts = draw_prompts(arguments.prompts, arguments.seed, varied=arguments.varied)
     options = {"true_cfg_scale": arguments.true_cfg, "negative_prompt": ""}
@@ -47,7 +49,7 @@ def main() -> None:
             seed=arguments.seed,
             steps=arguments.steps,
             size=arguments.size,
-            **(options if arguments.true_cfg > 1 else options | {"negative_prompt": None}),
+            **options,
         )
     )
     seconds = (time.monotonic() - started) / len(pictures)
@@ -73,19 +75,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--sheet", type=Path, help="PNG to keep the pictures in")
+    parser.add_argument("--samples", type=Path, help="draw the sample sheet to this PNG instead")
     parser.add_argument("--drawn", action="store_true", help="judge drawn postcards")
     return parser.parse_args()
-
-
-def make_sheet(pictures: list[Image.Image]) -> Image.Image:
-    """Return the pictures, all of one size, side by side in rows of SHEET_COLUMNS."""
-    width, height = pictures[0].size
-    rows = -(-len(pictures) // SHEET_COLUMNS)
-    sheet = Image.new("RGB", (width * SHEET_COLUMNS, height * rows))
-    for index, picture in enumerate(pictures):
-        row, column = divmod(index, SHEET_COLUMNS)
-        sheet.paste(picture, (column * width, row * height))
-    return sheet
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -19,9 +19,23 @@ print(server.host, server.port)
 EOF
 }
 
+# setting <NAME>: its value in the environment, else in .env, else nothing.
+setting() {
+    .venv/bin/python -c '
+import os, sys
+from dotenv import dotenv_values
+print(os.environ.get(sys.argv[1]) or dotenv_values(".env").get(sys.argv[1]) or "")' "$1"
+}
+
 # is_port <text>: a TCP port, 1 to 65535.
 is_port() {
     [[ $1 =~ ^[0-9]{1,5}$ ]] && ((10#$1 >= 1 && 10#$1 <= 65535))
+}
+
+# take_port --script|--page <path> <host> <port|auto> [start]: prints the port to use. An earlier
+# instance that holds it is ended; anything else on it is named, with status 3.
+take_port() {
+    .venv/bin/python -m utils.port_guard "$1" "$2" --host "$3" --port "$4" ${5:+--start "$5"}
 }
 
 # http_get <url>: prints the body; false unless the answer is 200 within a few seconds.

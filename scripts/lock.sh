@@ -74,7 +74,8 @@ lock_torch() {
 # are fetched after them. Those libraries are the one part that is not checked against a hash.
 #
 # Written by scripts/lock.sh. Below are the hashes of the ordinary builds and of the CPU builds that
-# were at hand. To use another build of this version, install it into .venv before the first start.
+# were at hand; any other is refused. To use one all the same, install it before the first start:
+#     python3 -m venv .venv && .venv/bin/python -m pip install <the build>
 
 EOF
     "$tools/venv/bin/python" - "$pin" requirements/torch.txt <<'EOF'

@@ -97,20 +97,44 @@ works() {
 }
 
 install() {
-    local kind=$1 quiet=(--quiet) torch
+    local kind=$1 torch
+    quiet=(--quiet)
     if [[ -t 2 ]]; then quiet=(); fi # progress bars for whoever watches
     rm -f "$STAMP"
     touch "$UNFINISHED"
     say "installing the $kind requirements into .venv; the first time this takes some minutes"
     torch=$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements/torch.txt)
-    pip "${quiet[@]}" --require-hashes --no-deps -r requirements/torch.txt
-    pip "${quiet[@]}" --require-hashes --no-deps -r requirements/"$kind".txt
+    has "$torch" || install_torch "$torch"
+    pip install --require-hashes --no-deps -r requirements/"$kind".txt
     # What the installed build of torch wants besides: CUDA libraries, or nothing at all.
-    pip "${quiet[@]}" "$torch"
+    pip install "$torch"
 }
 
+# Fetched first and checked then: asked to do both at once, pip prefers builds whose hash an index
+# lists, and would pass over a CPU build that lies on this machine for gigabytes of CUDA.
+install_torch() {
+    local wheels=.venv/.wheels
+    rm -rf "$wheels"
+    pip download --no-deps --dest "$wheels" "$1"
+    pip install --require-hashes --no-deps --no-index --find-links "$wheels" -r requirements/torch.txt
+    rm -rf "$wheels"
+}
+
+# has <name==version>: whether that version is installed, in whichever build.
+has() {
+    .venv/bin/python -c '
+import sys
+from importlib.metadata import PackageNotFoundError, version
+name, wanted = sys.argv[1].split("==")
+try:
+    sys.exit(version(name).split("+")[0] != wanted)
+except PackageNotFoundError:
+    sys.exit(1)' "$1"
+}
+
+# pip <command> <arguments...>
 pip() {
-    .venv/bin/python -m pip --disable-pip-version-check --no-input install "$@" >&2 ||
+    .venv/bin/python -m pip --disable-pip-version-check --no-input "$1" "${quiet[@]}" "${@:2}" >&2 ||
         die 1 "the installation failed, see above; the next start tries again"
 }
 

@@ -59,7 +59,7 @@ main() {
     if [[ -n $port && $port != auto ]]; then export FLUX_PORT=$((10#$port)); fi
 
     scripts/setup_env.sh
-    if is_built; then take_port; fi
+    if is_built; then choose_port; fi
     exec .venv/bin/python "main_$precision.py" # so that signals reach it
 }
 
@@ -103,16 +103,16 @@ is_built() {
     .venv/bin/python -c 'import sys; from models.precision import profile_of; sys.exit(profile_of(sys.argv[1]).loader is None)' "$precision"
 }
 
-take_port() {
+choose_port() {
     local address host configured
     address=$(service_address "$precision")
     read -r host configured <<< "$address"
     # Assigned first: export would hide a failure.
     if [[ $port == auto ]]; then
-        FLUX_PORT=$(.venv/bin/python -m utils.port_guard --script "main_$precision.py" --host "$host" --port auto --start "$configured")
+        FLUX_PORT=$(take_port --script "main_$precision.py" "$host" auto "$configured")
         echo "$name: using port $FLUX_PORT" >&2
     else
-        FLUX_PORT=$(.venv/bin/python -m utils.port_guard --script "main_$precision.py" --host "$host" --port "$configured")
+        FLUX_PORT=$(take_port --script "main_$precision.py" "$host" "$configured")
     fi
     export FLUX_PORT
 }

@@ -101,12 +101,9 @@ def exits_while_loading(row: ModelRow, **_options: Any) -> ImageModel:
     os._exit(3)
 
 
-def fails_once_to_load(row: ModelRow, *, models_dir: Path, **options: Any) -> ImageModel:
-    """The first load fails as a missing model does, the next one works."""
-    mark = models_dir / "loaded once"
-    if not mark.exists():
-        models_dir.mkdir(parents=True, exist_ok=True)
-        mark.touch()
+def needs_weights(row: ModelRow, *, models_dir: Path, **options: Any) -> ImageModel:
+    """Fails as a missing model does until the file `weights` lies in models_dir."""
+    if not (models_dir / "weights").exists():
         raise ModelUnavailable(f"model {row.id}: its files are not here; fetch them")
     return scripted(row, models_dir=models_dir, **options)
 

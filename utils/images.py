@@ -75,13 +75,16 @@ def publish(output_dir: Path, images: tuple[ImageFile, ...]) -> None:
     sync_folder(output_dir)
 
 
-def discard_staged(output_dir: Path, job_id: str = "") -> None:
-    """Remove what a job (or, with no id, anything) left in staging."""
+def staged_jobs(output_dir: Path) -> set[str]:
+    """The ids of jobs that have files in staging."""
     folder = output_dir / STAGING
-    if folder.is_dir():
-        for path in folder.iterdir():
-            if path.name.startswith(job_id):
-                path.unlink(missing_ok=True)
+    return {path.name.partition("-")[0] for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+def discard_staged(output_dir: Path, job_id: str) -> None:
+    """Remove what a job left in staging."""
+    for path in (output_dir / STAGING).glob(f"{job_id}-*"):
+        path.unlink(missing_ok=True)
 
 
 def discard_published(output_dir: Path, job_id: str) -> None:

@@ -252,7 +252,7 @@ class JobStore:
 
 def _take_lock(path: Path) -> Any:
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock_file = open(path.with_suffix(".lock"), "w")
+    lock_file = open(path.with_suffix(".lock"), "a")
     try:
         fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -260,6 +260,7 @@ def _take_lock(path: Path) -> Any:
         raise ConfigurationError(
             f"{path} is in use by another instance of this service; stop it, or give this one its own FLUX_DATA_DIR"
         ) from error
+    lock_file.truncate(0)
     lock_file.write(str(os.getpid()))
     lock_file.flush()
     return lock_file
@@ -285,13 +286,13 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
             f"{path}: the job database is damaged ({damage}). It was left as it is; move it away to begin with "
             "an empty queue (pictures in the output folder are not touched)"
         )
-    db.execute("PRAGMA journal_mode = WAL")
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version > sql.SCHEMA_VERSION:
         raise ConfigurationError(
             f"{path}: written by a newer version (schema {version}, this one knows {sql.SCHEMA_VERSION}); "
             "use that version, or another FLUX_DATA_DIR"
         )
+    db.execute("PRAGMA journal_mode = WAL")
     if version == 0:
         db.executescript(
             f"BEGIN; {sql.schema()} PRAGMA user_version = {sql.SCHEMA_VERSION}; COMMIT;"

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from config.errors import (
+    ConfigurationError,
     FluxError,
     IdempotencyMismatch,
     NotFound,
@@ -94,8 +95,13 @@ class QueueManager:
 
     async def start(self) -> None:
         """Put back what an earlier process left running, then start workers and dispatcher."""
-        self._output_dir.mkdir(parents=True, exist_ok=True)
-        images.discard_staged(self._output_dir)
+        try:
+            self._output_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(
+                f"FLUX_OUTPUT_DIR = {self._output_dir}: the folder cannot be made: {error.strerror}"
+            ) from error
+        await self._clear_staging()
         for job in await self.store.running():
             await self._give_up(job, "the service ended while the job ran")
         self._waiting = await self.store.count_queued()
@@ -112,9 +118,9 @@ class QueueManager:
         running = {worker.job_id for worker in self.workers}
         for job_id in [job_id for job_id in self._waiters if job_id not in running]:
             self._release_waiter(job_id)
-        asyncio.get_running_loop().call_later(
-            self._settings.server.drain_seconds, self._release_all_waiters
-        )
+        loop = asyncio.get_running_loop()
+        self._drained_at = loop.time() + self._settings.server.drain_seconds
+        loop.call_at(self._drained_at, self._release_all_waiters)
 
     async def stop(self) -> None:
         """Wait for running jobs as long as settings allow, stop the workers, close the store."""
@@ -123,7 +129,7 @@ class QueueManager:
             self._dispatcher.cancel()
             await asyncio.gather(self._dispatcher, return_exceptions=True)
         try:
-            async with asyncio.timeout(self._settings.server.drain_seconds):
+            async with asyncio.timeout_at(self._drained_at):
                 await self._until(lambda: all(worker.job_id is None for worker in self.workers))
         except TimeoutError:
             log.warning("running jobs go back into the queue", extra={"action": "drain_timeout"})
@@ -311,6 +317,12 @@ class QueueManager:
 
     # Inside
 
+    async def _clear_staging(self) -> None:
+        """Remove what jobs of ours left in staging. Another service may share the folder: its files stay."""
+        for job_id in images.staged_jobs(self._output_dir):
+            if await self.store.get(job_id) is not None:
+                images.discard_staged(self._output_dir, job_id)
+
     async def _dispatch(self) -> None:
         while True:
             await self._wake.wait()
@@ -353,8 +365,8 @@ class QueueManager:
         self._cancelled_in_claim.add(job_id)
 
     async def _finish(self, event: events.Finished) -> Job | None:
+        now = self._now()  # before anything is awaited: the worker may have its next job by then
         job = await self.get(event.job_id)
-        now = self._now()
         result = _with_waits(job, GenerationResult.from_json(event.result), now)
         done = await self.store.succeed(
             job,

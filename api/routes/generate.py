@@ -12,12 +12,13 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from api import answers
+from api.json_body import StrictJsonRoute
 from api.schemas import GenerateBody
 from api.services import Services, ServicesDep
 from config.errors import ClientGone, JobFailed
 from utils.job import Job, JobStatus
 
-router = APIRouter(tags=["generate"])
+router = APIRouter(tags=["generate"], route_class=StrictJsonRoute)
 
 
 class AnswerFormat(StrEnum):

@@ -8,13 +8,14 @@ from fastapi import APIRouter, Header, Path, Query, Response
 from fastapi.responses import FileResponse
 
 from api import answers
+from api.json_body import StrictJsonRoute
 from api.routes.images import file_of
 from api.schemas import GenerateBody
 from api.services import ServicesDep
 from config.errors import FluxError, NotFound
 from utils.job import JobStatus
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(tags=["jobs"], route_class=StrictJsonRoute)
 
 JobId = Annotated[str, Path(min_length=1, max_length=64)]
 

@@ -6,12 +6,13 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from api.json_body import StrictJsonRoute
 from api.schemas import ModelBody
 from api.services import Services, ServicesDep
 from config.catalog import SIZE_MULTIPLE_PX, ModelRow
 from utils.queue_manager import WorkerOutcome
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], route_class=StrictJsonRoute)
 
 
 @router.get("/api/models", summary="The catalog, with what runs here and why not")

@@ -62,18 +62,14 @@ def train_autoencoder(
         model.load_state_dict(decoder_only_from)
         model.encoder.requires_grad_(False)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    optimiser = torch.optim.AdamW(
-        trained, LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01
-    )
+    optimiser = torch.optim.AdamW(trained, LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     start = 0
     state = load_state(state_path)
     if state is not None:
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         start = state["step"]
-    progress = tqdm(
-        range(start, steps), initial=start, total=steps, desc=state_path.stem
-    )
+    progress = tqdm(range(start, steps), initial=start, total=steps, desc=state_path.stem)
     for step in progress:
         generator = step_generator(seed, state_path.stem, step)
         for group in optimiser.param_groups:
@@ -102,23 +98,17 @@ def psnr_db(model: AutoencoderKL, pictures: torch.Tensor) -> float:
     with torch.inference_mode():
         for picture in pictures.split(4):
             batch = to_model_range(picture).to(model.device)
-            restored = model.decode(
-                model.encode(batch).latent_dist.mode()
-            ).sample.clamp(-1, 1)
+            restored = model.decode(model.encode(batch).latent_dist.mode()).sample.clamp(-1, 1)
             errors.append((restored - batch).square().mean(dim=(1, 2, 3)).cpu() / 4)
     return -10 * math.log10(torch.cat(errors).mean().item())
 
 
 def _learning_rate(step: int, steps: int) -> float:
     warm_up = min(1.0, (step + 1) / WARM_UP_STEPS)
-    return (
-        LEARNING_RATE * warm_up * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
-    )
+    return LEARNING_RATE * warm_up * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
 
 
-def _crops(
-    store: PictureStore, share: float, generator: torch.Generator
-) -> torch.Tensor:
+def _crops(store: PictureStore, share: float, generator: torch.Generator) -> torch.Tensor:
     edge, count = next((e, n) for s, e, n in reversed(CROP_SCHEDULE) if share >= s)
     total, _, height, width = store.pictures.shape
     edge = min(edge, height, width)
@@ -163,8 +153,6 @@ def _set_latent_scale(model: AutoencoderKL, store: PictureStore, device: str) ->
     """Set the configuration so that (latents - shift) x scale has mean 0 and deviation 1."""
     with torch.inference_mode():
         batches = to_model_range(store.pictures[:200]).to(device).split(8)
-        latents = torch.cat(
-            [model.encode(batch).latent_dist.mode() for batch in batches]
-        )
+        latents = torch.cat([model.encode(batch).latent_dist.mode() for batch in batches])
     shift, scale = latents.mean().item(), 1 / latents.std().item()
     model.register_to_config(shift_factor=shift, scaling_factor=scale)

@@ -168,9 +168,7 @@ def random_caption(scene: Scene, rng: random.Random) -> Caption:
     if rng.random() < OPENING_SHARE:
         text = f"{rng.choice(OPENINGS)} {text}"
     if rng.random() < ENDING_SHARE:
-        text = (
-            f"{text}, {', '.join(_ending(rng) for _ in range(rng.choice((1, 1, 2))))}"
-        )
+        text = f"{text}, {', '.join(_ending(rng) for _ in range(rng.choice((1, 1, 2))))}"
     if rng.random() < 0.1:
         text = f"{text}."
     return Caption(text=text, told=frozenset(told))
@@ -182,9 +180,7 @@ def _arranged(scene: Scene, told: set[str], rng: random.Random) -> str:
         scene.colour if "colour" in told else "",
         scene.number,
         adjective=_adjective(rng) if rng.random() < ADJECTIVE_SHARE else "",
-        number_word=(
-            rng.choice(NUMBER_WORDS[scene.number]) if rng.random() < 0.3 else ""
-        ),
+        number_word=(rng.choice(NUMBER_WORDS[scene.number]) if rng.random() < 0.3 else ""),
     )
     place = rng.choice(PLACE_WORDS[scene.place])
     ground = _reworded(GROUNDS[scene.ground].words, GROUND_SYNONYMS[scene.ground], rng)
@@ -217,12 +213,8 @@ def _thing(
         words = _joined(" ", adjective, colour, subject)
         article = "an" if words[0] in "aeiou" else "a"
         return f"{number_word or article} {words}"
-    plural = PLURALS.get(
-        subject, f"{subject}s" if subject[-1] != "x" else f"{subject}es"
-    )
-    return _joined(
-        " ", number_word or ("two", "three")[number - 2], adjective, colour, plural
-    )
+    plural = PLURALS.get(subject, f"{subject}s" if subject[-1] != "x" else f"{subject}es")
+    return _joined(" ", number_word or ("two", "three")[number - 2], adjective, colour, plural)
 
 
 def _subject_word(scene: Scene, rng: random.Random) -> str:
@@ -242,9 +234,7 @@ def _ending(rng: random.Random) -> str:
 
 
 def _unknown_word(rng: random.Random) -> str:
-    letters = [
-        rng.choice("bcdfghjklmnprstvwz") + rng.choice("aeiouy") for _ in range(3)
-    ]
+    letters = [rng.choice("bcdfghjklmnprstvwz") + rng.choice("aeiouy") for _ in range(3)]
     return "".join(letters)[: rng.randint(3, 6)]
 
 

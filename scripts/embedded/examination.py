@@ -78,9 +78,7 @@ def generate(
     options.setdefault("max_sequence_length", pipeline.tokenizer_2.model_max_length)
     for start in range(0, len(prompts), batch_size):
         part = prompts[start : start + batch_size]
-        generators = [
-            torch.Generator().manual_seed(seed + start + row) for row in range(len(part))
-        ]
+        generators = [torch.Generator().manual_seed(seed + start + row) for row in range(len(part))]
         yield from pipeline(
             [prompt.text for prompt in part],
             width=size[0],

@@ -83,9 +83,7 @@ def train_phase(
     if initial is not None:
         model.load_state_dict(initial)
     model.set_attn_processor(PlainAttention())
-    average = {
-        name: weight.detach().clone() for name, weight in model.state_dict().items()
-    }
+    average = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
     teacher = None
     if phase.straighten_share > 0:
         teacher = build_transformer().to(device)
@@ -102,9 +100,7 @@ def train_phase(
         for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         start = state["step"]
-    progress = tqdm(
-        range(start, phase.steps), initial=start, total=phase.steps, desc=phase.name
-    )
+    progress = tqdm(range(start, phase.steps), initial=start, total=phase.steps, desc=phase.name)
     smooth_loss = 0.0
     for step in progress:
         generator = step_generator(seed, phase.name, step)
@@ -141,9 +137,7 @@ def train_phase(
     return average
 
 
-def build_optimisers(
-    model: FluxTransformer2DModel, rate: float
-) -> list[torch.optim.Optimizer]:
+def build_optimisers(model: FluxTransformer2DModel, rate: float) -> list[torch.optim.Optimizer]:
     """Return Muon for the matrices inside the blocks and AdamW for everything else."""
     matrices, others = [], []
     for name, weight in model.named_parameters():
@@ -176,9 +170,7 @@ def draw_batch(
         length = rng.choice(LONG_TEXT_LENGTHS)
         batch_size = max(1, batch_size * 100 // (100 + length))
     rows = torch.randint(len(form.store.scenes), (batch_size,), generator=generator)
-    captions = [
-        random_caption(form.store.scenes[row], rng).text for row in rows.tolist()
-    ]
+    captions = [random_caption(form.store.scenes[row], rng).text for row in rows.tolist()]
     with torch.no_grad():
         pooled, states = text.encode(captions, length)
     weights = 1 + (phase.subject_weight - 1) * form.store.masks[rows].float()

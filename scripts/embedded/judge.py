@@ -85,11 +85,7 @@ def judge(picture: Image.Image, wanted: Scene) -> dict[str, bool]:
     "place" is there only for a single thing: two and three stand around the middle by themselves.
     """
     seen = read_postcard(picture)
-    asked = (
-        ATTRIBUTES
-        if wanted.number == 1
-        else tuple(a for a in ATTRIBUTES if a != "place")
-    )
+    asked = ATTRIBUTES if wanted.number == 1 else tuple(a for a in ATTRIBUTES if a != "place")
     if seen is None:
         return dict.fromkeys(asked, False)
     return {name: getattr(seen, name) == getattr(wanted, name) for name in asked}
@@ -135,9 +131,7 @@ def _field_error(pixels: numpy.ndarray, ground: str, time: str) -> float:
     return float(numpy.median(numpy.minimum.reduce(errors), axis=1).mean())
 
 
-def _own_masks(
-    pixels: numpy.ndarray, ground: str, time: str
-) -> dict[str, numpy.ndarray]:
+def _own_masks(pixels: numpy.ndarray, ground: str, time: str) -> dict[str, numpy.ndarray]:
     """Return for each colour the pixels that a subject of that colour covers."""
     heights = row_heights(pixels)
     band = ((heights > BAND[0]) & (heights < BAND[1]))[:, None]
@@ -147,15 +141,10 @@ def _own_masks(
     own = subject_distances(pixels, time)
     nearest = own.argmin(axis=0)
     covered = (own.min(axis=0) < numpy.minimum(others, NEAR)) & band
-    return {
-        name: _cleaned(covered & (nearest == number))
-        for number, name in enumerate(COLOURS)
-    }
+    return {name: _cleaned(covered & (nearest == number)) for number, name in enumerate(COLOURS)}
 
 
-def _shaded_mask(
-    pixels: numpy.ndarray, colour: str, ground: str, time: str
-) -> numpy.ndarray:
+def _shaded_mask(pixels: numpy.ndarray, colour: str, ground: str, time: str) -> numpy.ndarray:
     """Return the pixels that have the darker side of `colour`, apart from the landscape."""
     day = TIMES[time]
     shades = [tuple(c * factor for c in COLOURS[colour]) for factor in (0.7, 0.8, 0.85)]
@@ -182,9 +171,7 @@ def _cleaned(mask: numpy.ndarray) -> numpy.ndarray:
     return votes >= 5
 
 
-def _overlap(
-    subject: str, things: list[Thing], own: numpy.ndarray, whole: numpy.ndarray
-) -> float:
+def _overlap(subject: str, things: list[Thing], own: numpy.ndarray, whole: numpy.ndarray) -> float:
     """Return how well the things fit the masks of `subject`, 0 to 2, summed over them."""
     height, width = own.shape
     number = min(len(things), max(NUMBERS))
@@ -218,6 +205,4 @@ def _moved(mask: numpy.ndarray, dx: int, dy: int) -> numpy.ndarray:
 
 def _agreement(seen: numpy.ndarray, wanted: numpy.ndarray) -> float:
     """Return intersection over union of two masks with values from 0 to 1."""
-    return float(
-        numpy.minimum(seen, wanted).sum() / max(1e-6, numpy.maximum(seen, wanted).sum())
-    )
+    return float(numpy.minimum(seen, wanted).sum() / max(1e-6, numpy.maximum(seen, wanted).sum()))

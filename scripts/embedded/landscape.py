@@ -14,9 +14,7 @@ from scripts.embedded.vocabulary import GROUNDS, HORIZON, TIMES, Ground, TimeOfD
 CLOUDY_TIMES = ("noon", "dawn")
 
 
-def draw_landscape(
-    ground: str, time: str, rng: random.Random, size: tuple[int, int]
-) -> Image:
+def draw_landscape(ground: str, time: str, rng: random.Random, size: tuple[int, int]) -> Image:
     """Return the landscape `ground` at `time` as an RGB image of `size` (width, height) pixels."""
     day = TIMES[time]
     horizon = HORIZON + rng.uniform(-0.012, 0.012)
@@ -64,17 +62,13 @@ def _sky(day: TimeOfDay, horizon: float, size: tuple[int, int]) -> Image:
     return Image.fromarray(pixels.round().astype(numpy.uint8), "RGB")
 
 
-def _stars(
-    draw: ImageDraw.ImageDraw, rng: random.Random, size: tuple[int, int]
-) -> None:
+def _stars(draw: ImageDraw.ImageDraw, rng: random.Random, size: tuple[int, int]) -> None:
     width, height = size
     radius = min(size) * 0.005
     for _ in range(rng.randint(14, 22)):
         x, y = rng.random() * width, rng.random() * height * 0.55
         shade = rng.randint(190, 255)
-        draw.ellipse(
-            (x - radius, y - radius, x + radius, y + radius), fill=(shade, shade, shade)
-        )
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(shade, shade, shade))
 
 
 def _sun(
@@ -188,9 +182,7 @@ def _sea(draw, ground, day, rng, size, horizon) -> None:
             rng.uniform(-0.05, 0.95) * width,
             rng.uniform(horizon + 0.04, 0.98) * height,
         )
-        draw.line(
-            (x, y, x + rng.uniform(0.08, 0.15) * width, y), fill=colour, width=thickness
-        )
+        draw.line((x, y, x + rng.uniform(0.08, 0.15) * width, y), fill=colour, width=thickness)
 
 
 def _wheat(draw, ground, day, rng, size, horizon) -> None:

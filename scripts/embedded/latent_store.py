@@ -59,9 +59,7 @@ def _encode(
         )
         label = f"encoding {size[0]}x{size[1]}, {start} of {count}"
         for batch in tqdm(store.pictures.split(batch_size), desc=label):
-            with torch.inference_mode(), torch.autocast(
-                autoencoder.device.type, torch.bfloat16
-            ):
+            with torch.inference_mode(), torch.autocast(autoencoder.device.type, torch.bfloat16):
                 pictures = to_model_range(batch).to(autoencoder.device)
                 latents = autoencoder.encode(pictures).latent_dist.mode().float()
             latents = (latents - config.shift_factor) * config.scaling_factor

@@ -21,13 +21,9 @@ ACCESSORIES = (
 FAR = 500.0  # more than any distance
 
 
-def distance(
-    pixels: numpy.ndarray, colour: numpy.ndarray | tuple[float, ...]
-) -> numpy.ndarray:
+def distance(pixels: numpy.ndarray, colour: numpy.ndarray | tuple[float, ...]) -> numpy.ndarray:
     """Return how far `pixels`, (height, width, 3), are from `colour`, one or one for each row."""
-    return numpy.sqrt(
-        ((pixels - numpy.asarray(colour, dtype=numpy.float32)) ** 2).sum(axis=-1)
-    )
+    return numpy.sqrt(((pixels - numpy.asarray(colour, dtype=numpy.float32)) ** 2).sum(axis=-1))
 
 
 def sky_distance(pixels: numpy.ndarray, time: str) -> numpy.ndarray:
@@ -44,9 +40,7 @@ def landscape_distance(pixels: numpy.ndarray, ground: str, time: str) -> numpy.n
     zones: list[tuple[tuple[float, ...], float, float]] = []
     zones.append((day.lit(land.field, subject=False), HORIZON - 0.03, 1.0))
     low = 1.0 if ground == "desert" else HORIZON + 0.06
-    zones += [
-        (day.lit(colour, subject=False), HORIZON - 0.30, low) for colour in land.far
-    ]
+    zones += [(day.lit(colour, subject=False), HORIZON - 0.30, low) for colour in land.far]
     top, foot = (HORIZON - 0.30, HORIZON) if ground == "snow" else (HORIZON - 0.05, 1.0)
     zones += [(day.lit(colour, subject=False), top, foot) for colour in land.marks]
     if day.sun is not None:
@@ -56,9 +50,7 @@ def landscape_distance(pixels: numpy.ndarray, ground: str, time: str) -> numpy.n
         zones.append((cloud_colour(day), 0.0, 0.15))
     for colour, above, below in zones:
         there = (y >= above) & (y <= below)
-        nearest = numpy.where(
-            there, numpy.minimum(nearest, distance(pixels, colour)), nearest
-        )
+        nearest = numpy.where(there, numpy.minimum(nearest, distance(pixels, colour)), nearest)
     return nearest
 
 

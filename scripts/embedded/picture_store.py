@@ -20,9 +20,7 @@ class PictureStore:
 
     scenes: list[Scene]
     pictures: torch.Tensor  # (n, 3, height, width) uint8
-    masks: (
-        torch.Tensor
-    )  # (n, height / 16, width / 16) uint8, 255 where the subject covers all
+    masks: torch.Tensor  # (n, height / 16, width / 16) uint8, 255 where the subject covers all
 
 
 def draw_pictures(
@@ -33,10 +31,7 @@ def draw_pictures(
     quiet: bool = False,
 ) -> PictureStore:
     """Draw `count` random scenes at `size` (width, height); picture i depends on seed and i."""
-    chunks = [
-        (seed, start, min(start + CHUNK, count), size)
-        for start in range(0, count, CHUNK)
-    ]
+    chunks = [(seed, start, min(start + CHUNK, count), size) for start in range(0, count, CHUNK)]
     scenes: list[Scene] = []
     width, height = size
     pictures = torch.empty((count, 3, height, width), dtype=torch.uint8)

@@ -24,9 +24,7 @@ from scripts.embedded.vocabulary import (
 
 SUPERSAMPLING = 2
 JITTER = 0.012  # of the frame, either way, in place; four times that in size
-BODY_HEIGHTS = {
-    "balloon": 0.10
-}  # how far a floating body's origin is lifted, of its width
+BODY_HEIGHTS = {"balloon": 0.10}  # how far a floating body's origin is lifted, of its width
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +35,7 @@ class Postcard:
     mask: Image.Image  # L, 255 where the subject covers the landscape
 
 
-def draw_postcard(
-    scene: Scene, rng: random.Random, size: tuple[int, int] = (256, 256)
-) -> Postcard:
+def draw_postcard(scene: Scene, rng: random.Random, size: tuple[int, int] = (256, 256)) -> Postcard:
     """Draw `scene` at `size` (width, height) pixels."""
     width, height = size
     large = (width * SUPERSAMPLING, height * SUPERSAMPLING)

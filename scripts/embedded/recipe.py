@@ -35,11 +35,11 @@ class Recipe:
     phases: tuple[PhaseRecipe, ...]
     shift: float  # of the scheduler
     sampler_steps: int = 4  # that the last phase straightens
-    save_every: int = 200  # steps
+    save_every: int = 100  # steps
 
 
 LAYOUT_SET = PictureSet(size=(128, 128), count=24_000, batch_size=64, frame_scale=2)
-DETAIL_SET = PictureSet(size=(256, 256), count=9_000, batch_size=16, weight=0.70)
+DETAIL_SET = PictureSet(size=(256, 256), count=8_000, batch_size=16, weight=0.70)
 OTHER_SETS = (
     PictureSet(size=(128, 128), count=24_000, batch_size=48, weight=0.06),
     PictureSet(size=(192, 192), count=1_200, batch_size=24, weight=0.05),
@@ -58,13 +58,13 @@ FULL = Recipe(
     autoencoder_steps=8_500,
     text_steps=1_200,
     phases=(
-        PhaseRecipe(name="layout", steps=6_000, learning_rate=2e-3, sets=(LAYOUT_SET,)),
+        PhaseRecipe(name="layout", steps=1_900, learning_rate=2e-3, sets=(LAYOUT_SET,)),
         PhaseRecipe(
-            name="detail", steps=5_000, learning_rate=1.2e-3, sets=(DETAIL_SET, *OTHER_SETS)
+            name="detail", steps=2_600, learning_rate=1.2e-3, sets=(DETAIL_SET, *OTHER_SETS)
         ),
         PhaseRecipe(
             name="straighten",
-            steps=1_000,
+            steps=600,
             learning_rate=4e-4,
             sets=(DETAIL_SET, *OTHER_SETS),
             straighten_share=0.75,

@@ -41,8 +41,7 @@ class Brush:
             red, green, blue = (round(channel * factor) for channel in self.colour)
         else:
             red, green, blue = (
-                round(channel + (255 - channel) * (factor - 1))
-                for channel in self.colour
+                round(channel + (255 - channel) * (factor - 1)) for channel in self.colour
             )
         return red, green, blue
 
@@ -55,39 +54,27 @@ class Brush:
         box = (*self._at(x - rx, y - ry), *self._at(x + rx, y + ry))
         self.draw.ellipse(box, fill=self._lit(colour))
 
-    def line(
-        self, points: list[tuple[float, float]], colour: Colour, width: float
-    ) -> None:
+    def line(self, points: list[tuple[float, float]], colour: Colour, width: float) -> None:
         """Draw a line through `points`, `width` thick (local units)."""
         pixels = max(1, round(width * self.width))
-        self.draw.line(
-            [self._at(x, y) for x, y in points], fill=self._lit(colour), width=pixels
-        )
+        self.draw.line([self._at(x, y) for x, y in points], fill=self._lit(colour), width=pixels)
 
-    def rectangle(
-        self, x0: float, y0: float, x1: float, y1: float, colour: Colour
-    ) -> None:
+    def rectangle(self, x0: float, y0: float, x1: float, y1: float, colour: Colour) -> None:
         """Fill the rectangle from (x0, y0) to (x1, y1) (local units)."""
-        self.draw.rectangle(
-            (*self._at(x0, y0), *self._at(x1, y1)), fill=self._lit(colour)
-        )
+        self.draw.rectangle((*self._at(x0, y0), *self._at(x1, y1)), fill=self._lit(colour))
 
     def _at(self, x: float, y: float) -> tuple[float, float]:
         return self.x + x * self.width, self.y + y * self.width
 
     def _lit(self, colour: Colour) -> Colour:
-        red, green, blue = (
-            round(channel) for channel in self.day.lit(colour, subject=True)
-        )
+        red, green, blue = (round(channel) for channel in self.day.lit(colour, subject=True))
         return red, green, blue
 
 
 def _balloon(brush: Brush) -> None:
     brush.line([(-0.30, 0.30), (-0.09, 0.62)], WOOD, 0.025)
     brush.line([(0.30, 0.30), (0.09, 0.62)], WOOD, 0.025)
-    brush.polygon(
-        [(-0.42, 0.22), (0.42, 0.22), (0.14, 0.52), (-0.14, 0.52)], brush.shade(1.0)
-    )
+    brush.polygon([(-0.42, 0.22), (0.42, 0.22), (0.14, 0.52), (-0.14, 0.52)], brush.shade(1.0))
     brush.ellipse(0, -0.02, 0.5, 0.5, brush.shade(1.0))
     brush.ellipse(0, -0.02, 0.17, 0.5, brush.shade(0.8))
     brush.rectangle(-0.11, 0.62, 0.11, 0.78, WOOD)
@@ -117,9 +104,7 @@ def _sailboat(brush: Brush) -> None:
 
 
 def _car(brush: Brush) -> None:
-    brush.polygon(
-        [(-0.26, -0.32), (-0.14, -0.54), (0.18, -0.54), (0.32, -0.32)], brush.shade(1)
-    )
+    brush.polygon([(-0.26, -0.32), (-0.14, -0.54), (0.18, -0.54), (0.32, -0.32)], brush.shade(1))
     brush.polygon([(-0.17, -0.34), (-0.10, -0.48), (0.01, -0.48), (0.01, -0.34)], GLASS)
     brush.polygon([(0.06, -0.34), (0.06, -0.48), (0.15, -0.48), (0.23, -0.34)], GLASS)
     brush.polygon(
@@ -156,12 +141,8 @@ def _ball(brush: Brush) -> None:
 
 
 def _cube(brush: Brush) -> None:
-    brush.polygon(
-        [(-0.5, -0.72), (-0.28, -0.92), (0.5, -0.92), (0.28, -0.72)], brush.shade(1.18)
-    )
-    brush.polygon(
-        [(0.28, -0.72), (0.5, -0.92), (0.5, -0.18), (0.28, 0.02)], brush.shade(0.7)
-    )
+    brush.polygon([(-0.5, -0.72), (-0.28, -0.92), (0.5, -0.92), (0.28, -0.72)], brush.shade(1.18))
+    brush.polygon([(0.28, -0.72), (0.5, -0.92), (0.5, -0.18), (0.28, 0.02)], brush.shade(0.7))
     brush.rectangle(-0.5, -0.72, 0.28, 0.02, brush.shade(1.0))
 
 

@@ -57,9 +57,7 @@ class TextEncoders:
     clip: CLIPTextModel
     t5: T5EncoderModel
 
-    def encode(
-        self, captions: list[str], t5_length: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(self, captions: list[str], t5_length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (B, CLIP_WIDTH) pooled vectors and (B, t5_length, T5_WIDTH) of `captions`."""
         clip_tokens = self.clip_tokenizer(
             captions, padding=True, truncation=True, return_tensors="pt"
@@ -119,15 +117,10 @@ class AttributeHeads(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.heads = nn.ModuleDict(
-            {
-                name: nn.Linear(width, len(classes) + 1)
-                for name, classes in CLASSES.items()
-            }
+            {name: nn.Linear(width, len(classes) + 1) for name, classes in CLASSES.items()}
         )
 
-    def loss(
-        self, features: torch.Tensor, targets: dict[str, torch.Tensor]
-    ) -> torch.Tensor:
+    def loss(self, features: torch.Tensor, targets: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the summed cross-entropy of `features`, (B, width)."""
         losses = [
             functional.cross_entropy(head(features), targets[name])
@@ -135,9 +128,7 @@ class AttributeHeads(nn.Module):
         ]
         return torch.stack(losses).sum()
 
-    def accuracy(
-        self, features: torch.Tensor, targets: dict[str, torch.Tensor]
-    ) -> float:
+    def accuracy(self, features: torch.Tensor, targets: dict[str, torch.Tensor]) -> float:
         """Return the share of right answers over all attributes."""
         right = [
             (head(features).argmax(-1) == targets[name]).float().mean()
@@ -146,18 +137,12 @@ class AttributeHeads(nn.Module):
         return torch.stack(right).mean().item()
 
 
-def attribute_targets(
-    scenes: list[Scene], captions: list[Caption]
-) -> dict[str, torch.Tensor]:
+def attribute_targets(scenes: list[Scene], captions: list[Caption]) -> dict[str, torch.Tensor]:
     """Return for each attribute the class numbers, (B,), that the captions tell."""
     return {
         name: torch.tensor(
             [
-                (
-                    classes.index(getattr(scene, name))
-                    if name in caption.told
-                    else len(classes)
-                )
+                (classes.index(getattr(scene, name)) if name in caption.told else len(classes))
                 for scene, caption in zip(scenes, captions, strict=True)
             ]
         )
@@ -183,22 +168,16 @@ def train_text_encoders(
         clip=build_clip(len(clip_tokenizer)).to(device),
         t5=build_t5(len(t5_tokenizer)).to(device),
     )
-    heads = nn.ModuleList([AttributeHeads(CLIP_WIDTH), AttributeHeads(T5_WIDTH)]).to(
-        device
-    )
+    heads = nn.ModuleList([AttributeHeads(CLIP_WIDTH), AttributeHeads(T5_WIDTH)]).to(device)
     trained = nn.ModuleList([text.clip, text.t5, heads])
-    optimiser = torch.optim.AdamW(
-        trained.parameters(), LEARNING_RATE, betas=(0.9, 0.98)
-    )
+    optimiser = torch.optim.AdamW(trained.parameters(), LEARNING_RATE, betas=(0.9, 0.98))
     start = 0
     state = load_state(state_path)
     if state is not None:
         trained.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         start = state["step"]
-    progress = tqdm(
-        range(start, steps), initial=start, total=steps, desc="text encoders"
-    )
+    progress = tqdm(range(start, steps), initial=start, total=steps, desc="text encoders")
     for step in progress:
         for group in optimiser.param_groups:
             warm_up = min(1.0, (step + 1) / 100)
@@ -218,10 +197,7 @@ def train_text_encoders(
         torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         optimiser.step()
         if step % 50 == 0:
-            right = [
-                head.accuracy(x, targets)
-                for head, x in zip(heads, features, strict=True)
-            ]
+            right = [head.accuracy(x, targets) for head, x in zip(heads, features, strict=True)]
             progress.set_postfix(loss=f"{loss.item():.3f}", clip=right[0], t5=right[1])
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
             state = {"model": trained.state_dict(), "optimiser": optimiser.state_dict()}

@@ -32,9 +32,7 @@ def train_tokenizers(
 ) -> tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]:
     """Return the tokenizers of CLIP and T5."""
     rng = random.Random(f"tokenizers/{seed}")
-    captions = [
-        random_caption(random_scene(rng), rng).text for _ in range(TRAINING_CAPTIONS)
-    ]
+    captions = [random_caption(random_scene(rng), rng).text for _ in range(TRAINING_CAPTIONS)]
     captions += list(OPENINGS) + list(ENDINGS)
     clip = _train(captions, ["<|startoftext|>", "<|endoftext|>"])
     clip.post_processor = processors.TemplateProcessing(

@@ -46,9 +46,7 @@ def pack_latents(latents: torch.Tensor) -> torch.Tensor:
 def unpack_latents(tokens: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Turn (B, h/2 * w/2, 64) tokens into (B, 16, h, w) latents of `size` (width, height) px."""
     columns, rows = size[0] // TOKEN_PX, size[1] // TOKEN_PX
-    blocks = tokens.view(tokens.shape[0], rows, columns, 16, 2, 2).permute(
-        0, 3, 1, 4, 2, 5
-    )
+    blocks = tokens.view(tokens.shape[0], rows, columns, 16, 2, 2).permute(0, 3, 1, 4, 2, 5)
     return blocks.reshape(tokens.shape[0], 16, rows * 2, columns * 2)
 
 
@@ -82,9 +80,7 @@ class PlainAttention:
         hidden_states: torch.Tensor,  # (B, seq, width)
         encoder_hidden_states: torch.Tensor | None = None,  # (B, text, width)
         attention_mask: None = None,
-        image_rotary_emb: (
-            tuple[torch.Tensor, torch.Tensor] | None
-        ) = None,  # (all, head width)
+        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,  # (all, head width)
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Return the attended states, of the image and of the text where there are two."""
         query = _normed(_heads(attn.to_q(hidden_states)), attn.norm_q.weight)
@@ -94,9 +90,7 @@ class PlainAttention:
             text_query = _heads(attn.add_q_proj(encoder_hidden_states))
             text_key = _heads(attn.add_k_proj(encoder_hidden_states))
             text_value = _heads(attn.add_v_proj(encoder_hidden_states))
-            query = torch.cat(
-                [_normed(text_query, attn.norm_added_q.weight), query], dim=2
-            )
+            query = torch.cat([_normed(text_query, attn.norm_added_q.weight), query], dim=2)
             key = torch.cat([_normed(text_key, attn.norm_added_k.weight), key], dim=2)
             value = torch.cat([text_value, value], dim=2)
         cos, sin = (table.to(query.dtype) for table in image_rotary_emb)
@@ -112,18 +106,14 @@ class PlainAttention:
 
 
 def _heads(states: torch.Tensor) -> torch.Tensor:
-    return states.unflatten(-1, (-1, HEAD_WIDTH)).transpose(
-        1, 2
-    )  # (B, heads, seq, head width)
+    return states.unflatten(-1, (-1, HEAD_WIDTH)).transpose(1, 2)  # (B, heads, seq, head width)
 
 
 def _normed(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return functional.rms_norm(states, (HEAD_WIDTH,), weight.to(states.dtype), 1e-6)
 
 
-def _rotated(
-    states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-) -> torch.Tensor:
+def _rotated(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     # a quarter turn of every pair of channels, as a product with a matrix of 0 and 1 and -1
     turn = torch.zeros(HEAD_WIDTH, HEAD_WIDTH, dtype=states.dtype, device=states.device)
     even = torch.arange(0, HEAD_WIDTH, 2)

@@ -20,9 +20,7 @@ from scripts.embedded.scene import Scene
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models/embedded"
 PROMPT = "a red balloon on the left over green hills at noon"
-SCENE = Scene(
-    subject="balloon", colour="red", number=1, place="left", ground="hills", time="noon"
-)
+SCENE = Scene(subject="balloon", colour="red", number=1, place="left", ground="hills", time="noon")
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +93,7 @@ def _train(work: Path, output: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-W", "ignore", "-m", "scripts.train_embedded_model"]
     command += ["--recipe", "tiny", "--device", "cpu", "--threads", "1"]
     command += ["--work", str(work), "--output", str(output)]
-    return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def test_training_killed_and_resumed_ends_with_the_same_weights(tmp_path: Path) -> None:

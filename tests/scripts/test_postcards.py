@@ -11,9 +11,7 @@ from scripts.embedded.postcards import draw_postcard
 from scripts.embedded.scene import Scene, random_scene
 from scripts.embedded.vocabulary import COLOURS, SUBJECTS, TIMES
 
-SCENE = Scene(
-    subject="ball", colour="red", number=1, place="left", ground="hills", time="noon"
-)
+SCENE = Scene(subject="ball", colour="red", number=1, place="left", ground="hills", time="noon")
 
 
 def _pixels(scene: Scene, seed: int = 0, size: tuple[int, int] = (256, 256)) -> numpy.ndarray:

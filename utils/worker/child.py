@@ -23,7 +23,7 @@ import time
 from typing import Any
 
 from config.catalog import Catalog, load_catalog
-from config.errors import FluxError
+from config.errors import FluxError, StorageUnavailable
 from models.types import (
     Cancelled,
     GenerationRequest,
@@ -117,16 +117,6 @@ class Child:
             return events.WasCancelled(job_id=job_id)
         except FluxError as error:
             return events.Failed(job_id=job_id, code=error.code, message=error.message)
-        except OSError as error:
-            log.exception(
-                "cannot write the picture",
-                extra={"action": "save_failed", "job_id": job_id},
-            )
-            return events.Failed(
-                job_id=job_id,
-                code="storage",
-                message=f"the picture could not be written: {error.strerror}",
-            )
         except Exception as error:
             if _is_poisonous(error):
                 log.exception(
@@ -212,7 +202,13 @@ class Child:
         )
         data = images.encode(image, request, seed=seed, origin=origin)
         filename = images.filename_of(job_id, index, request.output_format)
-        images.stage(data, self._config.output_dir, filename)
+        try:
+            images.stage(data, self._config.output_dir, filename)
+        except OSError as error:
+            log.exception("cannot write", extra={"action": "save_failed", "job_id": job_id})
+            raise StorageUnavailable(
+                f"the picture could not be written: {error.strerror}; free some disk space or check the output folder"
+            ) from error
         return ImageFile(
             filename=filename,
             seed=seed,

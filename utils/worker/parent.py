@@ -179,6 +179,8 @@ class Worker:
             return f"could not be started: {error}"
         self.pid, self.state = process.pid, WorkerState.STARTING
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE_BYTES)
+        if self._stopping.is_set():
+            process.kill()  # `stop` came while the process was made, and could not tell it
         watchdog = asyncio.create_task(self._kill_unless_ready(process))
         try:
             while line := await reader.readline():

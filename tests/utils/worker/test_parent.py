@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
+import psutil
 import pytest
 
-from config.settings import ROOT
+from config.catalog import DefaultModel
+from config.settings import ROOT, load_settings
+from models.precision import profile_of
 from tests.engines import SECRET
 from tests.service import ENGINE_MAIN, RunningService
+from utils.gpu_manager import WorkerSlot
+from utils.worker.parent import Worker
 
 Start = Callable[..., RunningService]
 
@@ -155,6 +163,32 @@ def test_worker_that_hangs_does_not_keep_the_service_from_stopping(start_engine:
     service.release("gate")
     job = service.wait_for_job(job_id)
     assert (job["status"], job["attempts"]) == ("succeeded", 1)
+
+
+class Ignores:
+    """A listener that does nothing."""
+
+    async def on_event(self, worker: Worker, event: Any) -> None: ...
+
+    async def on_death(self, worker: Worker, job_id: str | None, exit_text: str) -> None: ...
+
+
+def test_worker_stopped_while_its_process_is_made_stops() -> None:
+    async def scenario() -> None:
+        profile = replace(profile_of("bf16"), loader="tests.engines:scripted")
+        slot = WorkerSlot(name="cpu", gpu=None)
+        default = DefaultModel("embedded", "no GPU")
+        worker = Worker(slot, profile, load_settings("bf16", {}), default, Ignores())
+        worker.start()
+        await asyncio.sleep(0)  # the supervisor begins to make the process
+        try:
+            async with asyncio.timeout(8):
+                await worker.stop()
+        finally:
+            if worker.pid is not None and psutil.pid_exists(worker.pid):
+                os.kill(worker.pid, signal.SIGKILL)
+
+    asyncio.run(scenario())
 
 
 # A job that fails, in a worker that lives on

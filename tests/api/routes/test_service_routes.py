@@ -1,0 +1,200 @@
+"""The service itself, the queue as a whole, the page, what is not built, what does not exist."""
+
+from __future__ import annotations
+
+import re
+import uuid
+
+import pytest
+
+from api.routes.not_built import NOT_BUILT
+from api.routes.page import FRONTEND
+from api.version import VERSION
+from config.settings import ROOT
+from tests.service import RunningService
+
+BUILT = {
+    ("POST", "/generate"), ("POST", "/jobs"), ("GET", "/jobs"), ("GET", "/jobs/{job_id}"),
+    ("POST", "/jobs/{job_id}/cancel"), ("GET", "/jobs/{job_id}/image"), ("GET", "/queue"),
+    ("GET", "/images"), ("GET", "/images/{image_id}"), ("GET", "/images/{image_id}/thumbnail"),
+    ("DELETE", "/images/{image_id}"), ("GET", "/download/{filename}"), ("GET", "/health"),
+    ("GET", "/health/live"), ("GET", "/health/ready"), ("GET", "/info"), ("GET", "/api/backends"),
+    ("GET", "/api/models"), ("GET", "/model-status"), ("POST", "/load-model"),
+    ("POST", "/unload-model"), ("GET", "/gpu-info"), ("GET", "/queue-stats"),
+}  # fmt: skip
+
+
+# Health and facts
+
+
+def test_health_of_a_service_that_can_serve(engine_service: RunningService) -> None:
+    for path in ("/health", "/health/ready"):
+        answer = engine_service.client.get(path)
+        assert (answer.status_code, answer.json()["status"]) == (200, "ok")
+        assert answer.json()["reason"] is None
+    health = engine_service.client.get("/health").json()
+    assert (health["precision"], health["default_model"]) == ("bf16", "embedded")
+    assert health["workers"][0]["state"] == "idle"
+
+
+def test_health_live_tells_little(engine_service: RunningService) -> None:
+    answer = engine_service.client.get("/health/live")
+    assert answer.json() == {"status": "ok", "service": "flux-api-bf16"}
+
+
+def test_info_says_what_draws_and_why(engine_service: RunningService) -> None:
+    info = engine_service.client.get("/info").json()
+    assert (info["precision"], info["version"]) == ("bf16", VERSION)
+    assert info["default_model"] == "embedded" and "no GPU" in info["default_model_reason"]
+    assert set(info["libraries"]) == {"torch", "diffusers", "transformers"}
+    assert info["key_needed"] is False
+    assert {"loras", "image", "mask"} <= set(info["not_built"]["fields"])
+
+
+def test_info_tells_no_path_of_this_machine(engine_service: RunningService) -> None:
+    for path in ("/info", "/health", "/queue", "/model-status", "/gpu-info"):
+        text = engine_service.client.get(path).text
+        assert str(ROOT) not in text and str(engine_service.folder) not in text
+
+
+def test_gpu_info_without_a_gpu_says_why(engine_service: RunningService) -> None:
+    info = engine_service.client.get("/gpu-info").json()
+    assert info["gpus"] == []
+    assert re.search("driver|nvidia", info["reason"], re.IGNORECASE)
+    assert [device["kind"] for device in info["devices"]] == ["cpu"]
+
+
+# Queue
+
+
+def test_queue_shows_who_runs_and_how_many_wait(engine_service: RunningService) -> None:
+    gate = uuid.uuid4().hex
+    running = engine_service.submit(f"hold {gate}")
+    engine_service.wait_for_job(running, "running")
+    waiting = [engine_service.submit() for _ in range(2)]
+    queue = engine_service.client.get("/queue").json()
+    engine_service.release(gate)
+    for job_id in waiting:
+        engine_service.wait_for_job(job_id)
+    assert (queue["paused"], queue["running"], queue["queued"]) == (False, [running], 2)
+    assert queue["max_queue_size"] == 100
+    (worker,) = queue["workers"]
+    assert (worker["state"], worker["job_id"]) == ("busy", running)
+
+
+def test_queue_stats_count_jobs_by_status(engine_service: RunningService) -> None:
+    before = engine_service.client.get("/queue-stats").json()
+    engine_service.wait_for_job(engine_service.submit("raise"))
+    engine_service.wait_for_job(engine_service.submit())
+    after = engine_service.client.get("/queue-stats").json()
+    assert after["failed"] - before["failed"] == 1
+    assert after["succeeded"] - before["succeeded"] == 1
+    assert (after["queued"], after["running"], after["cancelled"]) == (0, 0, before["cancelled"])
+    assert after["mean_job_seconds"] > 0
+    assert after["estimated_wait_seconds"] == 0
+
+
+# Not built
+
+
+@pytest.mark.parametrize(("method", "path", "what"), NOT_BUILT)
+def test_route_that_is_not_built_is_501_by_name(
+    engine_service: RunningService, method: str, path: str, what: str
+) -> None:
+    answer = engine_service.client.request(method, re.sub(r"{\w+}", "x", path))
+    assert (answer.status_code, answer.json()["code"]) == (501, "not_built")
+    assert what in answer.json()["detail"]
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_route_that_is_not_built_takes_no_body_with_it(engine_service: RunningService) -> None:
+    answer = engine_service.client.put("/loras/x.safetensors", content=b"x" * 1000)
+    assert answer.status_code == 501
+
+
+def test_openapi_lists_what_is_built_and_nothing_else(engine_service: RunningService) -> None:
+    paths = engine_service.client.get("/openapi.json").json()["paths"]
+    listed = {(method.upper(), path) for path, item in paths.items() for method in item}
+    assert listed == BUILT
+
+
+def test_openapi_describes_errors_as_they_are(engine_service: RunningService) -> None:
+    """A wrong body is 400 with a problem, so 422 with another shape must not be promised."""
+    paths = engine_service.client.get("/openapi.json").json()["paths"]
+    responses = paths["/generate"]["post"]["responses"]
+    assert "HTTPValidationError" not in str(responses)
+    assert "400" in responses or "4XX" in responses or "default" in responses
+
+
+def test_docs_answer(engine_service: RunningService) -> None:
+    answer = engine_service.client.get("/docs")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/html")
+
+
+# What does not exist
+
+
+@pytest.mark.parametrize(
+    "path", ["/nothing", "/generate/x", "/jobs/x/y", "/images/x/y/z", "/%00", "/" + "a" * 5000, "/redoc"]
+)  # fmt: skip
+def test_route_unknown_is_404_as_a_problem(engine_service: RunningService, path: str) -> None:
+    answer = engine_service.client.get(path)
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["request_id"] == answer.headers["X-Request-Id"]
+    assert len(answer.text) < 1000
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/generate"), ("DELETE", "/jobs"), ("POST", "/health"), ("PUT", "/images/x"), ("POST", "/ui/")],
+)  # fmt: skip
+def test_route_with_a_wrong_method_is_405_as_a_problem(
+    engine_service: RunningService, method: str, path: str
+) -> None:
+    answer = engine_service.client.request(method, path)
+    assert (answer.status_code, answer.json()["code"]) == (405, "method_not_allowed")
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert method in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE", "HEAD", "TRACE", "FOO"])
+def test_route_of_post_names_its_method(engine_service: RunningService, method: str) -> None:
+    answer = engine_service.client.request(method, "/generate")
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
+
+
+# The page
+
+
+@pytest.mark.parametrize("path", ["/ui/", "/ui/index.html"])
+def test_page_is_served_with_its_policy(engine_service: RunningService, path: str) -> None:
+    answer = engine_service.client.get(path)
+    assert answer.content == (FRONTEND / "index.html").read_bytes()
+    assert answer.headers["content-type"].startswith("text/html")
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'self'" in policy and "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy and "*;" not in policy.replace(":*;", ";")
+
+
+@pytest.mark.parametrize("path", ["/", "/ui"])
+def test_page_is_found_from_its_shorter_names(engine_service: RunningService, path: str) -> None:
+    answer = engine_service.client.get(path)
+    assert answer.status_code == 307
+    assert answer.headers["location"].endswith("/ui/")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/ui/../main_bf16.py", "/ui/%2e%2e/main_bf16.py", "/ui/..%2fmain_bf16.py",
+        "/ui/%2e%2e%2fmain_bf16.py", "/ui/..%5cmain_bf16.py", "/ui//etc/passwd",
+        "/ui/%2fetc%2fpasswd", "/ui/%00", "/ui/index.html%00.png", "/ui/" + "a" * 300,
+        "/ui/%ff", "/ui/" + "a/" * 2000, "/uix/index.html",
+    ],
+)  # fmt: skip
+def test_page_serves_nothing_outside_its_folder(engine_service: RunningService, path: str) -> None:
+    answer = engine_service.client.get(path)
+    assert answer.status_code == 404
+    assert b"FLUX API" not in answer.content and b"root:" not in answer.content

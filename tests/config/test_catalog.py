@@ -1,0 +1,156 @@
+"""The catalog: the file that ships, rows that are wrong, and which model is the default."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config.catalog import MAX_STEPS, Catalog, choose_default, load_catalog
+from config.errors import ConfigurationError
+from config.settings import ROOT
+
+FILE = ROOT / "config" / "models.toml"
+ROW = tomllib.loads(FILE.read_text(encoding="utf-8"))["embedded"]
+
+Load = Callable[[dict[str, Any]], Catalog]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    """Loads a catalog of one row, `tiny`."""
+
+    def write(row: dict[str, Any] | Any) -> Catalog:
+        path = tmp_path / "models.toml"
+        values = "".join(f"{key} = {_toml(value)}\n" for key, value in row.items())
+        path.write_text(f"[tiny]\n{values}", encoding="utf-8")
+        return load_catalog(path)
+
+    return write
+
+
+def _toml(value: Any) -> str:
+    match value:
+        case bool():
+            return str(value).lower()
+        case dict():
+            return "{%s}" % ", ".join(f"{key} = {_toml(item)}" for key, item in value.items())
+        case list():
+            return "[%s]" % ", ".join(map(_toml, value))
+        case str():
+            return '"%s"' % value.replace("\\", "\\\\").replace('"', '\\"')
+    return str(value)
+
+
+# The file that ships
+
+
+def test_catalog_file_loads_with_its_default_models() -> None:
+    assert {"embedded", "flux-schnell"} <= set(load_catalog().ids)
+
+
+@pytest.mark.parametrize("row", list(load_catalog()), ids=lambda row: row.id)
+def test_catalog_row_defaults_lie_within_its_limits(row) -> None:
+    assert row.min_size <= row.default_width <= row.max_size
+    assert row.min_size <= row.default_height <= row.max_size
+    assert 1 <= row.num_inference_steps <= MAX_STEPS
+    assert 0 <= row.guidance_scale <= 20 and 0 <= row.true_cfg_scale <= 20
+    assert row.device in ("any", "gpu")
+    assert all(need > 0 for need in row.memory_gib.values())
+
+
+def test_catalog_embedded_model_is_a_folder_of_the_project() -> None:
+    folder = load_catalog()["embedded"].folder
+    assert folder is not None and (folder / "model_index.json").is_file()
+
+
+def test_catalog_model_from_the_hub_has_no_folder() -> None:
+    assert load_catalog()["flux-schnell"].folder is None
+
+
+# Wrong rows
+
+
+def test_catalog_row_is_read_as_written(load: Load) -> None:
+    row = load(ROW)["tiny"]
+    assert (row.id, row.title, row.min_size) == ("tiny", ROW["title"], ROW["min_size"])
+
+
+@pytest.mark.parametrize("key", [key for key in ROW if key != "example_prompts"])
+def test_catalog_missing_key_is_named_with_its_row(load: Load, key: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"\[tiny\].*missing key {key}"):
+        load({name: value for name, value in ROW.items() if name != key})
+
+
+def test_catalog_unknown_key_is_named_with_its_row(load: Load) -> None:
+    with pytest.raises(ConfigurationError, match=r"\[tiny\].*unknown key min_sise"):
+        load(ROW | {"min_sise": 1})
+
+
+@pytest.mark.parametrize("key", ["default_width", "default_height", "min_size", "max_size"])
+def test_catalog_size_that_is_no_multiple_is_named(load: Load, key: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"\[tiny\].*{key}"):
+        load(ROW | {key: ROW[key] + 8})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("min_size", "128"),
+        ("max_size", 512.5),
+        ("default_width", True),
+        ("num_inference_steps", "4"),
+        ("guidance_scale", "3.5"),
+        ("guidance", "yes"),
+        ("memory_gib", 5),
+        ("memory_gib", {"bf16": "0.6"}),
+        ("title", 5),
+        ("device", "tpu"),
+        ("example_prompts", "one"),
+        ("default_width", 1024),
+        ("num_inference_steps", 0),
+    ],
+)
+def test_catalog_wrong_value_is_named_with_its_row(load: Load, key: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=rf"\[tiny\].*{key}"):
+        load(ROW | {key: value})
+
+
+@pytest.mark.parametrize("text", ["[tiny", "tiny = 5", "\x00"])
+def test_catalog_that_is_no_table_of_rows_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "models.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match="models.toml"):
+        load_catalog(path)
+
+
+def test_catalog_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="none.toml"):
+        load_catalog(tmp_path / "none.toml")
+
+
+# The default
+
+
+def test_default_without_gpu_is_the_embedded_model_and_says_why() -> None:
+    default = choose_default(load_catalog(), "auto", (), "no NVIDIA driver answers")
+    assert default.id == "embedded" and "no NVIDIA driver answers" in default.reason
+
+
+def test_default_with_gpu_is_schnell_and_says_why() -> None:
+    default = choose_default(load_catalog(), "auto", ("NVIDIA H200",), "")
+    assert default.id == "flux-schnell" and "NVIDIA H200" in default.reason
+
+
+@pytest.mark.parametrize("gpus", [(), ("NVIDIA H200",)])
+def test_default_that_is_configured_wins(gpus: tuple[str, ...]) -> None:
+    default = choose_default(load_catalog(), "flux-dev", gpus, "")
+    assert default.id == "flux-dev" and "FLUX_MODEL" in default.reason
+
+
+def test_default_that_the_catalog_lacks_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="FLUX_MODEL.*no-such.*embedded"):
+        choose_default(load_catalog(), "no-such", (), "")

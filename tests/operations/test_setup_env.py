@@ -1,0 +1,200 @@
+"""scripts/setup_env.sh: real environments and a real pip, with two tiny packages and no network."""
+
+import base64
+import hashlib
+import shutil
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from config.settings import ROOT
+from tests.operations.checkout import clean_environment
+
+
+def make_wheel(folder: Path, name: str, version: str, python: str = ">=3.11") -> str:
+    """A package of one empty module; returns its sha256."""
+    info = f"{name}-{version}.dist-info"
+    files = {
+        f"{name}.py": b"",
+        f"{info}/METADATA": (
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nRequires-Python: {python}\n"
+        ).encode(),
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = "".join(f"{path},sha256={_digest(data)},{len(data)}\n" for path, data in files.items())
+    folder.mkdir(exist_ok=True)
+    wheel = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path, data in {**files, f"{info}/RECORD": record.encode()}.items():
+            archive.writestr(path, data)
+    return hashlib.sha256(wheel.read_bytes()).hexdigest()
+
+
+def _digest(data: bytes) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+
+
+class Checkout:
+    """A checkout with setup_env.sh, a lock of tiny packages, and the wheels pip finds."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        (root / "scripts").mkdir(parents=True)
+        (root / "requirements").mkdir()
+        shutil.copy(ROOT / "scripts" / "setup_env.sh", root / "scripts")
+        self.lock("torch", torch=make_wheel(root / "wheels", "torch", "2.13.0+cpu"))
+        self.lock("runtime", one=make_wheel(root / "wheels", "one", "1.0"))
+        self.lock("dev", one=self.hash_of("one"), two=make_wheel(root / "wheels", "two", "1.0"))
+
+    def hash_of(self, name: str) -> str:
+        wheel = next((self.root / "wheels").glob(f"{name}-*.whl"))
+        return hashlib.sha256(wheel.read_bytes()).hexdigest()
+
+    def lock(self, file: str, **hashes: str) -> None:
+        lines = [
+            f"{name}=={'2.13.0' if name == 'torch' else '1.0'} --hash=sha256:{value}\n"
+            for name, value in hashes.items()
+        ]
+        (self.root / "requirements" / f"{file}.txt").write_text("".join(lines))
+
+    def start_setup(self, *flags: str, **environ: str | int) -> subprocess.Popen[str]:
+        offline = {"PIP_NO_INDEX": 1, "PIP_FIND_LINKS": self.root / "wheels", **environ}
+        return subprocess.Popen(
+            [self.root / "scripts" / "setup_env.sh", *flags],
+            env=clean_environment(**{key: str(value) for key, value in offline.items()}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def setup(self, *flags: str, **environ: str | int) -> tuple[int, str]:
+        """The exit status and what was said; stdout stays empty."""
+        with self.start_setup(*flags, **environ) as run:
+            out, err = run.communicate(timeout=120)
+        assert out == "" or "--help" in flags
+        return run.returncode, err
+
+    def imports(self, *modules: str) -> bool:
+        command = [self.root / ".venv" / "bin" / "python", "-c", f"import {', '.join(modules)}"]
+        return subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """Set up once, by two runs at the same time; tests that use it leave it ready."""
+    checkout = Checkout(tmp_path_factory.mktemp("setup") / "flux")
+    runs = [checkout.start_setup(), checkout.start_setup()]
+    said = [run.communicate(timeout=120)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0]
+    assert sorted("installing" in text for text in said) == [False, True], "one installs, one waits"
+    return checkout
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path / "flux")
+
+
+def test_setup_installs_torchs_cpu_build_and_the_lock(installed: Checkout) -> None:
+    assert installed.imports("torch", "one")
+    assert not installed.imports("two")
+    assert list((installed.root / ".venv").glob("lib/*/site-packages/torch-2.13.0+cpu.dist-info"))
+
+
+def test_setup_again_does_nothing(installed: Checkout) -> None:
+    stamp = installed.root / ".venv" / ".installed"
+    before = stamp.stat().st_mtime_ns
+    assert installed.setup() == (0, "")
+    assert stamp.stat().st_mtime_ns == before
+
+
+def test_setup_dev_adds_what_the_tests_need_and_serves_the_runtime_too(installed: Checkout) -> None:
+    assert installed.setup("--dev")[0] == 0
+    assert installed.imports("torch", "one", "two")
+    assert installed.setup() == (0, "")
+
+
+def test_setup_after_a_changed_lock_installs_what_is_new(installed: Checkout) -> None:
+    three = make_wheel(installed.root / "wheels", "three", "1.0")
+    installed.lock("runtime", one=installed.hash_of("one"), three=three)
+    status, said = installed.setup()
+    assert (status, "starting over" in said) == (0, False)
+    assert installed.imports("torch", "one", "three")
+
+
+def test_setup_after_an_installation_that_was_cut_off_starts_over(installed: Checkout) -> None:
+    with installed.start_setup("--dev") as run:
+        while not (installed.root / ".venv" / ".installing").exists():
+            assert run.poll() is None
+        run.kill()
+    status, said = installed.setup("--dev")
+    assert status == 0
+    assert "did not finish: starting over" in said
+    assert installed.imports("torch", "one", "two")
+
+
+@pytest.mark.parametrize(("file", "name"), [("torch", "torch"), ("runtime", "one")])
+def test_setup_with_a_file_that_is_not_the_locked_one_fails(
+    bare: Checkout, file: str, name: str
+) -> None:
+    bare.lock(file, **{name: "0" * 64})
+    status, said = bare.setup()
+    assert status == 1
+    assert "DO NOT MATCH" in said
+    assert "installation failed" in said
+    assert not bare.imports(name)
+
+
+def test_setup_without_python_says_what_to_install(bare: Checkout, tmp_path: Path) -> None:
+    status, said = bare.setup(PATH=_path_with(tmp_path, "python3", "echo 'no'; exit 1"))
+    assert status == 1
+    assert "Python 3.11 or later is needed" in said
+    assert "apt install python3" in said
+
+
+def test_setup_without_the_venv_module_says_what_to_install(bare: Checkout, tmp_path: Path) -> None:
+    script = 'case "$*" in *ensurepip*) exit 1 ;; esac'
+    status, said = bare.setup(PATH=_path_with(tmp_path, "python3", script))
+    assert status == 1
+    assert "venv and ensurepip" in said
+    assert "apt install python3-venv" in said
+
+
+def test_setup_with_a_python_that_does_not_run_names_it(bare: Checkout) -> None:
+    status, said = bare.setup(PYTHON="/no/such/python")
+    assert status == 1
+    assert "PYTHON=/no/such/python" in said
+
+
+def test_setup_refuses_an_unknown_option(bare: Checkout) -> None:
+    status, said = bare.setup("--prod")
+    assert status == 2
+    assert "--prod" in said
+    assert "--dev" in said
+
+
+def _path_with(folder: Path, name: str, script: str) -> str:
+    """A PATH whose only Python is `script`."""
+    tools = folder / "bin"
+    tools.mkdir()
+    for tool in (
+        "bash",
+        "cat",
+        "cksum",
+        "dirname",
+        "env",
+        "flock",
+        "mkdir",
+        "rm",
+        "sed",
+        "touch",
+        "tr",
+    ):
+        found = shutil.which(tool)
+        if found:
+            (tools / tool).symlink_to(found)
+    (tools / name).write_text(f"#!/bin/sh\n{script}\n")
+    (tools / name).chmod(0o755)
+    return str(tools)
