@@ -244,7 +244,9 @@ def _read_toml(path: Path) -> dict[str, dict[str, Any]]:
             f"{path}: no such file; set FLUX_CONFIG to a TOML file that exists"
         ) from None
     except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ConfigurationError(
+            f"{path}: cannot be read: {error.strerror}; FLUX_CONFIG takes a TOML file"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: not valid TOML: {error}") from error
     for section, values in tree.items():

@@ -49,8 +49,10 @@ class FlowPhase:
     formats: tuple[PictureFormat, ...]
     learning_rate: float
     subject_weight: float = 5.0  # of the loss where the subject is, against 1 elsewhere
+    decay_share: float = 0.4  # of the steps, at the end, in which the learning rate falls to 0
+    sampler_share: float = 0.0  # of the pictures, at the sampler's own noise levels
     straighten_share: float = 0.0  # of the steps
-    sigmas: tuple[float, ...] = ()  # of the sampler, from 1 to 0, for straightening
+    sigmas: tuple[float, ...] = ()  # of the sampler, from 1 to 0
     teacher_steps: int = 4  # small steps for each of the sampler's
     save_every: int = 200
 
@@ -105,7 +107,7 @@ def train_phase(
     for step in progress:
         generator = step_generator(seed, phase.name, step)
         rng = random.Random(f"{seed}/{phase.name}/{step}")
-        factor = _learning_rate_factor(step, phase.steps)
+        factor = _learning_rate_factor(step, phase)
         for optimiser in optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = phase.learning_rate * factor * group["relative_rate"]
@@ -114,7 +116,7 @@ def train_phase(
             if teacher is not None and rng.random() < phase.straighten_share:
                 loss = _straightening_loss(model, teacher, batch, phase, rng)
             else:
-                loss = _flow_loss(model, batch, generator)
+                loss = _flow_loss(model, batch, phase, generator)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimiser in optimisers:
@@ -173,7 +175,9 @@ def draw_batch(
     captions = [random_caption(form.store.scenes[row], rng).text for row in rows.tolist()]
     with torch.no_grad():
         pooled, states = text.encode(captions, length)
-    weights = 1 + (phase.subject_weight - 1) * form.store.masks[rows].float()
+    # a token that the subject only touches holds its outline, so it counts for more than its share
+    covered = (3 * form.store.masks[rows].float()).clamp(max=1)
+    weights = 1 + (phase.subject_weight - 1) * covered
     tokens = form.store.tokens[rows].float()
     noise = torch.randn(tokens.shape, generator=generator)
     return _Batch(
@@ -195,9 +199,10 @@ def draw_sigmas(count: int, generator: torch.Generator) -> torch.Tensor:
     return torch.where(kind < 0.5, normal, torch.where(kind < 0.7, even, near_one))
 
 
-def _learning_rate_factor(step: int, steps: int) -> float:
+def _learning_rate_factor(step: int, phase: FlowPhase) -> float:
     warm_up = min(1.0, (step + 1) / WARM_UP_STEPS)
-    decay = min(1.0, (1 - step / steps) / 0.4)
+    left = 1 - step / phase.steps
+    decay = min(1.0, left / phase.decay_share) if phase.decay_share > 0 else 1.0
     return warm_up * max(0.02, decay)
 
 
@@ -228,9 +233,16 @@ def _weighted(error: torch.Tensor, batch: _Batch) -> torch.Tensor:
 
 
 def _flow_loss(
-    model: FluxTransformer2DModel, batch: _Batch, generator: torch.Generator
+    model: FluxTransformer2DModel, batch: _Batch, phase: FlowPhase, generator: torch.Generator
 ) -> torch.Tensor:
-    sigmas = draw_sigmas(len(batch.tokens), generator).to(batch.tokens.device)
+    count = len(batch.tokens)
+    sigmas = draw_sigmas(count, generator)
+    if phase.sampler_share > 0:
+        levels = torch.tensor(phase.sigmas[:-1])
+        own = levels[torch.randint(len(levels), (count,), generator=generator)]
+        often = torch.rand(count, generator=generator) < phase.sampler_share
+        sigmas = torch.where(often, own, sigmas)
+    sigmas = sigmas.to(batch.tokens.device)
     velocity = _predict(model, _noisy(batch, sigmas), sigmas, batch)
     return _weighted(velocity - (batch.noise - batch.tokens), batch)
 

@@ -22,6 +22,9 @@ class PhaseRecipe:
     steps: int
     learning_rate: float
     sets: tuple[PictureSet, ...]
+    subject_weight: float = 5.0
+    decay_share: float = 0.4
+    sampler_share: float = 0.0
     straighten_share: float = 0.0
 
 
@@ -39,7 +42,7 @@ class Recipe:
 
 
 LAYOUT_SET = PictureSet(size=(128, 128), count=24_000, batch_size=64, frame_scale=2)
-DETAIL_SET = PictureSet(size=(256, 256), count=8_000, batch_size=16, weight=0.70)
+DETAIL_SET = PictureSet(size=(256, 256), count=8_000, batch_size=16, weight=1.00)
 OTHER_SETS = (
     PictureSet(size=(128, 128), count=24_000, batch_size=48, weight=0.06),
     PictureSet(size=(192, 192), count=1_200, batch_size=24, weight=0.05),
@@ -60,13 +63,27 @@ FULL = Recipe(
     phases=(
         PhaseRecipe(name="layout", steps=1_900, learning_rate=2e-3, sets=(LAYOUT_SET,)),
         PhaseRecipe(
-            name="detail", steps=2_600, learning_rate=1.2e-3, sets=(DETAIL_SET, *OTHER_SETS)
+            name="detail",
+            steps=800,
+            learning_rate=1.2e-3,
+            sets=(DETAIL_SET, *OTHER_SETS),
+            decay_share=0.0,
+        ),
+        PhaseRecipe(
+            name="shapes",
+            steps=2_200,
+            learning_rate=1.4e-3,
+            sets=(DETAIL_SET, *OTHER_SETS),
+            subject_weight=9.0,
+            sampler_share=0.5,
         ),
         PhaseRecipe(
             name="straighten",
-            steps=600,
+            steps=400,
             learning_rate=4e-4,
             sets=(DETAIL_SET, *OTHER_SETS),
+            subject_weight=5.0,
+            sampler_share=0.5,
             straighten_share=0.75,
         ),
     ),

@@ -1,0 +1,168 @@
+"""The README, followed to the letter by someone who has just cloned the repository."""
+
+import re
+import shlex
+import signal
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+
+from config.settings import ROOT
+from tests.operations.checkout import clean_environment, copy_checkout
+from tests.service import free_port
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line
+    for block in re.findall(r"^```bash\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    for line in block.splitlines()
+]
+DEFAULT_PORTS = {"BF16_PORT": 8001, "FP4_PORT": 8000, "PAGE_PORT": 9000}
+INSTALL_SECONDS = 900
+
+
+def commands(word: str) -> list[str]:
+    return [command for command in COMMANDS if shlex.split(command)[0] == word]
+
+
+class Newcomer:
+    """Clones what is committed, and runs commands there on ports that are free."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.ports = {name: free_port() for name in DEFAULT_PORTS}
+        self.environ = clean_environment(**self.ports, FLUX_GPUS="none", FLUX_MIN_FREE_MIB=0)
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
+
+    def start(self) -> tuple[subprocess.Popen[str], str]:
+        """The running start.sh and what it said until it was up."""
+        (start,) = commands("./start.sh")
+        running = subprocess.Popen(
+            shlex.split(start),
+            cwd=self.folder,
+            env=self.environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        assert running.stdout is not None
+        said = ""
+        for line in running.stdout:
+            said += line
+            if line.lstrip().startswith("curl "):
+                return running, said
+        running.communicate()
+        raise AssertionError(f"start.sh ended with {running.returncode}: {said}")
+
+    def run(self, command: str) -> subprocess.CompletedProcess[str]:
+        for name, port in DEFAULT_PORTS.items():
+            command = command.replace(f"127.0.0.1:{port}", f"127.0.0.1:{self.ports[name]}")
+        if command.startswith("curl "):
+            command = command.replace(
+                "curl ", "curl --fail-with-body ", 1
+            )  # an error is no success
+        return subprocess.run(
+            command, shell=True, cwd=self.folder, env=self.environ, capture_output=True, text=True,
+            timeout=120,
+        )  # fmt: skip
+
+    def ctrl_c(self, running: subprocess.Popen[str]) -> int:
+        family = psutil.Process(running.pid).children(recursive=True)
+        running.send_signal(signal.SIGINT)
+        running.communicate(timeout=60)
+        _, alive = psutil.wait_procs(family, timeout=10)
+        assert family and not alive
+        return running.returncode
+
+
+@pytest.fixture(scope="module")
+def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Newcomer:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout: there is nothing to clone")
+    return Newcomer(tmp_path_factory.mktemp("newcomer") / "flux")
+
+
+@pytest.mark.timeout(INSTALL_SECONDS)
+def test_readme_first_start_draws_and_second_start_installs_nothing(newcomer: Newcomer) -> None:
+    running, said = newcomer.start()
+    try:
+        assert "installing the runtime requirements" in said
+        for command in commands("curl"):
+            done = newcomer.run(command)
+            assert done.returncode == 0, (command, done.stdout, done.stderr)
+        with Image.open(newcomer.folder / "picture.png") as picture:
+            assert (picture.format, picture.size) == ("PNG", (256, 256))
+            picture.load()
+        assert newcomer.ctrl_c(running) == 0
+
+        installed = _installed_files(newcomer.folder)
+        running, said = newcomer.start()
+        assert "setup:" not in said
+        assert _installed_files(newcomer.folder) == installed
+        assert newcomer.ctrl_c(running) == 0
+    finally:
+        if running.poll() is None:
+            newcomer.ctrl_c(running)
+    # What the start wrote is ignored, all of it.
+    status = newcomer.run("git status --porcelain")
+    assert status.stdout == ""
+
+
+def _installed_files(folder: Path) -> dict[str, int]:
+    """Everything in .venv but compiled caches, with its time."""
+    return {
+        str(path.relative_to(folder)): path.lstat().st_mtime_ns
+        for path in (folder / ".venv").rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
+
+
+# In place of the service: ends well once it was started with accepted flags.
+STAND_IN = "print('started')\n"
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    copy = copy_checkout(tmp_path_factory.mktemp("readme") / "flux")
+    (copy / "main_bf16.py").write_text(STAND_IN)
+    return copy
+
+
+@pytest.mark.parametrize("command", commands("./start_bf16_api.sh"))
+def test_readme_start_script_command_is_accepted(checkout: Path, command: str) -> None:
+    # A flag wins over the environment, so a port in the command is replaced in the command.
+    command = re.sub(r"--port \d+", f"--port {free_port()}", command)
+    done = subprocess.run(
+        shlex.split(command),
+        cwd=checkout,
+        env=clean_environment(BF16_PORT=free_port()),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, "started\n"), done.stderr
+
+
+def test_readme_has_no_command_that_these_tests_do_not_run() -> None:
+    # ./scripts/test.sh runs this test; that it is what everybody runs is checked instead.
+    known = {"./start.sh", "curl", "./start_bf16_api.sh", "./scripts/test.sh"}
+    assert {shlex.split(command)[0] for command in COMMANDS} == known
+    assert "exec ./scripts/test.sh" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_readme_links_lead_somewhere() -> None:
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert targets
+    assert not [target for target in targets if not (ROOT / target).exists()]
+
+
+def test_readme_files_table_names_what_is_there() -> None:
+    section = README.partition("\n## Files\n")[2].partition("\n## ")[0]
+    rows = [row for row in section.splitlines() if row.startswith("| `") and "write |" not in row]
+    paths = [path for row in rows for path in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    assert len(paths) >= 8
+    assert not [path for path in paths if not (ROOT / path).exists()]

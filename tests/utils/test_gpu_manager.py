@@ -1,0 +1,350 @@
+"""Which GPUs are used, with a driver that is made up: no card is needed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from config.catalog import Catalog, choose_default, load_catalog
+from config.errors import ConfigurationError, InvalidRequest, UnsupportedHardware
+from config.settings import WorkerSettings, load_settings
+from models.precision import profile_of
+from utils.clock import Chance
+from utils.gpu_manager import Gpu, WorkerSlot, list_gpus, place_workers, read_load
+from utils.requests import RequestResolver, Wanted
+from utils.worker.parent import child_environment
+
+MIB = 2**20
+H200_MIB = 143_771
+
+
+class NVMLError(Exception):
+    pass
+
+
+class Driver:
+    """What `pynvml` answers: the calls that the service makes, in memory."""
+
+    NVML_TEMPERATURE_GPU = 0
+    NVMLError = NVMLError
+
+    def __init__(self, *names: str, memory_mib: int = H200_MIB, answers: bool = True) -> None:
+        self._names = names
+        self._memory_mib = memory_mib
+        self._answers = answers
+        self.silent: set[str] = set()
+        self.opened = 0
+
+    def nvmlInit(self) -> None:
+        if not self._answers:
+            raise NVMLError("Driver Not Loaded")
+        self.opened += 1
+
+    def nvmlShutdown(self) -> None:
+        self.opened -= 1
+
+    def nvmlDeviceGetCount(self) -> int:
+        return len(self._names)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        return index
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> int:
+        for index in range(len(self._names)):
+            if self.nvmlDeviceGetUUID(index) == uuid:
+                return index
+        raise NVMLError("Not Found")
+
+    def nvmlDeviceGetUUID(self, handle: int) -> str:
+        return f"GPU-{'abcdefgh'[handle]}000-{handle}"
+
+    def nvmlDeviceGetName(self, handle: int) -> bytes:
+        return self._names[handle].encode()
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:
+        total = self._memory_mib * MIB
+        return SimpleNamespace(total=total, used=total // 4, free=total * 3 // 4)
+
+    def nvmlDeviceGetUtilizationRates(self, handle: int) -> Any:
+        self._may_fail("utilization")
+        return SimpleNamespace(gpu=37)
+
+    def nvmlDeviceGetTemperature(self, handle: int, sensor: int) -> int:
+        self._may_fail("temperature")
+        return 41
+
+    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:
+        self._may_fail("power")
+        return 99_500
+
+    def _may_fail(self, what: str) -> None:
+        if what in self.silent:
+            raise NVMLError("Not Supported")
+
+
+Install = Callable[..., Driver]
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Puts a driver in the place of `pynvml`."""
+
+    def put(*names: str, **options: Any) -> Driver:
+        driver = Driver(*names, **options)
+        monkeypatch.setitem(sys.modules, "pynvml", driver)
+        return driver
+
+    return put
+
+
+def slots(settings: WorkerSettings, **environ: str) -> list[tuple[str, str]]:
+    """(name, CUDA_VISIBLE_DEVICES) of each worker."""
+    placement = place_workers(settings, environ)
+    return [(slot.name, slot.visible_devices) for slot in placement.slots]
+
+
+def auto(**environ: str) -> list[str]:
+    return [name for name, _ in slots(WorkerSettings(), **environ)]
+
+
+# Placement
+
+
+def test_place_auto_takes_every_gpu_by_uuid(install: Install) -> None:
+    install("NVIDIA H200", "NVIDIA H200")
+    assert slots(WorkerSettings()) == [("gpu0", "GPU-a000-0"), ("gpu1", "GPU-b000-1")]
+
+
+def test_place_auto_names_the_cards(install: Install) -> None:
+    install("NVIDIA H200", "NVIDIA L4")
+    placement = place_workers(WorkerSettings(), {})
+    assert placement.gpu_names == ("NVIDIA H200", "NVIDIA L4")
+    assert placement.slots[0].gpu.memory_total_mib == H200_MIB
+
+
+def test_place_indices_take_those_in_their_order(install: Install) -> None:
+    install("a", "b", "c")
+    assert [name for name, _ in slots(WorkerSettings(gpus="2,0"))] == ["gpu2", "gpu0"]
+
+
+@pytest.mark.parametrize(("gpus", "absent"), [("3", "3"), ("0,7", "7"), ("4,5", "4, 5")])
+def test_place_absent_index_is_refused_by_name(install: Install, gpus: str, absent: str) -> None:
+    install("NVIDIA H200", "NVIDIA L4")
+    with pytest.raises(ConfigurationError) as caught:
+        place_workers(WorkerSettings(gpus=gpus), {})
+    assert f"GPU {absent} " in str(caught.value)
+    assert "0 (NVIDIA H200), 1 (NVIDIA L4)" in str(caught.value)
+
+
+def test_place_index_without_a_driver_is_refused_with_the_reason(install: Install) -> None:
+    install(answers=False)
+    with pytest.raises(ConfigurationError, match="Driver Not Loaded"):
+        place_workers(WorkerSettings(gpus="0"), {})
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"),
+    [
+        ("0", ["gpu0"]),
+        ("1", ["gpu1"]),
+        ("2,0", ["gpu2", "gpu0"]),
+        (" 1 , 2 ", ["gpu1", "gpu2"]),
+        ("GPU-b000-1", ["gpu1"]),
+        ("GPU-c", ["gpu2"]),
+        ("GPU-c000-2,0", ["gpu2", "gpu0"]),
+        ("0,-1,1", ["gpu0"]),
+        ("0,9,1", ["gpu0"]),
+        ("", ["cpu"]),
+        ("-1", ["cpu"]),
+        ("9", ["cpu"]),
+        ("GPU-z", ["cpu"]),
+    ],
+)
+def test_place_auto_is_narrowed_by_cuda_visible_devices(
+    install: Install, visible: str, names: list[str]
+) -> None:
+    install("a", "b", "c")
+    assert auto(CUDA_VISIBLE_DEVICES=visible) == names
+
+
+def test_place_auto_narrowed_to_one_card_twice_is_one_worker(install: Install) -> None:
+    """Two workers on one card would halve its memory under one name."""
+    install("a", "b")
+    assert len(auto(CUDA_VISIBLE_DEVICES="0,0")) < 2
+
+
+def test_place_auto_narrowed_to_nothing_says_why(install: Install) -> None:
+    install("a")
+    assert "CUDA_VISIBLE_DEVICES" in place_workers(
+        WorkerSettings(), {"CUDA_VISIBLE_DEVICES": ""}
+    ).why_no_gpu
+
+
+def test_place_indices_are_not_narrowed(install: Install) -> None:
+    install("a", "b")
+    placed = slots(WorkerSettings(gpus="1"), CUDA_VISIBLE_DEVICES="0")
+    assert [name for name, _ in placed] == ["gpu1"]
+
+
+@pytest.mark.parametrize("names", [(), ("a",)])
+def test_place_none_is_the_cpu(install: Install, names: tuple[str, ...]) -> None:
+    install(*names)
+    placement = place_workers(WorkerSettings(gpus="none"), {})
+    assert [(slot.name, slot.visible_devices) for slot in placement.slots] == [("cpu", "")]
+    assert "FLUX_GPUS" in placement.why_no_gpu
+
+
+def test_place_auto_without_a_driver_is_the_cpu_and_says_why(install: Install) -> None:
+    install(answers=False)
+    placement = place_workers(WorkerSettings(), {})
+    assert [slot.name for slot in placement.slots] == ["cpu"]
+    assert "Driver Not Loaded" in placement.why_no_gpu
+
+
+def test_place_auto_without_the_library_is_the_cpu_and_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert "nvidia-ml-py" in place_workers(WorkerSettings(), {}).why_no_gpu
+
+
+def test_place_auto_without_a_card_is_the_cpu_and_says_why(install: Install) -> None:
+    install()
+    assert "sees no GPU" in place_workers(WorkerSettings(), {}).why_no_gpu
+
+
+def test_place_fake_gpus_are_cpu_workers(install: Install) -> None:
+    install("a")
+    assert slots(WorkerSettings(fake_gpus=2)) == [("cpu0", ""), ("cpu1", "")]
+
+
+def test_driver_is_closed_after_every_look(install: Install) -> None:
+    driver = install("a")
+    gpus, why = list_gpus()
+    read_load(gpus[0])
+    assert why == "" and driver.opened == 0
+
+
+# Load
+
+
+def test_read_load_has_every_number(install: Install) -> None:
+    install("a")
+    assert read_load(list_gpus()[0][0]) == {
+        "memory_used_mib": H200_MIB // 4,
+        "memory_free_mib": H200_MIB * 3 // 4,
+        "utilization_percent": 37,
+        "temperature_c": 41,
+        "power_w": 99.5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("what", "name"),
+    [("utilization", "utilization_percent"), ("temperature", "temperature_c"), ("power", "power_w")],
+)  # fmt: skip
+def test_read_load_is_none_where_the_card_will_not_say(
+    install: Install, what: str, name: str
+) -> None:
+    install("a").silent.add(what)
+    load = read_load(list_gpus()[0][0])
+    assert [key for key, value in load.items() if value is None] == [name]
+
+
+def test_read_load_of_a_card_that_is_gone_is_an_error_in_words(install: Install) -> None:
+    driver = install("a")
+    gone = Gpu(index=5, uuid="GPU-x", name="x", memory_total_mib=1)
+    assert "Not Found" in read_load(gone)["error"]
+    assert driver.opened == 0
+
+
+# A worker's environment
+
+
+def test_child_environment_pins_the_card_by_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    gpu = Gpu(index=1, uuid="GPU-b000-1", name="b", memory_total_mib=1)
+    environ = child_environment(WorkerSlot(name="gpu1", gpu=gpu), load_settings("bf16", {}))
+    assert environ["CUDA_VISIBLE_DEVICES"] == "GPU-b000-1"
+    assert environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
+def test_child_environment_of_a_cpu_worker_hides_every_card(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    environ = child_environment(WorkerSlot(name="cpu", gpu=None), load_settings("bf16", {}))
+    assert environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_child_environment_holds_no_setting_of_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLUX_API_KEYS", "a-secret-of-the-service")
+    environ = child_environment(WorkerSlot(name="cpu", gpu=None), load_settings("bf16", {}))
+    assert not [name for name in environ if name.startswith("FLUX_")]
+    assert "a-secret-of-the-service" not in environ.values()
+    assert "PATH" in environ
+
+
+@pytest.mark.parametrize(("allowed", "offline"), [("true", None), ("false", "1")])
+def test_child_environment_is_offline_when_downloads_are_off(
+    monkeypatch: pytest.MonkeyPatch, allowed: str, offline: str | None
+) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    settings = load_settings("bf16", {"FLUX_ALLOW_DOWNLOAD": allowed})
+    environ = child_environment(WorkerSlot(name="cpu", gpu=None), settings)
+    assert environ.get("HF_HUB_OFFLINE") == offline
+    assert environ["DIFFUSERS_DISABLE_REMOTE_CODE"] == "1"
+
+
+# What a model needs
+
+
+def resolver(precision: str = "bf16") -> RequestResolver:
+    """Of a service on the cards that are installed."""
+    catalog = load_catalog()
+    placement = place_workers(WorkerSettings(), {})
+    default = choose_default(catalog, "auto", placement.gpu_names, placement.why_no_gpu)
+    return RequestResolver(catalog, default, profile_of(precision), placement, Chance())
+
+
+def test_model_that_fits_the_card_is_taken(install: Install) -> None:
+    install("NVIDIA H200")
+    request = resolver().resolve(Wanted(prompt="a", model="flux-schnell"))
+    assert (request.model, request.width) == ("flux-schnell", 1024)
+
+
+def test_model_default_with_a_card_is_schnell(install: Install) -> None:
+    install("NVIDIA H200")
+    assert resolver().resolve(Wanted(prompt="a")).model == "flux-schnell"
+
+
+def test_model_that_does_not_fit_the_card_is_refused_with_both_sizes(install: Install) -> None:
+    install("NVIDIA L4", memory_mib=23_034)
+    with pytest.raises(UnsupportedHardware, match=r"34 GiB.*NVIDIA L4 has 22.5 GiB.*embedded"):
+        resolver().resolve(Wanted(prompt="a", model="flux-schnell"))
+
+
+def test_model_default_on_a_small_card_can_be_drawn(install: Install) -> None:
+    """A default that is refused for every request is no default."""
+    install("NVIDIA L4", memory_mib=23_034)
+    assert resolver().resolve(Wanted(prompt="a")).model
+
+
+def test_model_without_weights_of_this_precision_is_refused(install: Install) -> None:
+    install("NVIDIA H200")
+    with pytest.raises(UnsupportedHardware, match="no FP4 weights"):
+        resolver(precision="fp4").resolve(Wanted(prompt="a", model="embedded"))
+
+
+def test_model_of_another_backend_is_refused(install: Install) -> None:
+    install("NVIDIA H200")
+    other = resolver()
+    rows = {row.id: row for row in other.catalog}
+    rows["sd"] = rows["embedded"].model_copy(update={"id": "sd", "backend": "sd"})
+    other.catalog = Catalog(rows)
+    with pytest.raises(InvalidRequest, match="belongs to backend flux, not sd"):
+        other.resolve(Wanted(prompt="a", model="embedded", backend="sd"))
