@@ -35,8 +35,11 @@ def create_app(plan: Plan) -> FastAPI:
         version=VERSION,
         description="Self-hosted FLUX: prompts in, pictures out.",
         lifespan=lifespan,
+        docs_url=None,  # the library's page loads its script from elsewhere; ours is routes/page.py
         redoc_url=None,
+        responses={"4XX": errors.PROBLEM_RESPONSE, "5XX": errors.PROBLEM_RESPONSE},
     )
+    errors.describe_in_openapi(app)
     errors.install(app)
 
     for module in (generate, jobs, images, models, queue, service, page, not_built):

@@ -11,6 +11,8 @@ from fastapi.routing import APIRoute
 
 from config.errors import InvalidRequest
 
+MAX_NAMES = 200  # of one object
+
 
 class StrictJsonRequest(Request):
     """A request whose `json()` raises InvalidRequest with the reason, or JSONDecodeError with the place."""
@@ -42,6 +44,10 @@ class StrictJsonRoute(APIRoute):
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_NAMES:
+        raise InvalidRequest.of(
+            "body", f"has an object with {len(pairs)} names; no request has that many"
+        )
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()

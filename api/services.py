@@ -60,7 +60,7 @@ def make_plan(settings: Settings, profile: PrecisionProfile, chance: Chance | No
         profile=profile,
         catalog=catalog,
         placement=placement,
-        default=default,
+        default=resolver.default,
         resolver=resolver,
         chance=chance,
         node=socket.gethostname(),

@@ -69,6 +69,7 @@ class DefaultModel:
 
     id: str
     reason: str
+    is_configured: bool = False  # somebody asked for it: it is never exchanged for another
 
 
 class Catalog:
@@ -115,7 +116,9 @@ def choose_default(
             raise ConfigurationError(
                 f"FLUX_MODEL = {wanted!r}: no such model; the catalog has {', '.join(catalog.ids)}"
             )
-        return DefaultModel(wanted, "set by configuration (FLUX_MODEL or --model)")
+        return DefaultModel(
+            wanted, "set by configuration (FLUX_MODEL or --model)", is_configured=True
+        )
     if gpu_names:
         return DefaultModel(DEFAULT_WITH_GPU, f"a GPU is used: {', '.join(gpu_names)}")
     return DefaultModel(

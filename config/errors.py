@@ -121,9 +121,10 @@ class JobFailed(FluxError):
     """A job ended as failed; `code` is the job's own."""
 
     def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
+        status = _STATUS_OF_JOB_ERRORS.get(code, 500)
+        super().__init__(message, retry_after_seconds=30 if status == 503 else None)
         self.code = code
-        self.status = _STATUS_OF_JOB_ERRORS.get(code, 500)
+        self.status = status
 
 
 class ConfigurationError(Exception):

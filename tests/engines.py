@@ -44,6 +44,7 @@ STEP_SECONDS = 0.05
 SMALL_PX = 128
 FULL_AFTER_BYTES = 64
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """One picture that is asked for; `mark` is the file that the prompt names."""

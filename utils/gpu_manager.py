@@ -161,7 +161,7 @@ def _narrow(gpus: list[Gpu], visible: str) -> list[Gpu]:
         match = [gpu for gpu in gpus if part == str(gpu.index) or gpu.uuid.startswith(part)]
         if not match:
             break  # as CUDA does: an entry it does not know ends the list
-        chosen += match[:1]
+        chosen += [gpu for gpu in match[:1] if gpu not in chosen]
     return chosen
 
 

@@ -40,4 +40,4 @@ def configure(level: str) -> None:
 def _plain(value: object) -> str:
     """One word: what a client sent must not look like another field or another line."""
     text = str(value)
-    return text if text.isprintable() and " " not in text else repr(text)
+    return text if text and text.isprintable() and " " not in text else repr(text)

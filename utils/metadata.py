@@ -122,7 +122,10 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 def _inflate(data: bytes) -> bytes:
     inflater = zlib.decompressobj()
-    text = inflater.decompress(data, _MAX_TEXT_BYTES)
+    try:
+        text = inflater.decompress(data, _MAX_TEXT_BYTES)
+    except zlib.error as error:
+        raise ValueError("a compressed text chunk is damaged") from error
     if inflater.unconsumed_tail:
         raise ValueError(f"a text chunk is larger than {_MAX_TEXT_BYTES} bytes")
     return text

@@ -238,6 +238,11 @@ class QueueManager:
         """Mean seconds a job ran, over the last ones; None before the first."""
         return sum(self._seconds) / len(self._seconds) if self._seconds else None
 
+    def require_worker(self) -> None:
+        """Raises Unavailable when nobody can say whether a job will ever be drawn."""
+        if all(worker.is_degraded for worker in self.workers):
+            raise Unavailable(f"{self.why_not_ready()}", retry_after_seconds=30)
+
     def why_not_ready(self) -> str | None:
         """Why no job can be taken now; None when one can."""
         if self.is_draining:

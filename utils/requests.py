@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from config.catalog import SIZE_MULTIPLE_PX, Catalog, DefaultModel, ModelRow
+from config.catalog import DEFAULT_WITHOUT_GPU, SIZE_MULTIPLE_PX, Catalog, DefaultModel, ModelRow
 from config.errors import FieldError, InvalidRequest, UnsupportedHardware
 from models.precision import PrecisionProfile
 from models.types import MAX_SEED, GenerationRequest, OutputFormat
@@ -46,10 +46,10 @@ class RequestResolver:
         chance: Chance,
     ) -> None:
         self.catalog = catalog
-        self.default = default
         self._profile = profile
         self._placement = placement
         self._chance = chance
+        self.default = self._that_runs_here(default)
 
     def resolve(self, wanted: Wanted) -> GenerationRequest:
         """Raises InvalidRequest naming every field at fault, or UnsupportedHardware."""
@@ -108,6 +108,16 @@ class RequestResolver:
                 f"there is no model {model_id[:64]!r}; GET /api/models lists: {', '.join(self.catalog.ids)}",
             )
         return row
+
+    def _that_runs_here(self, default: DefaultModel) -> DefaultModel:
+        """A default that nobody chose and that this machine cannot run gives way to the small model."""
+        reason = self.why_not_here(self.catalog[default.id])
+        small = self.catalog.get(DEFAULT_WITHOUT_GPU)
+        if default.is_configured or reason is None or small is None or self.why_not_here(small):
+            return default
+        return DefaultModel(
+            small.id, f"{reason}, so the small model that ships with the project draws"
+        )
 
     def _row(self, wanted: Wanted) -> ModelRow:
         row = self.model(wanted.model if wanted.model is not None else self.default.id)

@@ -34,6 +34,8 @@ async def list_images(
     ] = None,
     q: Annotated[str | None, Query(max_length=200, description="Words of the prompt.")] = None,
 ) -> dict[str, Any]:
+    if before is not None:
+        await _find(services, before)
     found = await services.queue.store.images(limit=limit, before=before, words=q or None)
     return {
         "images": [answers.stored_image_json(image) for image in found],

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter
 
 from api.json_body import StrictJsonRoute
 from api.schemas import ModelBody
 from api.services import Services, ServicesDep
 from config.catalog import SIZE_MULTIPLE_PX, ModelRow
+from config.errors import ModelUnavailable
 from utils.queue_manager import WorkerOutcome
 
 router = APIRouter(tags=["models"], route_class=StrictJsonRoute)
@@ -64,20 +65,15 @@ async def model_status(services: ServicesDep) -> dict[str, Any]:
 
 
 @router.post("/load-model", summary="Load a model on every idle worker; answers when it is there")
-async def load_model(
-    services: ServicesDep, response: Response, body: ModelBody | None = None
-) -> dict[str, Any]:
+async def load_model(services: ServicesDep, body: ModelBody | None = None) -> dict[str, Any]:
     wanted = body.model if body is not None and body.model is not None else services.plan.default.id
     row = services.plan.resolver.model(wanted)
     services.plan.resolver.require_runs_here(row)
     outcomes = await services.queue.load_model(row.id)
     if not any(outcome.done for outcome in outcomes):
-        response.status_code = 503
-    return {
-        "model": row.id,
-        "loaded": any(outcome.done for outcome in outcomes),
-        "workers": _outcomes(outcomes),
-    }
+        reasons = "; ".join(f"worker {outcome.worker}: {outcome.reason}" for outcome in outcomes)
+        raise ModelUnavailable(f"{row.id} was not loaded: {reasons}", retry_after_seconds=30)
+    return {"model": row.id, "loaded": True, "workers": _outcomes(outcomes)}
 
 
 @router.post("/unload-model", summary="Give back the memory of every idle worker")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, FastAPI
-from fastapi.responses import RedirectResponse
+from fastapi.responses import FileResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
@@ -23,6 +23,14 @@ router = APIRouter()
 @router.get("/", include_in_schema=False)
 async def to_the_page() -> RedirectResponse:
     return RedirectResponse("/ui/")
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs() -> FileResponse:
+    """The HTTP reference, drawn in the browser from /openapi.json."""
+    return FileResponse(
+        FRONTEND / "docs.html", headers={"Content-Security-Policy": CONTENT_SECURITY_POLICY}
+    )
 
 
 class Page(StaticFiles):

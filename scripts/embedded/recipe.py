@@ -71,7 +71,7 @@ FULL = Recipe(
         ),
         PhaseRecipe(
             name="shapes",
-            steps=2_200,
+            steps=1_500,
             learning_rate=1.4e-3,
             sets=(DETAIL_SET, *OTHER_SETS),
             subject_weight=9.0,
@@ -79,7 +79,7 @@ FULL = Recipe(
         ),
         PhaseRecipe(
             name="straighten",
-            steps=400,
+            steps=250,
             learning_rate=4e-4,
             sets=(DETAIL_SET, *OTHER_SETS),
             subject_weight=5.0,

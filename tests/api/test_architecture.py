@@ -122,7 +122,15 @@ def test_profile_has_a_loader_or_says_why_not(precision: str) -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_module_runs_nothing_at_import(path: Path) -> None:
     """Calls at a module's top level may build values, but read no file, clock or environment."""
-    banned = {"open", "print", "load_settings", "create_app", "basicConfig", "configure", "read_text"}
+    banned = {
+        "open",
+        "print",
+        "load_settings",
+        "create_app",
+        "basicConfig",
+        "configure",
+        "read_text",
+    }
     calls: set[str] = set()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Expr | ast.Assign | ast.AnnAssign):

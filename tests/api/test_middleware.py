@@ -140,9 +140,7 @@ def test_origin_foreign_on_post_changes_nothing(
 ) -> None:
     before = jobs(engine_service)
     for path in ("/jobs", "/generate"):
-        answer = engine_service.client.post(
-            path, content=BODY, headers={**JSON, "Origin": origin}
-        )
+        answer = engine_service.client.post(path, content=BODY, headers={**JSON, "Origin": origin})
         assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
         assert "access-control-allow-origin" not in answer.headers
     assert jobs(engine_service) == before

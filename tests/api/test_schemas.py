@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import httpx2
@@ -319,6 +320,22 @@ def test_body_very_many_unknown_fields_give_a_short_answer(engine_service: Runni
     assert len(json.dumps(problem)) < 20_000
 
 
+@pytest.mark.parametrize("where", ["top", "metadata"])
+def test_body_very_many_unknown_fields_cost_no_more_than_reading_them(
+    engine_service: RunningService, where: str
+) -> None:
+    """One process answers everybody: a body must not keep it busy for long."""
+    many = {f"{i:x}": 1 for i in range(100_000)}
+
+    def seconds(content: bytes) -> float:
+        began = time.perf_counter()
+        assert engine_service.client.post("/generate", content=content, headers=JSON).is_error
+        return time.perf_counter() - began
+
+    read_only = seconds(body(prompt=many))
+    assert seconds(body(**many) if where == "top" else body(metadata=many)) < 4 * read_only + 0.2
+
+
 @pytest.mark.parametrize(("alias", "name"), ALIASES.items())
 def test_body_alias_and_name_with_two_values_is_refused(
     engine_service: RunningService, alias: str, name: str
@@ -514,9 +531,7 @@ _bodies = _values | st.dictionaries(_names, _values, max_size=6) | st.fixed_dict
 )  # fmt: skip
 
 
-@settings(
-    max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-)
+@settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(content=_bodies)
 def test_body_of_any_json_is_drawn_or_refused_as_a_problem(
     engine_service: RunningService, content: Any

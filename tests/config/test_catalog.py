@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ Load = Callable[[dict[str, Any]], Catalog]
 def load(tmp_path: Path) -> Load:
     """Loads a catalog of one row, `tiny`."""
 
-    def write(row: dict[str, Any] | Any) -> Catalog:
+    def write(row: dict[str, Any]) -> Catalog:
         path = tmp_path / "models.toml"
         values = "".join(f"{key} = {_toml(value)}\n" for key, value in row.items())
         path.write_text(f"[tiny]\n{values}", encoding="utf-8")
@@ -33,16 +34,10 @@ def load(tmp_path: Path) -> Load:
 
 
 def _toml(value: Any) -> str:
-    match value:
-        case bool():
-            return str(value).lower()
-        case dict():
-            return "{%s}" % ", ".join(f"{key} = {_toml(item)}" for key, item in value.items())
-        case list():
-            return "[%s]" % ", ".join(map(_toml, value))
-        case str():
-            return '"%s"' % value.replace("\\", "\\\\").replace('"', '\\"')
-    return str(value)
+    """JSON's way of writing a value is TOML's too, but for tables."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {_toml(item)}' for key, item in value.items())}}}"
+    return json.dumps(value)
 
 
 # The file that ships

@@ -179,9 +179,10 @@ def test_place_auto_narrowed_to_one_card_twice_is_one_worker(install: Install) -
 
 def test_place_auto_narrowed_to_nothing_says_why(install: Install) -> None:
     install("a")
-    assert "CUDA_VISIBLE_DEVICES" in place_workers(
-        WorkerSettings(), {"CUDA_VISIBLE_DEVICES": ""}
-    ).why_no_gpu
+    assert (
+        "CUDA_VISIBLE_DEVICES"
+        in place_workers(WorkerSettings(), {"CUDA_VISIBLE_DEVICES": ""}).why_no_gpu
+    )
 
 
 def test_place_indices_are_not_narrowed(install: Install) -> None:

@@ -41,8 +41,6 @@ REQUEST = GenerationRequest(
     tags=("a",),
 )
 
-Run = Callable[[Coroutine[Any, Any, Any]], Any]
-
 
 class Opened:
     """A store with a loop of its own, so that tests read without `await`."""
@@ -142,9 +140,7 @@ def change(opened: Opened, job: Job, name: str) -> Job | None:
             return opened.succeed(job)
         case "fail":
             return opened(store.fail(job.id, ERROR, LATER))
-    return opened(store.cancel_queued(job.id, LATER)) or opened(
-        store.cancel_running(job.id, LATER)
-    )
+    return opened(store.cancel_queued(job.id, LATER)) or opened(store.cancel_running(job.id, LATER))
 
 
 @pytest.mark.parametrize("before", JobStatus)

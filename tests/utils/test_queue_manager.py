@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import httpx2
 import psutil
-import pytest
 
 from tests.service import RunningService
 

@@ -74,7 +74,9 @@ def test_images_pages_cover_all_once(engine_service: RunningService) -> None:
         drawn(engine_service, word, num_images=3)
     whole = [image["id"] for image in gallery(engine_service, q=word)]
     paged: list[str] = []
-    while page := gallery(engine_service, q=word, limit=2, **({"before": paged[-1]} if paged else {})):
+    while page := gallery(
+        engine_service, q=word, limit=2, **({"before": paged[-1]} if paged else {})
+    ):
         paged += [image["id"] for image in page]
     assert paged == whole and len(whole) == 9
 
@@ -131,9 +133,7 @@ def test_images_wrong_query_is_refused(engine_service: RunningService, query: st
 # Files
 
 
-@pytest.mark.parametrize(
-    ("name", "suffix"), [("png", ".png"), ("jpeg", ".jpg"), ("webp", ".webp")]
-)
+@pytest.mark.parametrize(("name", "suffix"), [("png", ".png"), ("jpeg", ".jpg"), ("webp", ".webp")])
 def test_image_file_has_its_type(engine_service: RunningService, name: str, suffix: str) -> None:
     image = drawn(engine_service, output_format=name)
     answer = engine_service.client.get(image["image_url"])

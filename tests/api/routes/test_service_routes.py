@@ -132,6 +132,13 @@ def test_docs_answer(engine_service: RunningService) -> None:
     assert answer.headers["content-type"].startswith("text/html")
 
 
+def test_docs_load_nothing_from_elsewhere(engine_service: RunningService) -> None:
+    """A script of another host would run with the rights of this service's own page."""
+    page = engine_service.client.get("/docs").text
+    sources = re.findall(r"""(?:src|href)=["']([^"']+)""", page)
+    assert [source for source in sources if "//" in source] == []
+
+
 # What does not exist
 
 

@@ -25,7 +25,9 @@ SAMPLES: dict[str, Any] = {
 
 def sample(event: type) -> Any:
     """One of its kind; a field's type decides its value."""
-    names = {field.name: getattr(field.type, "__name__", str(field.type)) for field in fields(event)}
+    names = {
+        field.name: getattr(field.type, "__name__", str(field.type)) for field in fields(event)
+    }
     texts = {field.name: str(field.type) for field in fields(event)}
     return event(
         **{
@@ -75,7 +77,7 @@ def test_event_with_any_text_is_one_line_and_comes_back(text: str, request: dict
     ],
 )  # fmt: skip
 def test_decode_refuses_what_is_no_event(line: bytes) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 (json's errors are of this kind too)
+    with pytest.raises(ValueError):
         events.decode(line)
 
 

@@ -93,6 +93,18 @@ def test_worker_that_loses_its_cuda_context_is_replaced(mortal: RunningService) 
     assert "70" in health(mortal)["workers"][0]["last_death"]
 
 
+def test_worker_that_died_thrice_and_draws_again_is_ready(mortal: RunningService) -> None:
+    """`/health` is 200 while the service can serve, whatever was before."""
+    mortal.wait_for_workers()
+    while (before := deaths(mortal)) < 3:
+        kill_worker(mortal)
+        wait_for_death(mortal, before + 1)
+        mortal.wait_for_workers()
+    assert mortal.generate().status_code == 200
+    for path in ("/health", "/health/ready"):
+        assert mortal.client.get(path).status_code == 200
+
+
 def test_worker_killed_while_drawing_draws_again_with_equal_bytes(
     service: RunningService, start_service: Start
 ) -> None:
@@ -123,12 +135,15 @@ def test_worker_job_that_kills_two_fails_as_poison(start_engine: Start) -> None:
     assert len(service.files()) == 1
 
 
-@pytest.fixture
-def dying(start_engine: Start) -> RunningService:
+@pytest.fixture(scope="module")
+def dying(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     """A service whose worker ends whenever it starts, after the third death."""
-    service = start_engine(wait_for_workers=False, TEST_ENGINE="exits_at_start")
-    service.wait_until(lambda: service.client.get("/health/ready").status_code == 503, 60)
-    return service
+    running = RunningService(
+        tmp_path_factory.mktemp("dying"), main=ENGINE_MAIN, TEST_ENGINE="exits_at_start"
+    ).start()
+    running.wait_until(lambda: running.client.get("/health/ready").status_code == 503, 60)
+    yield running
+    running.close()
 
 
 def test_worker_that_never_comes_up_makes_the_service_unready(dying: RunningService) -> None:
@@ -142,9 +157,14 @@ def test_worker_that_never_comes_up_makes_the_service_unready(dying: RunningServ
     assert dying.client.get("/images").json()["images"] == []
     job_id = dying.submit()
     assert dying.job(job_id)["status"] == "queued"
-    loaded = dying.client.post("/load-model")
-    assert loaded.status_code == 503
-    assert loaded.json()["loaded"] is False
+    assert dying.client.post("/load-model").status_code == 503
+
+
+def test_generate_while_no_worker_comes_up_is_503(dying: RunningService) -> None:
+    """Nobody can say when it would be drawn; a client must not wait for that."""
+    answer = dying.client.post("/generate", json={"prompt": "a"}, timeout=3)
+    assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+    assert int(answer.headers["Retry-After"]) >= 1
 
 
 def test_worker_that_does_not_start_in_time_is_replaced(start_engine: Start) -> None:
