@@ -50,6 +50,8 @@ main() {
     launch "the page" page .venv/bin/python -m http.server "$page_port" --bind 127.0.0.1 --directory frontend
     await "the page" page "$page_url"
     await "the BF16 service" bf16 "$bf16_url/health/ready"
+    # The page looks for the service on its usual port unless it is told another.
+    [[ $bf16_url == http://127.0.0.1:8001 ]] || page_url+="?bf16=$bf16_url"
     introduce "$page_url" "$bf16_url"
 
     while true; do
