@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from api import errors
-from api.middleware import Authenticate, BodyLimit, HostAndOrigin, RequestContext
+from api.middleware import AnswerFailures, Authenticate, BodyLimit, HostAndOrigin, RequestContext
 from api.routes import generate, images, jobs, models, not_built, page, queue, service
 from api.services import Plan, running
 from api.version import VERSION
@@ -47,6 +47,7 @@ def create_app(plan: Plan) -> FastAPI:
     page.mount(app)
 
     # Added from the inside out.
+    app.add_middleware(AnswerFailures)
     app.add_middleware(BodyLimit, max_bytes=server.max_body_bytes)
     app.add_middleware(Authenticate, settings=server)
     app.add_middleware(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,8 +12,6 @@ from starlette.exceptions import HTTPException
 
 from api.schemas import ALIASES, suggestion
 from config.errors import FieldError, FluxError, InvalidRequest, NotFound
-
-log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 20  # faults of one body that are named
@@ -113,7 +110,7 @@ def describe_in_openapi(app: FastAPI) -> None:
 
 
 def install(app: FastAPI) -> None:
-    """The handlers: ours, the framework's own two, and the one for what nobody expected."""
+    """The handlers: ours and the framework's own two. `middleware.AnswerFailures` has the rest."""
 
     @app.exception_handler(FluxError)
     async def flux_error(request: Request, error: FluxError) -> JSONResponse:
@@ -128,19 +125,6 @@ def install(app: FastAPI) -> None:
         answer = problem(_from_http(request, error), _request_id(request))
         answer.headers.update(error.headers or {})
         return answer
-
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        request_id = _request_id(request)
-        log.exception(
-            "a route failed",
-            exc_info=error,
-            extra={"action": "route_failed", "request_id": request_id},
-        )
-        return problem(
-            FluxError(f"the service failed; its log has the reason under request id {request_id}"),
-            request_id,
-        )
 
 
 def from_validation(items: Any) -> InvalidRequest:

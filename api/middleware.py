@@ -1,7 +1,7 @@
 """What happens to every request before a route sees it, as plain ASGI so that bodies stream.
 
 Outermost first: RequestContext (id, log line) · HostAndOrigin (browser attacks) · Authenticate
-(keys, before a body is read) · BodyLimit (counts while the body comes in).
+(keys, before a body is read) · BodyLimit (counts while the body comes in) · AnswerFailures.
 """
 
 from __future__ import annotations
@@ -40,6 +40,36 @@ SECURITY_HEADERS = {
     "Cross-Origin-Resource-Policy": "cross-origin",
     "X-Frame-Options": "DENY",
 }
+
+
+class AnswerFailures:
+    """Answers a failure that nobody expected, inside the other layers, so that the answer has their headers.
+
+    The framework's own handler stands outside all of them and closes the client's connection.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answering = False
+
+        async def noted(message: Message) -> None:
+            nonlocal answering
+            answering = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except Exception as error:
+            if scope["type"] != "http" or answering or isinstance(error, FluxError):
+                raise
+            request_id = scope["state"]["request_id"]
+            log.exception(
+                "a route failed", extra={"action": "route_failed", "request_id": request_id}
+            )
+            failure = FluxError(f"the service failed; its log has the reason under {request_id}")
+            await problem(failure, request_id)(scope, receive, send)
 
 
 class RequestContext:

@@ -95,7 +95,8 @@ def make_autoencoder(recipe: Recipe, work: Path, seed: int, device: str) -> Auto
             state_path=work / "autoencoder.pt",
             device=device,
         )
-        held_out = draw_pictures(HELD_OUT_PICTURES, seed + 1_000_000, edge, quiet=True)
+        count = min(HELD_OUT_PICTURES, recipe.autoencoder_pictures)
+        held_out = draw_pictures(count, seed + 1_000_000, edge, quiet=True)
         print(f"autoencoder: {psnr_db(model, held_out.pictures):.2f} dB on held-out pictures")
         model.save_pretrained(folder)
     return _frozen(AutoencoderKL.from_pretrained(folder).to(device))
@@ -148,6 +149,7 @@ def make_phase(
                 batch_size=pictures.batch_size,
                 frame_scale=pictures.frame_scale,
                 weight=pictures.weight,
+                window=pictures.window,
             )
         )
     return FlowPhase(

@@ -93,17 +93,23 @@ def discard_published(output_dir: Path, job_id: str) -> None:
         path.unlink(missing_ok=True)
 
 
-def thumbnail(output_dir: Path, filename: str) -> Path:
-    """The path of the picture's thumbnail (JPEG, at most 256 px a side), made when first asked for."""
+def thumbnail(output_dir: Path, filename: str) -> Path | None:
+    """The path of the picture's thumbnail (JPEG, at most 256 px a side), made when first asked for.
+
+    None when the picture cannot be decoded.
+    """
     folder = output_dir / THUMBNAILS
     path = folder / f"{filename}.jpg"
     if not path.exists():
         from PIL import Image
 
         folder.mkdir(parents=True, exist_ok=True)
-        with Image.open(output_dir / filename, formats=("PNG", "JPEG", "WEBP")) as image:
-            small = image.convert("RGB")
-            small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+        try:
+            with Image.open(output_dir / filename, formats=("PNG", "JPEG", "WEBP")) as image:
+                small = image.convert("RGB")
+        except (OSError, SyntaxError):  # what Pillow raises for damaged files
+            return None
+        small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
         temporary = path.with_suffix(f".{os.getpid()}.{id(small)}.tmp")
         small.save(temporary, "JPEG", quality=85)
         os.replace(temporary, path)

@@ -103,7 +103,7 @@ class QueueManager:
             ) from error
         await self._clear_staging()
         for job in await self.store.running():
-            await self._give_up(job, "the service ended while the job ran")
+            await self._give_up(job, "worker_lost", "the service ended while the job ran")
         self._waiting = await self.store.count_queued()
         for worker in self.workers:
             worker.start()
@@ -186,6 +186,8 @@ class QueueManager:
             current = await self.get(job.id)
             if current.status.is_final:
                 return current
+            if self.is_draining and job.id not in self.running_ids:
+                self._release_waiter(job.id)
             return await asyncio.shield(future)
         finally:
             self._waiters.pop(job.id, None)
@@ -310,7 +312,7 @@ class QueueManager:
             self._progress.pop(job_id, None)
             try:
                 await self._give_up(
-                    await self.get(job_id), f"worker {worker.name} died: {exit_text}"
+                    await self.get(job_id), "poison", f"worker {worker.name} died: {exit_text}"
                 )
             except FluxError as error:
                 log.error(
@@ -388,6 +390,7 @@ class QueueManager:
     async def _end(self, job_id: str, change: Any) -> None:
         """Commit an end; whoever lost the race to another end leaves nothing behind."""
         self._progress.pop(job_id, None)
+        self._cancelled_in_claim.discard(job_id)
         try:
             job = await change
         except FluxError as error:
@@ -412,8 +415,8 @@ class QueueManager:
         if failed is not None:
             self._announce(failed)
 
-    async def _give_up(self, job: Job, why: str) -> None:
-        """A job whose worker is gone: once more from its old place, or the end."""
+    async def _give_up(self, job: Job, code: str, why: str) -> None:
+        """A job whose worker is gone: once more from its old place, or the end with `code`."""
         if job.status is not JobStatus.RUNNING:
             return
         if self.is_draining:
@@ -427,8 +430,8 @@ class QueueManager:
             await self._put_back(job, take_attempt_back=False)
         else:
             error = JobError(
-                code="poison",
-                message=f"given up after {job.attempts} attempts that each ended its worker: {why}",
+                code=code,
+                message=f"given up after {job.attempts} attempts, none of which came to its end: {why}",
             )
             failed = await self.store.fail(job.id, error, self._now())
             if failed is not None:

@@ -52,9 +52,10 @@ async def read_image(image_id: ImageId, services: ServicesDep) -> Response:
 async def read_thumbnail(image_id: ImageId, services: ServicesDep) -> Response:
     image = await _find(services, image_id)
     file_of(services, image)  # says so when the file is gone
-    path = await asyncio.to_thread(
-        images.thumbnail, services.plan.settings.storage.output_dir, image.filename
-    )
+    output_dir = services.plan.settings.storage.output_dir
+    path = await asyncio.to_thread(images.thumbnail, output_dir, image.filename)
+    if path is None:
+        raise NotFound(f"picture {image.id} is damaged on disk and has no thumbnail")
     return FileResponse(path, media_type="image/jpeg", headers={"Cache-Control": _CACHE})
 
 

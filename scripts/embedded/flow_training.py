@@ -2,7 +2,8 @@
 
 Flow matching: a noisy picture is x = (1 - s) picture + s noise, and the transformer learns the
 velocity noise - picture. The loss counts more where the subject is, and s near 1 is drawn more
-often, as the sampler's first step decides the layout.
+often, as the sampler's first step decides the layout. Cut-outs around the subject, at their true
+positions, show it four times as often for the same work as whole pictures.
 
 Straightening: the sampler's four steps go from s_i to s_(i+1). The teacher, the averaged weights at
 the start of the phase, goes there in several small steps; the student learns the one velocity that
@@ -21,7 +22,7 @@ from scripts.embedded.captions import random_caption
 from scripts.embedded.latent_store import LatentStore
 from scripts.embedded.text_encoders import TextEncoders
 from scripts.embedded.training_state import load_state, save_state, step_generator
-from scripts.embedded.transformer import PlainAttention, build_transformer, position_ids
+from scripts.embedded.transformer import TOKEN_PX, PlainAttention, build_transformer, position_ids
 
 TEXT_LENGTHS = (28, 28, 28, 28, 32, 32, 48, 64)
 LONG_TEXT_LENGTHS = (77, 128, 256, 512)
@@ -38,6 +39,7 @@ class PictureFormat:
     batch_size: int
     frame_scale: int = 1  # 2 spreads the positions over a frame twice as large
     weight: float = 1.0  # how often, against the other formats
+    window: int = 0  # tokens each way of a cut-out around the subject; 0 is the whole picture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,23 +173,52 @@ def draw_batch(
     if rng.random() < LONG_TEXT_SHARE:
         length = rng.choice(LONG_TEXT_LENGTHS)
         batch_size = max(1, batch_size * 100 // (100 + length))
-    rows = torch.randint(len(form.store.scenes), (batch_size,), generator=generator)
-    captions = [random_caption(form.store.scenes[row], rng).text for row in rows.tolist()]
+    store = form.store
+    rows = torch.randint(len(store.scenes), (batch_size,), generator=generator)
+    seen = torch.arange(store.masks.shape[1])
+    if form.window > 0:
+        rows, seen = _cut_out(form, batch_size, generator)
+    captions = [random_caption(store.scenes[row], rng).text for row in rows.tolist()]
     with torch.no_grad():
         pooled, states = text.encode(captions, length)
     # a token that the subject only touches holds its outline, so it counts for more than its share
-    covered = (3 * form.store.masks[rows].float()).clamp(max=1)
+    covered = (3 * store.masks[rows][:, seen].float()).clamp(max=1)
     weights = 1 + (phase.subject_weight - 1) * covered
-    tokens = form.store.tokens[rows].float()
+    tokens = store.tokens[rows][:, seen].float()
     noise = torch.randn(tokens.shape, generator=generator)
     return _Batch(
         tokens=tokens.to(device),
         weights=(weights / weights.mean()).to(device),
         noise=noise.to(device),
-        ids=position_ids(form.store.size, form.frame_scale).to(device),
+        ids=position_ids(store.size, form.frame_scale)[seen].to(device),
         pooled=pooled,
         text=states,
     )
+
+
+def _cut_out(
+    form: PictureFormat, count: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `count` rows of the store that share a layout, and the tokens around a subject.
+
+    Positions are common to a batch, so its pictures must have their subjects in the same places.
+    """
+    store = form.store
+    columns, lines = store.size[0] // TOKEN_PX, store.size[1] // TOKEN_PX
+    first = int(torch.randint(len(store.scenes), (), generator=generator))
+    layouts = [(scene.number, scene.place, scene.floats) for scene in store.scenes]
+    alike = torch.tensor([row for row, each in enumerate(layouts) if each == layouts[first]])
+    rows = alike[torch.randint(len(alike), (count,), generator=generator)]
+    chances = store.masks[first].float() + 1e-6
+    middle = int(torch.multinomial(chances, 1, generator=generator))
+    jitter = torch.randint(-1, 2, (2,), generator=generator).tolist()
+    top = middle // columns - form.window // 2 + jitter[0]
+    left = middle % columns - form.window // 2 + jitter[1]
+    top = min(max(top, 0), lines - form.window)
+    left = min(max(left, 0), columns - form.window)
+    grid = torch.arange(lines * columns).view(lines, columns)
+    seen = grid[top : top + form.window, left : left + form.window]
+    return rows, seen.flatten()
 
 
 def draw_sigmas(count: int, generator: torch.Generator) -> torch.Tensor:

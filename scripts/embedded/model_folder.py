@@ -17,6 +17,12 @@ from diffusers import (
 from scripts.embedded.text_encoders import TextEncoders
 from scripts.embedded.transformer import build_transformer
 
+PART_TYPES = {
+    "vae": torch.bfloat16,
+    "transformer": torch.bfloat16,
+    "text_encoder": torch.float32,
+    "text_encoder_2": torch.float32,
+}
 MAX_BYTES = 16_000_000
 KEPT_FILES = ("README.md", "samples.png")  # written by hand or by other scripts
 
@@ -29,7 +35,7 @@ def save_model_folder(
     transformer: dict[str, torch.Tensor],
     shift: float,
 ) -> None:
-    """Write all parts to `folder` in BF16, in place of what was there; keeps KEPT_FILES.
+    """Write all parts to `folder` in PART_TYPES, in place of what was there; keeps KEPT_FILES.
 
     `transformer` is a state dict and `shift` the scheduler's. The new folder is complete before the
     old one goes, so that a reader meets one or the other. Raises ValueError above MAX_BYTES.
@@ -48,7 +54,7 @@ def save_model_folder(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:
         fresh, former = Path(work) / "fresh", Path(work) / "former"
-        _in_bfloat16(pipeline).save_pretrained(fresh)
+        _for_shipping(pipeline).save_pretrained(fresh)
         for name in KEPT_FILES:
             if (folder / name).exists():
                 shutil.copy2(folder / name, fresh / name)
@@ -71,8 +77,10 @@ def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _in_bfloat16(pipeline: FluxPipeline) -> FluxPipeline:
-    for name in ("vae", "text_encoder", "text_encoder_2", "transformer"):
-        part = copy.deepcopy(getattr(pipeline, name))  # the caller's stay in float32
-        setattr(pipeline, name, part.to(torch.bfloat16))
+def _for_shipping(pipeline: FluxPipeline) -> FluxPipeline:
+    # copies, as the caller goes on with its own; the text encoders stay in float32 because
+    # transformers loads a model in the type it was saved in and diffusers in float32, and
+    # `from_pretrained(folder)` must give parts that fit together
+    for name, dtype in PART_TYPES.items():
+        setattr(pipeline, name, copy.deepcopy(getattr(pipeline, name)).to(dtype))
     return pipeline

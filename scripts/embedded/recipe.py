@@ -1,6 +1,6 @@
 """How long each part is trained and on what."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,6 +12,7 @@ class PictureSet:
     batch_size: int
     weight: float = 1.0  # how often, against the phase's other sets
     frame_scale: int = 1  # see `position_ids`
+    window: int = 0  # tokens, see `PictureFormat`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,7 @@ class Recipe:
 
 LAYOUT_SET = PictureSet(size=(128, 128), count=24_000, batch_size=64, frame_scale=2)
 DETAIL_SET = PictureSet(size=(256, 256), count=8_000, batch_size=16, weight=1.00)
+CUT_OUT_SET = PictureSet(size=(256, 256), count=8_000, batch_size=48, weight=1.00, window=8)
 OTHER_SETS = (
     PictureSet(size=(128, 128), count=24_000, batch_size=48, weight=0.06),
     PictureSet(size=(192, 192), count=1_200, batch_size=24, weight=0.05),
@@ -54,6 +56,13 @@ OTHER_SETS = (
     PictureSet(size=(512, 320), count=500, batch_size=5, weight=0.02),
     PictureSet(size=(320, 512), count=500, batch_size=5, weight=0.02),
     PictureSet(size=(512, 512), count=400, batch_size=2, weight=0.03),
+)
+# the sizes at which the layout of 256 x 256 goes wrong by most, more often
+FINISH_WEIGHTS = {(128, 128): 0.35, (512, 512): 0.20, (192, 192): 0.10, (384, 384): 0.10}
+FINISH_SETS = (
+    DETAIL_SET,
+    replace(CUT_OUT_SET, weight=0.6),
+    *(replace(each, weight=FINISH_WEIGHTS.get(each.size, 0.08)) for each in OTHER_SETS),
 )
 
 FULL = Recipe(
@@ -71,20 +80,39 @@ FULL = Recipe(
         ),
         PhaseRecipe(
             name="shapes",
-            steps=1_500,
+            steps=900,
             learning_rate=1.4e-3,
             sets=(DETAIL_SET, *OTHER_SETS),
             subject_weight=9.0,
+            decay_share=0.0,
             sampler_share=0.5,
         ),
         PhaseRecipe(
-            name="straighten",
-            steps=250,
-            learning_rate=4e-4,
-            sets=(DETAIL_SET, *OTHER_SETS),
-            subject_weight=5.0,
-            sampler_share=0.5,
-            straighten_share=0.75,
+            name="outlines",
+            steps=800,
+            learning_rate=1.4e-3,
+            sets=(DETAIL_SET, CUT_OUT_SET, *OTHER_SETS),
+            subject_weight=7.0,
+            decay_share=0.0,
+            sampler_share=0.6,
+        ),
+        PhaseRecipe(
+            name="finish",
+            steps=700,
+            learning_rate=1.3e-3,
+            sets=FINISH_SETS,
+            subject_weight=7.0,
+            decay_share=0.8,
+            sampler_share=0.6,
+        ),
+        PhaseRecipe(
+            name="polish",
+            steps=450,
+            learning_rate=9e-4,
+            sets=FINISH_SETS,
+            subject_weight=7.0,
+            decay_share=0.9,
+            sampler_share=0.6,
         ),
     ),
     shift=2.0,
@@ -93,9 +121,9 @@ FULL = Recipe(
 _TINY_SET = PictureSet(size=(64, 64), count=8, batch_size=2)
 
 TINY = Recipe(
-    autoencoder_pictures=8,
-    autoencoder_steps=4,
-    text_steps=4,
+    autoencoder_pictures=4,
+    autoencoder_steps=2,
+    text_steps=2,
     phases=(
         PhaseRecipe(name="layout", steps=6, learning_rate=1e-3, sets=(_TINY_SET,)),
         PhaseRecipe(

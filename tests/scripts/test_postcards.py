@@ -27,7 +27,9 @@ def _share_near(pixels: numpy.ndarray, colour: tuple[float, ...]) -> float:
 def test_draw_postcard_every_subject_covers_its_lit_colour(subject: str, time: str) -> None:
     scene = replace(SCENE, subject=subject, time=time)
 
-    share = _share_near(_pixels(scene), TIMES[time].lit(COLOURS["red"], subject=True))
+    share = _share_near(
+        _pixels(scene, size=(128, 128)), TIMES[time].lit(COLOURS["red"], subject=True)
+    )
 
     assert 0.015 < share < 0.11
 

@@ -103,7 +103,8 @@ class Worker:
 
     @property
     def is_degraded(self) -> bool:
-        return self.deaths >= DEATHS_DEGRADED
+        is_up = self.state in (WorkerState.IDLE, WorkerState.BUSY, WorkerState.LOADING)
+        return self.deaths >= DEATHS_DEGRADED and not is_up
 
     def start(self) -> None:
         self._supervisor = asyncio.create_task(self._supervise(), name=f"worker {self.name}")
@@ -113,6 +114,8 @@ class Worker:
         self._stopping.set()
         process = self._process
         if process is not None and process.returncode is None:
+            if self.state is WorkerState.STARTING:
+                process.terminate()  # it has nothing to end, and would read the message late
             await self.send(events.Shutdown())
             if not await self._gone(process, KILL_AFTER_SECONDS):
                 process.terminate()
@@ -161,7 +164,12 @@ class Worker:
                 exit_text,
                 extra={"action": "worker_died", "job_id": job_id},
             )
-            await self._listener.on_death(self, job_id, exit_text)
+            try:
+                await self._listener.on_death(self, job_id, exit_text)
+            except Exception:
+                log.exception(
+                    "a death was not handled", extra={"action": "death_failed", "worker": self.name}
+                )
             if self._monotonic() - born > HEALTHY_AFTER_SECONDS:
                 delay = RESTART_DELAY_SECONDS
             with contextlib.suppress(TimeoutError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -191,14 +192,43 @@ def test_image_file_deleted_by_hand_is_404_that_says_so(engine_service: RunningS
     assert engine_service.client.delete(image["image_url"]).status_code == 204
 
 
-def test_image_file_that_is_damaged_tells_no_path(engine_service: RunningService) -> None:
+@pytest.fixture
+def damaged(engine_service: RunningService) -> str:
+    """The address of a thumbnail that cannot be made: the picture's file is none."""
     image = drawn(engine_service)
     (engine_service.output_dir / image["filename"]).write_bytes(b"no picture")
-    answer = engine_service.client.get(f"{image['image_url']}/thumbnail")
+    return f"{image['image_url']}/thumbnail"
+
+
+def test_image_file_that_is_damaged_tells_no_path(
+    engine_service: RunningService, damaged: str
+) -> None:
+    answer = engine_service.client.get(damaged)
     assert answer.status_code >= 400
     assert answer.headers["content-type"] == "application/problem+json"
-    assert answer.headers["X-Request-Id"] == answer.json()["request_id"]
     assert "Traceback" not in answer.text and str(engine_service.folder) not in answer.text
+
+
+def test_answer_to_a_failure_has_the_headers_of_every_answer(
+    engine_service: RunningService, damaged: str
+) -> None:
+    page = "http://127.0.0.1:9000"
+    answer = engine_service.client.get(damaged, headers={"Origin": page})
+    assert answer.headers["X-Request-Id"] == answer.json()["request_id"]
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["access-control-allow-origin"] == page
+
+
+def test_connection_outlives_a_failure(engine_service: RunningService, damaged: str) -> None:
+    """What else a client sends over the same connection must not be lost with it."""
+    connection = http.client.HTTPConnection("127.0.0.1", engine_service.port, timeout=10)
+    for path in (damaged, "/health/live"):
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        answer.read()
+        connection.auto_open = 0  # a connection that was closed is not opened again
+    connection.close()
+    assert answer.status == 200
 
 
 # Delete

@@ -17,6 +17,7 @@ import pytest
 from config.catalog import DefaultModel
 from config.settings import ROOT, load_settings
 from models.precision import profile_of
+from models.types import Stage
 from tests.engines import SECRET
 from tests.service import ENGINE_MAIN, RunningService
 from utils.gpu_manager import WorkerSlot
@@ -39,6 +40,15 @@ def kill_worker(service: RunningService) -> int:
 def wait_for_death(service: RunningService, number: int = 1) -> dict:
     service.wait_until(lambda: deaths(service) >= number)
     return health(service)["workers"][0]
+
+
+def hang(service: RunningService) -> str:
+    """A job that holds the worker and sees neither a cancel nor a stop."""
+    job_id = service.submit("hang gate")
+    service.wait_until(
+        lambda: (service.job(job_id)["progress"] or {}).get("stage") == Stage.DENOISING
+    )
+    return job_id
 
 
 def pictures(service: RunningService, job_id: str) -> list[bytes]:
@@ -174,8 +184,7 @@ def test_worker_that_does_not_start_in_time_is_replaced(start_engine: Start) -> 
 
 def test_worker_that_hangs_does_not_keep_the_service_from_stopping(start_engine: Start) -> None:
     service = start_engine(FLUX_DRAIN_SECONDS="0.5")
-    job_id = service.submit("hang gate")
-    service.wait_for_job(job_id, "running")
+    job_id = hang(service)
     began = time.monotonic()
     assert service.stop() == 0
     assert time.monotonic() - began < 10
