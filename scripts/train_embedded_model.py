@@ -4,7 +4,8 @@
 
 Seeded, with progress bars. What is done is kept under `--work`; started again, the script goes on
 from there and ends with the weights of an uninterrupted run. With `--init-from` the autoencoder and
-the text encoders of a finished model are kept and its transformer is trained on.
+the text encoders of a finished model are kept and its transformer is trained on; that run needs a
+`--work` folder of its own, as states that are there already count as done.
 """
 
 import argparse
@@ -74,7 +75,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
-        "--init-from", type=Path, help="a model folder whose transformer is trained on"
+        "--init-from", type=Path, help="a model folder to train on from, with a --work of its own"
     )
     parser.add_argument(
         "--export-only", action="store_true", help="write what is trained so far and stop"

@@ -1,90 +1,190 @@
-/** Talks to the service; nothing else in the page does. */
+/** The only module that talks to a service. */
 
-/** An answer that is an error: what the service says, and which fields are at fault. */
-export class ApiError extends Error {
+/** @import { FieldError, GenerateBody, Health, Info, Job, Model, StoredImage } from "../types/api" */
+
+const TIMEOUT_MS = 15_000;
+const FILE_TIMEOUT_MS = 120_000;
+
+/** The service did not answer. */
+export class Unreachable extends Error {}
+
+/** The service answered that something is wrong. */
+export class Problem extends Error {
   /**
-   * @param {number} status 0 when nothing answered
-   * @param {string} detail
-   * @param {{field: string, message: string}[]} fields
+   * @param {string} message
+   * @param {{status: number, code?: string, fields?: FieldError[]}} facts
    */
-  constructor(status, detail, fields = []) {
-    super(detail);
+  constructor(message, { status, code = "", fields = [] }) {
+    super(message);
     this.status = status;
+    this.code = code;
     this.fields = fields;
   }
 }
 
-const KEY_STORAGE = "flux-api-key";
+export class ServiceClient {
+  #readKey;
 
-export class Api {
-  /** @param {string} base origin of the service */
-  constructor(base) {
-    this.base = base;
-    this.key = sessionStorage.getItem(KEY_STORAGE) ?? "";
-    /** @type {Map<string, Promise<string>>} */
-    this.blobs = new Map();
+  /**
+   * @param {string} address origin of the service
+   * @param {() => string} readKey the key to send; "" for none
+   */
+  constructor(address, readKey) {
+    this.address = address;
+    this.#readKey = readKey;
   }
 
-  /** @param {string} key */
-  setKey(key) {
-    this.key = key;
-    sessionStorage.setItem(KEY_STORAGE, key);
+  get sendsKey() {
+    return this.#readKey() !== "";
   }
 
-  /** @param {string} path @returns {Promise<any>} */
-  get(path) {
-    return this.#json("GET", path);
+  /** @param {string} path */
+  url(path) {
+    return this.address + path;
   }
 
-  /** @param {string} path @param {unknown} [body] @returns {Promise<any>} */
-  post(path, body) {
-    return this.#json("POST", path, body);
+  /** Whether a job can be taken now. 503 is an answer here and no problem. @returns {Promise<Health>} */
+  async ready() {
+    const response = await this.#fetch("/health/ready");
+    if (response.ok || response.status === 503) {
+      return readJson(response);
+    }
+    throw await problemOf(response);
   }
 
-  /** @param {string} path @returns {Promise<any>} */
-  remove(path) {
-    return this.#json("DELETE", path);
+  /** @returns {Promise<Info>} */
+  info() {
+    return this.#json("/info");
+  }
+
+  /** @returns {Promise<{models: Model[]}>} */
+  models() {
+    return this.#json("/api/models");
   }
 
   /**
-   * An address an <img> can show. With a key the picture is fetched, because an <img> sends none.
-   * @param {string} path
-   * @returns {Promise<string>}
+   * @param {GenerateBody} body
+   * @param {string} idempotencyKey
+   * @returns {Promise<{id: string, status: string, position: number | null}>}
    */
-  async image(path) {
-    if (!this.key) return this.base + path;
-    let blob = this.blobs.get(path);
-    if (!blob) {
-      blob = this.#fetch("GET", path).then(async (answer) => URL.createObjectURL(await answer.blob()));
-      this.blobs.set(path, blob);
+  submit(body, idempotencyKey) {
+    return this.#json("/jobs", {
+      method: "POST",
+      headers: { "Content-Type": "application/json", "Idempotency-Key": idempotencyKey },
+      body: JSON.stringify(body),
+    });
+  }
+
+  /** @param {string} id @returns {Promise<Job>} */
+  job(id) {
+    return this.#json(`/jobs/${encodeURIComponent(id)}`);
+  }
+
+  /** @param {string} id @returns {Promise<{cancelled: boolean, status: string}>} */
+  cancel(id) {
+    return this.#json(`/jobs/${encodeURIComponent(id)}/cancel`, { method: "POST" });
+  }
+
+  /**
+   * Pictures, newest first, older than `before`.
+   * @param {{limit: number, before?: string}} page
+   * @returns {Promise<{images: StoredImage[]}>}
+   */
+  images({ limit, before }) {
+    const query = new URLSearchParams({ limit: String(limit), ...(before ? { before } : {}) });
+    return this.#json(`/images?${query}`);
+  }
+
+  /** @param {string} id */
+  async deleteImage(id) {
+    const response = await this.#fetch(`/images/${encodeURIComponent(id)}`, { method: "DELETE" });
+    if (!response.ok) {
+      throw await problemOf(response);
     }
-    return blob;
   }
 
-  /** @param {string} method @param {string} path @param {unknown} [body] */
-  async #json(method, path, body) {
-    const answer = await this.#fetch(method, path, body);
-    return answer.status === 204 ? null : answer.json();
+  /** The description of all routes. @returns {Promise<any>} */
+  openapi() {
+    return this.#json("/openapi.json");
   }
 
-  /** @param {string} method @param {string} path @param {unknown} [body] */
-  async #fetch(method, path, body) {
-    /** @type {Record<string, string>} */
-    const headers = {};
-    if (this.key) headers["X-API-Key"] = this.key;
-    if (body !== undefined) headers["Content-Type"] = "application/json";
-    let answer;
+  /** A file, with the key in the header. @param {string} path */
+  async blob(path) {
+    const response = await this.#fetch(path, {
+      cache: "default", // a picture never changes under its name
+      signal: AbortSignal.timeout(FILE_TIMEOUT_MS),
+    });
+    if (!response.ok) {
+      throw await problemOf(response);
+    }
+    return whileReading(response.blob());
+  }
+
+  /** @param {string} path @param {RequestInit} [options] */
+  async #json(path, options) {
+    const response = await this.#fetch(path, options);
+    if (!response.ok) {
+      throw await problemOf(response);
+    }
+    return readJson(response);
+  }
+
+  /** @param {string} path @param {RequestInit} [options] */
+  async #fetch(path, options = {}) {
+    const headers = new Headers(options.headers);
+    const key = this.#readKey();
+    if (key) {
+      headers.set("X-API-Key", key);
+    }
     try {
-      answer = await fetch(this.base + path, {
-        method,
+      return await fetch(this.url(path), {
+        cache: "no-store",
+        credentials: "omit",
+        redirect: "error", // a key goes to the address it was given for and nowhere else
+        signal: AbortSignal.timeout(TIMEOUT_MS),
+        ...options,
         headers,
-        body: body === undefined ? undefined : JSON.stringify(body),
       });
-    } catch {
-      throw new ApiError(0, `Nothing answers at ${this.base}.`);
+    } catch (error) {
+      throw new Unreachable(`${this.address} does not answer`, { cause: error });
     }
-    if (answer.ok) return answer;
-    const problem = await answer.json().catch(() => ({}));
-    throw new ApiError(answer.status, problem.detail ?? `The service answered ${answer.status}.`, problem.errors ?? []);
+  }
+}
+
+/** @param {Response} response */
+async function readJson(response) {
+  const text = await whileReading(response.text());
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    throw new Problem("the answer is not JSON; another program may use this address", {
+      status: response.status,
+    });
+  }
+}
+
+/** @param {Response} response */
+async function problemOf(response) {
+  const text = await whileReading(response.text());
+  try {
+    const body = JSON.parse(text);
+    return new Problem(String(body.detail ?? body.title ?? `HTTP ${response.status}`), {
+      status: response.status,
+      code: body.code,
+      fields: body.errors,
+    });
+  } catch {
+    return new Problem(`the service answered with HTTP ${response.status}`, {
+      status: response.status,
+    });
+  }
+}
+
+/** A connection may break in the middle of an answer. @template T @param {Promise<T>} body */
+async function whileReading(body) {
+  try {
+    return await body;
+  } catch (error) {
+    throw new Unreachable("the answer broke off", { cause: error });
   }
 }

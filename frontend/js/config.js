@@ -1,20 +1,38 @@
 /** Where the service is. */
 
-const DEFAULT_PORT = 8001;
+const BF16_PORT = "8001";
+const LOOPBACK_NAMES = ["127.0.0.1", "localhost", "[::1]"];
 
 /**
- * The address of the BF16 service: the page's own when the service serves it at /ui, else what
- * `?bf16=` names (on this machine or the page's host), else the page's host on port 8001.
- * @param {Location} place
- * @returns {string} origin without a slash at its end
+ * The service that serves the page, or the one named by `?bf16=http://127.0.0.1:PORT`, or the one
+ * on the usual port of the page's machine. An address elsewhere is refused: prompts and keys go
+ * to this machine only.
+ *
+ * @param {Location | URL} page
+ * @returns {{url: string, refused: string}} `refused` is the address that was not taken, or "".
  */
-export function serviceUrl(place) {
-  if (place.pathname === "/ui" || place.pathname.startsWith("/ui/")) return place.origin;
-  const wanted = new URLSearchParams(place.search).get("bf16");
-  if (wanted && URL.canParse(wanted)) {
-    const url = new URL(wanted);
-    const near = ["127.0.0.1", "localhost", "[::1]", place.hostname];
-    if (["http:", "https:"].includes(url.protocol) && near.includes(url.hostname)) return url.origin;
+export function serviceAddress(page) {
+  if (/^\/(?:ui|docs)(?:\/|$)/.test(page.pathname)) {
+    return { url: page.origin, refused: "" };
   }
-  return `http://${place.hostname || "127.0.0.1"}:${DEFAULT_PORT}`;
+  const usual = `${page.protocol}//${page.hostname}:${BF16_PORT}`;
+  const wanted = new URLSearchParams(page.search).get("bf16");
+  if (wanted === null) {
+    return { url: usual, refused: "" };
+  }
+  const url = ownMachine(wanted, page.hostname);
+  return url === null ? { url: usual, refused: wanted } : { url, refused: "" };
+}
+
+/**
+ * @param {string} text
+ * @param {string} pageHostname
+ */
+function ownMachine(text, pageHostname) {
+  if (!URL.canParse(text)) {
+    return null;
+  }
+  const url = new URL(text);
+  const isOurs = [...LOOPBACK_NAMES, pageHostname].includes(url.hostname);
+  return url.protocol === "http:" && isOurs && !url.username && !url.password ? url.origin : null;
 }

@@ -1,28 +1,88 @@
-/** The one way the page touches the document: text is always text. */
+/** The one way to the document. Text goes in as text: there is no way here to insert markup. */
+
+const SVG = "http://www.w3.org/2000/svg";
 
 /**
- * The element with this id. Throws when the page has none: a typo must not look like an absent feature.
- * @template {HTMLElement} T
- * @param {string} id
- * @param {new () => T} kind
+ * The element, which must be there and of this type.
+ * @template {Element} T
+ * @param {string} selector
+ * @param {abstract new (...args: any[]) => T} type
+ * @param {ParentNode} [root]
  * @returns {T}
  */
-export function find(id, kind) {
-  const element = document.getElementById(id);
-  if (!(element instanceof kind)) throw new Error(`the page has no ${kind.name} #${id}`);
-  return element;
+export function find(selector, type, root = document) {
+  const found = root.querySelector(selector);
+  if (!(found instanceof type)) {
+    throw new Error(`${selector} is ${found ? `a ${found.tagName}, no ${type.name}` : "missing"}`);
+  }
+  return found;
 }
 
 /**
- * A new element with properties and children; strings become text nodes.
+ * A new element. Attributes that are `false` are left out; children that are strings become text.
  * @template {keyof HTMLElementTagNameMap} K
  * @param {K} tag
- * @param {Partial<HTMLElementTagNameMap[K]>} [properties]
+ * @param {Record<string, string | number | boolean>} [attributes]
  * @param {...(Node | string)} children
- * @returns {HTMLElementTagNameMap[K]}
  */
-export function make(tag, properties = {}, ...children) {
-  const element = Object.assign(document.createElement(tag), properties);
+export function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on") || name === "style") {
+      throw new Error(`${name} is no attribute to set here`);
+    }
+    if (value !== false) {
+      element.setAttribute(name, value === true ? "" : String(value));
+    }
+  }
   element.append(...children);
   return element;
+}
+
+/** A drawing of the sprite in index.html, for the eye only. @param {string} name */
+export function icon(name) {
+  const svg = document.createElementNS(SVG, "svg");
+  svg.setAttribute("class", "icon");
+  svg.setAttribute("aria-hidden", "true");
+  const use = document.createElementNS(SVG, "use");
+  use.setAttribute("href", `#icon-${name}`);
+  svg.append(use);
+  return svg;
+}
+
+/**
+ * Brings the children of `parent` in step with `items`. Elements of items that stay are kept, so
+ * that focus and loaded pictures stay with them.
+ * @template T
+ * @template {HTMLElement} E
+ * @param {Element} parent
+ * @param {readonly T[]} items
+ * @param {(item: T) => string} keyOf
+ * @param {(item: T) => E} create
+ * @param {(element: E, item: T) => void} [update]
+ */
+export function keep(parent, items, keyOf, create, update = () => {}) {
+  const wanted = new Set(items.map(keyOf));
+  const there = new Map();
+  for (const child of [...parent.children]) {
+    const key = child.getAttribute("data-key") ?? "";
+    if (wanted.has(key)) {
+      there.set(key, child);
+    } else {
+      child.remove();
+    }
+  }
+  let place = parent.firstElementChild;
+  for (const item of items) {
+    const key = keyOf(item);
+    /** @type {E} */
+    const element = there.get(key) ?? create(item);
+    element.dataset.key = key;
+    update(element, item);
+    if (element === place) {
+      place = place.nextElementSibling;
+    } else {
+      parent.insertBefore(element, place);
+    }
+  }
 }

@@ -1,102 +1,112 @@
-/** Everything on disk, newest first, and the viewer over it. */
+/** The pictures on disk: pages of them, deleting one. */
 
-import { find, make } from "./dom.js";
-import { facts } from "./result.js";
+/** @import { StoredImage } from "../types/api" */
+/** @import { Gallery as GalleryState, Shown } from "../types/state" */
+/** @import { Connection } from "./connection.js" */
+/** @import { Store } from "./store.js" */
 
-/** @typedef {import("./api.js").Api} Api @typedef {import("./store.js").Store} Store */
+import { Problem } from "./api.js";
+import { isReachable } from "./connection.js";
 
 const PAGE = 24;
 
 export class Gallery {
-  /** @param {Api} api @param {Store} store @param {(values: Record<string, any>) => void} use */
-  constructor(api, store, use) {
-    this.api = api;
-    this.store = store;
-    this.use = use;
-    this.viewer = find("viewer", HTMLDialogElement);
-    this.list = find("gallery", HTMLUListElement);
-    find("more", HTMLButtonElement).onclick = () => this.more();
-    find("viewer-close", HTMLButtonElement).onclick = () => this.viewer.close();
-    find("viewer-previous", HTMLButtonElement).onclick = () => this.view(this.store.state.viewed - 1);
-    find("viewer-next", HTMLButtonElement).onclick = () => this.view(this.store.state.viewed + 1);
-    find("viewer-delete", HTMLButtonElement).onclick = () => this.remove();
-    this.viewer.addEventListener("keydown", (event) => {
-      if (event.key === "ArrowLeft") this.view(this.store.state.viewed - 1);
-      if (event.key === "ArrowRight") this.view(this.store.state.viewed + 1);
-    });
-    /** @type {any[] | null} */
-    this.shown = null;
-    store.subscribe((state) => {
-      if (state.images !== this.shown) this.show(state.images);
-      find("more", HTMLButtonElement).hidden = state.allShown;
-    });
+  #connection;
+  #store;
+
+  /** @param {Connection} connection @param {Store} store */
+  constructor(connection, store) {
+    this.#connection = connection;
+    this.#store = store;
   }
 
-  /** The newest page, in place of what is shown. */
+  /** Refreshes whenever the service comes, or the tab is looked at again. */
+  follow() {
+    const refreshIfReachable = () => {
+      if (isReachable(this.#store.state) && !document.hidden) {
+        void this.refresh();
+      }
+    };
+    document.addEventListener("visibilitychange", refreshIfReachable);
+    this.#store.watch((state) => [isReachable(state)], () => refreshIfReachable());
+  }
+
+  /** Reads the newest pictures; older ones that were loaded stay. */
   async refresh() {
-    const limit = Math.max(PAGE, this.store.state.images.length);
-    const { images } = await this.api.get(`/images?limit=${Math.min(500, limit)}`);
-    this.store.set({ images, allShown: images.length < limit });
+    await this.#load(undefined, (images, isLast) => {
+      const old = this.#gallery.images;
+      const seam = old.findIndex(({ id }) => id === images.at(-1)?.id);
+      const older = seam < 0 || isLast ? [] : old.slice(seam + 1);
+      return {
+        images: [...images, ...older],
+        isComplete: isLast || (older.length > 0 && this.#gallery.isComplete),
+      };
+    });
   }
 
-  async more() {
-    const last = this.store.state.images.at(-1);
-    const { images } = await this.api.get(`/images?limit=${PAGE}&before=${encodeURIComponent(last.id)}`);
-    this.store.set({ images: [...this.store.state.images, ...images], allShown: images.length < PAGE });
+  /** Reads the next older pictures. */
+  async loadMore() {
+    const last = this.#gallery.images.at(-1);
+    if (last && !this.#gallery.isComplete && !this.#gallery.isLoading) {
+      await this.#load(last.id, (images, isLast) => {
+        const there = new Set(this.#gallery.images.map(({ id }) => id));
+        const added = images.filter(({ id }) => !there.has(id));
+        return { images: [...this.#gallery.images, ...added], isComplete: isLast };
+      });
+    }
   }
 
-  /** @param {any[]} images */
-  async show(images) {
-    this.shown = images;
-    const rows = await Promise.all(
-      images.map(async (image, index) =>
-        make(
-          "li",
-          {},
-          make(
-            "button",
-            { type: "button", onclick: () => this.view(index), title: image.prompt },
-            make("img", { src: await this.api.image(image.thumbnail_url), alt: image.prompt, loading: "lazy" }),
-          ),
-        ),
-      ),
-    );
-    if (this.shown !== images) return; // a newer list came meanwhile
-    this.list.replaceChildren(...rows);
-    find("gallery-empty", HTMLElement).hidden = images.length > 0;
+  /** Deletes a picture on disk. True when it is gone. @param {string} id */
+  async delete(id) {
+    try {
+      await this.#connection.ask((client) => client.deleteImage(id));
+    } catch (error) {
+      if (!(error instanceof Problem && error.status === 404)) {
+        this.#store.say(`Not deleted: ${error instanceof Error ? error.message : error}.`);
+        return false;
+      }
+    }
+    this.#set({ images: this.#gallery.images.filter((image) => image.id !== id) });
+    this.#store.set({ shown: without(this.#store.state.shown, id) });
+    this.#store.say("Deleted.");
+    return true;
   }
 
-  /** @param {number} index */
-  async view(index) {
-    const image = this.store.state.images[index];
-    if (!image) return;
-    this.store.set({ viewed: index });
-    Object.assign(find("viewer-image", HTMLImageElement), { src: await this.api.image(image.image_url), alt: image.prompt });
-    find("viewer-facts", HTMLElement).replaceChildren(
-      make("p", {}, image.prompt),
-      facts({ ...image, ...image.request, precision: image.precision }),
-      make(
-        "div",
-        { className: "actions" },
-        make("a", { href: await this.api.image(image.download_url), download: image.filename }, "Download"),
-        make("button", { type: "button", onclick: () => this.reuse(image) }, "Use these settings"),
-      ),
-    );
-    if (!this.viewer.open) this.viewer.showModal();
+  get #gallery() {
+    return this.#store.state.gallery;
   }
 
-  /** @param {any} image */
-  reuse(image) {
-    this.viewer.close();
-    this.use(image.request);
+  /**
+   * @param {string | undefined} before
+   * @param {(images: StoredImage[], isLast: boolean) => Partial<GalleryState>} join
+   */
+  async #load(before, join) {
+    this.#set({ isLoading: true, error: "" });
+    try {
+      const { images } = await this.#connection.ask((client) =>
+        client.images({ limit: PAGE, before }),
+      );
+      this.#set({ ...join(images, images.length < PAGE), isKnown: true });
+    } catch (error) {
+      this.#set({ error: error instanceof Error ? error.message : String(error) });
+    } finally {
+      this.#set({ isLoading: false });
+    }
   }
 
-  async remove() {
-    const { images, viewed } = this.store.state;
-    const image = images[viewed];
-    if (!image || !window.confirm("Delete this picture from disk?")) return;
-    await this.api.remove(`/images/${image.id}`);
-    this.viewer.close();
-    this.store.set({ images: images.filter(({ id }) => id !== image.id), viewed: -1 });
+  /** @param {Partial<GalleryState>} patch */
+  #set(patch) {
+    this.#store.set({ gallery: { ...this.#gallery, ...patch } });
   }
+}
+
+/** What is on the stage, less one picture. @param {Shown | null} shown @param {string} imageId */
+function without(shown, imageId) {
+  const result = shown?.job.result;
+  if (!shown || !result?.images.some(({ id }) => id === imageId)) {
+    return shown;
+  }
+  const images = result.images.filter(({ id }) => id !== imageId);
+  const job = { ...shown.job, result: { ...result, images } };
+  return images.length ? { job, index: Math.min(shown.index, images.length - 1) } : null;
 }

@@ -1,43 +1,90 @@
-/** All state of the page that changes; whoever shows it subscribes. */
+/** The page's mutable state, all of it. Values are replaced, never changed in place. */
 
-/**
- * @typedef {{id: string, prompt: string, job: any | null}} Run a job of this page; `job` as the service last told it
- * @typedef {{runs: Run[], result: any | null, notice: string, images: any[], allShown: boolean, viewed: number}} State
- */
+/** @import { Draft, State } from "../types/state" */
 
-const RUNS_STORAGE = "flux-runs";
+/** @type {Readonly<Draft>} */
+export const EMPTY_DRAFT = Object.freeze({
+  prompt: "",
+  negative_prompt: "",
+  model: null,
+  width: null,
+  height: null,
+  num_inference_steps: null,
+  guidance_scale: null,
+  true_cfg_scale: null,
+  seed_mode: "random",
+  seed: "",
+  num_images: null,
+  output_format: "png",
+});
 
-export class Store {
-  constructor() {
-    /** @type {State} */
-    this.state = { runs: savedRuns(), result: null, notice: "", images: [], allShown: true, viewed: -1 };
-    /** @type {Set<(state: State) => void>} */
-    this.listeners = new Set();
-  }
-
-  /** @param {(state: State) => void} listener */
-  subscribe(listener) {
-    this.listeners.add(listener);
-    listener(this.state);
-  }
-
-  /** @param {Partial<State>} changes */
-  set(changes) {
-    this.state = { ...this.state, ...changes };
-    if (changes.runs) {
-      // A reload loses nothing: the jobs are the service's, their ids are kept for this tab.
-      sessionStorage.setItem(RUNS_STORAGE, JSON.stringify(changes.runs.map(({ id, prompt }) => ({ id, prompt }))));
-    }
-    for (const listener of this.listeners) listener(this.state);
-  }
+/** @returns {State} */
+export function initialState() {
+  return {
+    service: { phase: "connecting", reason: "", info: null, models: [] },
+    key: "",
+    isKeyAsked: false,
+    keyError: "",
+    draft: EMPTY_DRAFT,
+    fieldErrors: {},
+    formError: "",
+    runs: [],
+    shown: null,
+    shownId: null,
+    gallery: { images: [], isComplete: false, isLoading: false, error: "", isKnown: false },
+    viewed: null,
+    message: null,
+    announcement: "",
+  };
 }
 
-/** @returns {Run[]} */
-function savedRuns() {
-  try {
-    const saved = JSON.parse(sessionStorage.getItem(RUNS_STORAGE) ?? "[]");
-    return saved.map((/** @type {{id: string, prompt: string}} */ run) => ({ ...run, job: null }));
-  } catch {
-    return [];
+export class Store {
+  #state;
+  /** @type {Set<() => void>} */
+  #watchers = new Set();
+
+  /** @param {State} state */
+  constructor(state) {
+    this.#state = state;
+  }
+
+  get state() {
+    return this.#state;
+  }
+
+  /** @param {Partial<State>} patch */
+  set(patch) {
+    this.#state = { ...this.#state, ...patch };
+    for (const notice of this.#watchers) {
+      notice();
+    }
+  }
+
+  /** @param {Partial<Draft>} patch */
+  setDraft(patch) {
+    this.set({ draft: { ...this.#state.draft, ...patch } });
+  }
+
+  /** To eyes and screen readers, for a moment. @param {string} text */
+  say(text) {
+    this.set({ message: { text } });
+  }
+
+  /**
+   * Calls `react` now, and whenever one of the selected values is another one than before.
+   * @template {unknown[]} T
+   * @param {(state: State) => [...T]} select
+   * @param {(...values: NoInfer<T>) => void} react
+   */
+  watch(select, react) {
+    let seen = select(this.#state);
+    this.#watchers.add(() => {
+      const now = select(this.#state);
+      if (now.some((value, index) => !Object.is(value, seen[index]))) {
+        seen = now;
+        react(...now);
+      }
+    });
+    react(...seen);
   }
 }

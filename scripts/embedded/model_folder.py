@@ -1,6 +1,7 @@
 """The trained parts as a folder that `FluxPipeline.from_pretrained` loads, replaced whole."""
 
 import copy
+import json
 import os
 import shutil
 import tempfile
@@ -55,6 +56,10 @@ def save_model_folder(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:
         fresh, former = Path(work) / "fresh", Path(work) / "former"
         _for_shipping(pipeline).save_pretrained(fresh)
+        for config in fresh.rglob("config.json"):
+            values = json.loads(config.read_text())
+            values.pop("_name_or_path", None)  # a folder of the machine that trained
+            config.write_text(json.dumps(values, indent=2) + "\n")
         for name in KEPT_FILES:
             if (folder / name).exists():
                 shutil.copy2(folder / name, fresh / name)

@@ -38,7 +38,7 @@ class Recipe:
     text_steps: int
     phases: tuple[PhaseRecipe, ...]
     shift: float  # of the scheduler
-    sampler_steps: int = 4  # that the last phase straightens
+    sampler_steps: int = 4  # whose noise levels `sampler_share` and `straighten_share` are about
     save_every: int = 100  # steps
 
 

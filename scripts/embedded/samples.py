@@ -27,7 +27,7 @@ SAMPLE_PROMPTS = (
 )
 SAMPLE_SEED = 5
 SHEET_COLUMNS = 4
-SHEET_COLOURS = 256
+SHEET_PICTURE = (192, 192)  # width, height in pixels
 
 
 def make_sheet(pictures: Sequence[Image.Image], columns: int = 8) -> Image.Image:
@@ -42,7 +42,7 @@ def make_sheet(pictures: Sequence[Image.Image], columns: int = 8) -> Image.Image
 
 
 def save_samples(pipeline: FluxPipeline, path: Path, *, steps: int = 4) -> None:
-    """Draw SAMPLE_PROMPTS at 256 x 256 pixels and save them as one PNG of 256 colours."""
+    """Draw SAMPLE_PROMPTS at 256 x 256 pixels and save them, reduced, as one PNG."""
     pictures = [
         pipeline(
             prompt,
@@ -54,5 +54,5 @@ def save_samples(pipeline: FluxPipeline, path: Path, *, steps: int = 4) -> None:
         ).images[0]
         for row, prompt in enumerate(SAMPLE_PROMPTS)
     ]
-    sheet = make_sheet(pictures, SHEET_COLUMNS)
-    sheet.quantize(SHEET_COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+    small = [picture.resize(SHEET_PICTURE, Image.Resampling.LANCZOS) for picture in pictures]
+    make_sheet(small, SHEET_COLUMNS).save(path, optimize=True)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -13,6 +14,7 @@ import torch
 from diffusers import FluxPipeline
 from safetensors.torch import load_file
 
+from scripts.embedded.captions import plain_caption
 from scripts.embedded.examination import Prompt, draw_prompts, examine, generate
 from scripts.embedded.model_folder import MAX_BYTES, folder_bytes
 from scripts.embedded.scene import Scene
@@ -67,9 +69,12 @@ def test_pipeline_same_seed_same_picture_other_seed_another(pipeline: FluxPipeli
 def test_pipeline_other_sizes_have_the_landscape_asked_for(
     pipeline: FluxPipeline, size: tuple[int, int]
 ) -> None:
-    prompts = [Prompt(text=PROMPT, scene=SCENE)]
-    score = examine(prompts, generate(pipeline, prompts, seed=5, size=size))
+    scene = replace(SCENE, subject="car", place="middle", ground="sea")
+    prompts = [Prompt(text=plain_caption(scene), scene=scene)]
+    pictures = list(generate(pipeline, prompts, seed=5, size=size))
+    score = examine(prompts, pictures)
 
+    assert pictures[0].size == size
     assert score.right["ground"] == score.right["time"] == 1
 
 

@@ -194,7 +194,8 @@ class Worker:
             while line := await reader.readline():
                 await self._take(events.decode(line))
         except (ConnectionError, ValueError) as error:
-            log.error("worker %s: %s", self.name, error, extra={"action": "worker_protocol"})
+            level = logging.DEBUG if self._stopping.is_set() else logging.ERROR
+            log.log(level, "worker %s: %s", self.name, error, extra={"action": "worker_protocol"})
         finally:
             watchdog.cancel()
             self._writer.close()

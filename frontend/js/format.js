@@ -1,0 +1,85 @@
+/** Values as words for people. */
+
+/** @import { Model } from "../types/api" */
+/** @import { Run } from "../types/state" */
+
+/** The worker's stages as a person would say them. @type {Record<string, string>} */
+const STAGES = {
+  loading: "Loading the model",
+  encoding: "Reading the prompt",
+  denoising: "Drawing",
+  decoding: "Developing the picture",
+  saving: "Saving",
+};
+
+/** @param {number} ms */
+export function duration(ms) {
+  const seconds = ms / 1000;
+  if (seconds < 10) {
+    return `${seconds.toFixed(1)} s`;
+  }
+  if (seconds < 60) {
+    return `${Math.round(seconds)} s`;
+  }
+  return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
+}
+
+/** @param {number} bytes */
+export function fileSize(bytes) {
+  return bytes < 1e6 ? `${Math.max(1, Math.round(bytes / 1e3))} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
+}
+
+/** @param {{width: number, height: number}} size */
+export function size({ width, height }) {
+  return `${width} × ${height}`;
+}
+
+/** @param {string} rfc3339 */
+export function moment(rfc3339) {
+  return new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" }).format(
+    new Date(rfc3339),
+  );
+}
+
+/** A precision's name in the service as people write it. @param {string} name */
+export function precision(name) {
+  return name.toUpperCase();
+}
+
+/** @param {string} modelId @param {readonly Model[]} models */
+export function modelTitle(modelId, models) {
+  return models.find((model) => model.id === modelId)?.title ?? modelId;
+}
+
+/** A reason of the service without what it adds in brackets (one level inside another at most). @param {string} reason */
+export function inShort(reason) {
+  return reason.replace(/\s*\((?:[^()]|\([^()]*\))*\)/g, "");
+}
+
+/** What a run does now. @param {Run} run */
+export function runStatus(run) {
+  if (run.phase === "failed") {
+    return "No picture";
+  }
+  if (run.isCancelling) {
+    return "Cancelling";
+  }
+  if (run.phase === "unsent") {
+    return "Sending";
+  }
+  if (run.phase === "queued") {
+    return run.position === null || run.position === 1 ? "Waiting, next in line" : `Waiting, number ${run.position} in line`;
+  }
+  return runStage(run);
+}
+
+/** The stage of a running run, without the step. @param {Run} run */
+export function runStage(run) {
+  return STAGES[run.progress?.stage ?? ""] ?? "Starting";
+}
+
+/** "step 3 of 8", or "" outside the sampler. @param {Run} run */
+export function runStep({ phase, progress }) {
+  const isCounting = phase === "running" && progress && progress.step > 0;
+  return isCounting ? `step ${progress.step} of ${progress.steps}` : "";
+}

@@ -1,0 +1,135 @@
+/** What the services answer, as far as the page reads it. */
+
+export interface Health {
+  status: "ok" | "unavailable";
+  reason: string | null;
+}
+
+export interface Device {
+  worker: string;
+  kind: "gpu" | "cpu";
+  name: string;
+  memory_mib: number | null;
+}
+
+export interface Info {
+  service: string;
+  version: string;
+  precision: string;
+  default_model: string;
+  default_model_reason: string;
+  devices: Device[];
+  output_formats: string[];
+  key_needed: boolean;
+}
+
+export interface Model {
+  id: string;
+  title: string;
+  description: string;
+  licence: string;
+  is_default: boolean;
+  available: boolean;
+  reason: string | null;
+  defaults: {
+    width: number;
+    height: number;
+    num_inference_steps: number;
+    guidance_scale: number;
+    true_cfg_scale: number;
+  };
+  limits: { min_size: number; max_size: number; size_multiple: number };
+  uses_guidance_scale: boolean;
+  example_prompts: string[];
+}
+
+/** The body of `POST /jobs`. Left out: the model's default. */
+export interface GenerateBody {
+  prompt: string;
+  negative_prompt?: string;
+  model?: string;
+  width?: number;
+  height?: number;
+  num_inference_steps?: number;
+  guidance_scale?: number;
+  true_cfg_scale?: number;
+  seed?: number;
+  num_images?: number;
+  output_format?: string;
+}
+
+/** A request with nothing left open, as the service keeps it. */
+export interface GenerationRequest {
+  prompt: string;
+  negative_prompt: string | null;
+  model: string;
+  width: number;
+  height: number;
+  num_inference_steps: number;
+  guidance_scale: number;
+  true_cfg_scale: number;
+  seed: number;
+  num_images: number;
+  output_format: string;
+}
+
+export interface Progress {
+  stage: string;
+  step: number;
+  steps: number;
+}
+
+export interface JobImage {
+  id: string;
+  filename: string;
+  image_url: string;
+  download_url: string;
+  seed: number;
+  width: number;
+  height: number;
+}
+
+export interface JobResult {
+  precision: string;
+  engine: string;
+  device: string;
+  images: JobImage[];
+  generation_time_ms: number;
+}
+
+export type JobStatus = "queued" | "running" | "succeeded" | "failed" | "cancelled";
+
+export interface Job {
+  id: string;
+  status: JobStatus;
+  request: GenerationRequest;
+  created_at: string;
+  position: number | null;
+  progress: Progress | null;
+  result: JobResult | null;
+  error: { code: string; message: string } | null;
+}
+
+/** A picture of the gallery. */
+export interface StoredImage {
+  id: string;
+  job_id: string;
+  filename: string;
+  image_url: string;
+  download_url: string;
+  thumbnail_url: string;
+  seed: number;
+  width: number;
+  height: number;
+  size_bytes: number;
+  created_at: string;
+  prompt: string;
+  precision: string;
+  engine: string;
+  request: GenerationRequest;
+}
+
+export interface FieldError {
+  field: string;
+  message: string;
+}

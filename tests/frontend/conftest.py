@@ -1,0 +1,75 @@
+"""A real browser for the page: Debian's chromium, driven by Playwright."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+ARGUMENTS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+DESKTOP = {"width": 1440, "height": 900}
+
+# The browser's own line about an answer that is an error, or about none. The page shows those.
+NETWORK_LINE = "Failed to load resource"
+
+OpenPage = Callable[..., Page]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("needs chromium; scripts/test.sh installs it")
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[OpenPage]:
+    """Opens an address in a fresh profile.
+
+    At the end of the test no script may have failed, nothing may stand in the console, and no
+    request may have gone anywhere but to the origins named (the address's own if none are).
+    """
+    faults: list[str] = []
+    contexts = []
+
+    def open_one(
+        address: str,
+        *,
+        viewport: dict[str, int] = DESKTOP,
+        origins: tuple[str, ...] = (),
+        errors_expected: bool = False,
+        **options: Any,
+    ) -> Page:
+        allowed = (*(origins or (address.split("/ui")[0],)), "blob:", "data:")
+
+        def on_request(request: Request) -> None:
+            if not request.url.startswith(allowed):
+                faults.append(f"request to {request.url}")
+
+        def on_console(message: ConsoleMessage) -> None:
+            if not (errors_expected and NETWORK_LINE in message.text):
+                faults.append(f"{message.type}: {message.text}")
+
+        context = browser.new_context(viewport=viewport, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("request", on_request)
+        page.on("console", on_console)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.goto(address)
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert faults == []
