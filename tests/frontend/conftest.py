@@ -22,7 +22,8 @@ NETWORK_LINE = "Failed to load resource"
 OpenPage = Callable[..., Page]
 
 
-@pytest.fixture(scope="session")
+# Not for the session: while it is open a loop runs in this thread, and other tests want their own.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("needs chromium; scripts/test.sh installs it")
