@@ -17,7 +17,6 @@ class PrecisionProfile:
     title: str  # for people
     weights: str  # how weights are kept
     engine: str  # what computes with them
-    default_port: int
     loader: str | None  # "module:function" that loads a catalog row; None: not built
     not_built: str = ""  # why there is no loader
 
@@ -32,7 +31,6 @@ _PROFILES = {
         title="BF16",
         weights="bfloat16",
         engine="diffusers",
-        default_port=8001,
         loader="models.bf16_flux_model:load",
     ),
     "fp4": PrecisionProfile(
@@ -40,7 +38,6 @@ _PROFILES = {
         title="FP4",
         weights="4-bit floating point",
         engine="nvfp4",
-        default_port=8000,
         loader=None,
         not_built="the FP4 service is not built yet; start_bf16_api.sh starts the BF16 service",
     ),

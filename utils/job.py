@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 from models.types import GenerationRequest, GenerationResult
 
@@ -58,9 +56,6 @@ class Job:
     worker: str | None = None
     result: GenerationResult | None = None
     error: JobError | None = None
-
-    def evolve(self, **changes: Any) -> Job:
-        return dataclasses.replace(self, **changes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
