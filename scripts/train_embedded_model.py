@@ -142,7 +142,7 @@ def make_phase(
             count=pictures.count,
             seed=seed,
             size=pictures.size,
-            path=work / f"latents-{width}x{height}.pt",
+            path=work / f"latents-{width}x{height}-{pictures.count}.pt",
         )
         formats.append(
             PictureFormat(

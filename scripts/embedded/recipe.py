@@ -65,6 +65,55 @@ FINISH_SETS = (
     *(replace(each, weight=FINISH_WEIGHTS.get(each.size, 0.08)) for each in OTHER_SETS),
 )
 
+# every shape of frame in its own right: more pictures, and the larger sizes as often as 256 x 256
+SIZE_SETS = (
+    replace(DETAIL_SET, weight=0.20),
+    replace(CUT_OUT_SET, weight=0.10),
+    PictureSet(size=(128, 128), count=24_000, batch_size=48, weight=0.10),
+    PictureSet(size=(192, 192), count=4_000, batch_size=26, weight=0.10),
+    PictureSet(size=(256, 128), count=3_000, batch_size=28, weight=0.05),
+    PictureSet(size=(128, 256), count=3_000, batch_size=28, weight=0.05),
+    PictureSet(size=(320, 208), count=2_500, batch_size=14, weight=0.05),
+    PictureSet(size=(208, 320), count=2_500, batch_size=14, weight=0.05),
+    PictureSet(size=(384, 256), count=2_000, batch_size=10, weight=0.05),
+    PictureSet(size=(256, 384), count=2_000, batch_size=10, weight=0.05),
+    PictureSet(size=(512, 192), count=1_500, batch_size=10, weight=0.04),
+    PictureSet(size=(192, 512), count=1_500, batch_size=10, weight=0.04),
+    PictureSet(size=(384, 384), count=2_000, batch_size=7, weight=0.09),
+    PictureSet(size=(512, 320), count=1_500, batch_size=6, weight=0.05),
+    PictureSet(size=(320, 512), count=1_500, batch_size=6, weight=0.05),
+    PictureSet(size=(512, 512), count=1_500, batch_size=4, weight=0.12),
+)
+
+# sizes between those, so that it learns to find the frame's edges and not a list of frames
+BETWEEN_SETS = (
+    *(replace(each, weight=0.5 * each.weight) for each in SIZE_SETS),
+    *(
+        PictureSet(
+            size=size, count=400, batch_size=max(4, 1_200_000 // (size[0] * size[1])), weight=0.03
+        )
+        for size in (
+            (144, 144),
+            (160, 240),
+            (176, 304),
+            (208, 208),
+            (224, 336),
+            (240, 432),
+            (272, 272),
+            (288, 192),
+            (304, 400),
+            (320, 320),
+            (336, 224),
+            (352, 480),
+            (416, 288),
+            (432, 240),
+            (448, 448),
+            (480, 352),
+            (496, 144),
+        )
+    ),
+)
+
 FULL = Recipe(
     autoencoder_pictures=3_200,
     autoencoder_steps=8_500,
@@ -112,6 +161,33 @@ FULL = Recipe(
             sets=FINISH_SETS,
             subject_weight=7.0,
             decay_share=0.9,
+            sampler_share=0.6,
+        ),
+        PhaseRecipe(
+            name="sizes",
+            steps=4_000,
+            learning_rate=1.3e-3,
+            sets=SIZE_SETS,
+            subject_weight=7.0,
+            decay_share=0.0,
+            sampler_share=0.6,
+        ),
+        PhaseRecipe(
+            name="settle",
+            steps=4_500,
+            learning_rate=1.2e-3,
+            sets=SIZE_SETS,
+            subject_weight=7.0,
+            decay_share=1.0,
+            sampler_share=0.6,
+        ),
+        PhaseRecipe(
+            name="between",
+            steps=800,
+            learning_rate=7e-4,
+            sets=BETWEEN_SETS,
+            subject_weight=7.0,
+            decay_share=1.0,
             sampler_share=0.6,
         ),
     ),
