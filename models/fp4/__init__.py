@@ -1,0 +1,1 @@
+"""FLUX in four bits: the format, the fit, the layer, its paths, and two engines that draw with them."""

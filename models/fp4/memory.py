@@ -1,0 +1,269 @@
+"""How much GPU memory FLUX.1 takes in four bits, computed on the meta device.
+
+    python -m models.fp4.memory
+
+The models are built with their true shapes and no memory, and run once; what would be allocated is
+counted as it comes and goes. Weights on the GPU are the four-bit transformer and the autoencoder. Text
+encoders come for the moment they compute (`offload.py`); the autoencoder decodes in tiles of 512 px.
+Not counted: the CUDA context and kernels (some 0.4 GB, outside PyTorch's own count) and what the
+allocator loses between blocks.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKL, FluxTransformer2DModel
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from models.fp4.checkpoint import replace_layers
+from models.fp4.layers import RANK, TEXT_ENCODER_RANK, plan_layers
+from models.fp4.linear import Fp4Linear, fp4_layers
+
+LIMIT_BYTES = 8_000_000_000  # FLUX.1 [schnell] at 1024 px must stay within
+TILE_PX = 512
+
+# The published configurations of FLUX.1 [schnell]; the transformer's is diffusers' default.
+VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "latent_channels": 16,
+    "layers_per_block": 2,
+    "sample_size": 1024,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+T5 = {
+    "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64,
+    "vocab_size": 32128, "feed_forward_proj": "gated-gelu",
+}  # fmt: skip
+CLIP = {
+    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+    "num_attention_heads": 12, "vocab_size": 49408, "projection_dim": 768,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """Bytes on the GPU: weights that stay, and the most that each stage takes beside them."""
+
+    transformer_weights: int
+    vae_weights: int
+    text_encoding: int  # CLIP, or one block of T5, with activations
+    denoising: int  # activations and the widened weight of one layer
+    decoding: int  # activations of one tile, and the picture
+    transformer_weights_bf16: int  # for comparison
+    t5_weights: int  # in main memory
+    clip_weights: int  # in main memory
+
+    @property
+    def resident(self) -> int:
+        return self.transformer_weights + self.vae_weights
+
+    @property
+    def peak(self) -> int:
+        return self.resident + max(self.text_encoding, self.denoising, self.decoding)
+
+    def table(self) -> str:
+        """Markdown, in GB (10⁹ bytes)."""
+        lines = ["| component | GB |", "|---|---|"]
+        for title, value in (
+            ("transformer, resident", self.transformer_weights),
+            ("autoencoder, resident", self.vae_weights),
+            ("encoding a prompt, beside them", self.text_encoding),
+            ("denoising, beside them", self.denoising),
+            ("decoding, beside them", self.decoding),
+            ("**peak**", self.peak),
+            ("T5 in main memory", self.t5_weights),
+            ("CLIP in main memory", self.clip_weights),
+        ):
+            lines.append(f"| {title} | {value / 1e9:.2f} |")
+        return "\n".join(lines)
+
+
+def plan(
+    width: int = 1024, height: int = 1024, *, rank: int = RANK, text_tokens: int = 256
+) -> MemoryPlan:
+    """Plan a picture of `width` x `height` px by FLUX.1's transformer at `rank`."""
+    with torch.no_grad():
+        transformer, full = _transformer(rank)
+        with init_empty_weights():
+            vae = _in_bf16(AutoencoderKL(**VAE))
+        t5, clip = _t5(), _clip()
+        return MemoryPlan(
+            transformer_weights=weight_bytes(transformer),
+            vae_weights=weight_bytes(vae),
+            text_encoding=max(_t5_peak(t5, text_tokens), _clip_peak(clip)),
+            denoising=peak_bytes(lambda: _denoise(transformer, width, height, text_tokens)),
+            decoding=peak_bytes(lambda: _decode(vae, width, height)),
+            transformer_weights_bf16=full,
+            t5_weights=weight_bytes(t5),
+            clip_weights=weight_bytes(clip),
+        )
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of parameters and buffers, those with two names once."""
+    tensors = {id(t): t.nbytes for t in (*model.parameters(), *model.buffers())}
+    return sum(tensors.values())
+
+
+def peak_bytes(run: Callable[[], Any]) -> int:
+    """The most bytes alive at once of all tensors that `run` makes."""
+    meter = _Meter()
+    with _Flash(), meter:
+        run()
+    return meter.peak
+
+
+class _Meter(TorchDispatchMode):
+    """Counts storages as they come and go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive = self.peak = 0
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:  # fmt: skip
+        given = {
+            id(leaf.untyped_storage())
+            for leaf in tree_leaves((args, kwargs))
+            if isinstance(leaf, torch.Tensor)
+        }
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                storage = leaf.untyped_storage()
+                if storage not in self._known and id(storage) not in given:
+                    self._count(storage)
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        size = storage.nbytes()
+        self._known.add(storage)
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(storage, self._forget, size)
+
+    def _forget(self, size: int) -> None:
+        self.alive -= size
+
+
+class _Flash(TorchFunctionMode):
+    """Attention as fused kernels do it: its scores are never in memory."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            query = args[0] if args else kwargs["query"]
+            return torch.empty_like(query)
+        return func(*args, **(kwargs or {}))
+
+
+class _Planned:
+    """Allocates what the compiled paths do: the layer's weight widened to BF16, and the products."""
+
+    name = describe = "planned"
+
+    def prepare(self, layer: Fp4Linear) -> None: ...
+
+    def multiply(self, layer: Fp4Linear, inputs: torch.Tensor) -> torch.Tensor:
+        up, down = layer.branch
+        if not layer.weight_only or inputs.ndim > 2:
+            weight = inputs.new_empty(layer.out_features, layer.in_features)
+            product = F.linear(inputs, weight, layer.bias)
+            del weight
+        else:
+            product = inputs.new_empty(inputs.shape[0], layer.out_features)
+        return product + F.linear(F.linear(inputs, down), up)
+
+
+def _transformer(rank: int) -> tuple[nn.Module, int]:
+    with init_empty_weights():
+        model = _in_bf16(FluxTransformer2DModel())
+    full = weight_bytes(model)
+    plans, _ = plan_layers(model, rank)
+    replace_layers(model, plans, "plan", smooth=False)
+    _use_planned(model)
+    return model, full
+
+
+def _in_bf16(model: nn.Module) -> nn.Module:
+    for tensor in model.parameters():
+        tensor.data = tensor.data.bfloat16()
+    return model.eval()
+
+
+def _use_planned(model: nn.Module) -> None:
+    for layer in fp4_layers(model).values():
+        layer.use(_Planned())
+
+
+def _t5() -> nn.Module:
+    from transformers import T5Config, T5EncoderModel
+
+    with init_empty_weights():
+        model = _in_bf16(T5EncoderModel(T5Config(**T5)))
+    model.shared = model.encoder.embed_tokens
+    plans, _ = plan_layers(model, TEXT_ENCODER_RANK, weight_only=True)
+    replace_layers(model, plans, "plan", smooth=False)
+    _use_planned(model)
+    return model
+
+
+def _clip() -> nn.Module:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with init_empty_weights():
+        return _in_bf16(CLIPTextModel(CLIPTextConfig(**CLIP)))
+
+
+def _t5_peak(t5: nn.Module, tokens: int) -> int:
+    """Activations, and the largest part that comes at a time; the next may come before one is gone."""
+    ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
+    parts = [*t5.encoder.block, t5.encoder.embed_tokens]
+    return peak_bytes(lambda: t5(ids)) + 2 * max(weight_bytes(part) for part in parts)
+
+
+def _clip_peak(clip: nn.Module) -> int:
+    ids = torch.zeros(1, 77, dtype=torch.long, device="meta")
+    return weight_bytes(clip) + peak_bytes(lambda: clip(ids))
+
+
+def _denoise(transformer: nn.Module, width: int, height: int, text_tokens: int) -> None:
+    tokens = (width // 16) * (height // 16)
+    here: dict[str, Any] = {"dtype": torch.bfloat16, "device": "meta"}
+    transformer(
+        hidden_states=torch.empty(1, tokens, 64, **here),
+        encoder_hidden_states=torch.empty(1, text_tokens, 4096, **here),
+        pooled_projections=torch.empty(1, 768, **here),
+        timestep=torch.empty(1, **here),
+        img_ids=torch.empty(tokens, 3, **here),
+        txt_ids=torch.empty(text_tokens, 3, **here),
+    )
+
+
+def _decode(vae: nn.Module, width: int, height: int) -> None:
+    vae.use_tiling = True
+    vae.tile_sample_min_size, vae.tile_latent_min_size = TILE_PX, TILE_PX // 8
+    vae.decode(torch.empty(1, 16, height // 8, width // 8, dtype=torch.bfloat16, device="meta"))
+
+
+if __name__ == "__main__":
+    made = plan()
+    print(made.table())
+    print(
+        f"\ntransformer: {made.transformer_weights / made.transformer_weights_bf16:.4f} of BF16; "
+        f"peak {made.peak / 1e9:.2f} GB of {LIMIT_BYTES / 1e9:.0f} GB"
+    )

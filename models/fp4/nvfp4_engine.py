@@ -1,0 +1,253 @@
+"""The engine `nvfp4`: finds or makes a model's four-bit copy and puts it on the device.
+
+Where a copy may be: beside a model that ships with the project (`models/embedded-fp4`), or in
+`<models_dir>/fp4/<id>`, where one is made on first use. A copy counts only if it was made from the
+weights that are there; one made from others is not loaded but made again, and the log says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from config.catalog import ModelRow
+from config.errors import ModelUnavailable
+from models.families.flux1 import Flux1Model
+from models.fp4 import hardware, offload, prompts
+from models.fp4.checkpoint import MANIFEST, Manifest, load_component
+from models.fp4.linear import ComputePath, fp4_layers
+from models.fp4.quantize import QUANTIZED, Job, quantize_folder
+from models.fp4.source import fingerprint
+from models.fp4.streaming import empty_t5, empty_transformer
+from models.fp4.work import locked
+from models.types import ImageModel, LoadOptions
+
+log = logging.getLogger("models.fp4")
+
+FAMILIES = ("flux1",)
+# The parts of a Hub repository that a pipeline needs; the same weights also lie there in one file.
+HUB_PATTERNS = (
+    "model_index.json", "scheduler/*", "text_encoder/*", "text_encoder_2/*", "tokenizer/*",
+    "tokenizer_2/*", "transformer/*", "vae/*",
+)  # fmt: skip
+LARGE_TRANSFORMER_BYTES = (
+    2**30
+)  # a larger one leaves text encoders in main memory and tiles the VAE
+
+
+def load(row: ModelRow, options: LoadOptions) -> ImageModel:
+    """Load the row's model in four bits, making the four-bit copy first where there is none.
+
+    Raises ModelUnavailable, saying which file is missing or damaged and what to do.
+    """
+    from diffusers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    if row.family not in FAMILIES:
+        raise ModelUnavailable(
+            f"model {row.id}: the engine nvfp4 draws {', '.join(FAMILIES)}, not {row.family}; use the BF16 service"
+        )
+    folder = find_or_make(row, options)
+    pipeline, path = load_pipeline(folder, row, options)
+    model = Flux1Model(pipeline, row, engine="nvfp4", compute=path.describe)
+    device = torch.device(options.devices[-1])
+    if device.type == "cuda" and _is_lean(pipeline, options):
+        _make_room(pipeline, torch.device(options.devices[0]))
+    return model
+
+
+def find_or_make(row: ModelRow, options: LoadOptions) -> Path:
+    """The folder of a four-bit copy made from the row's weights."""
+    shipped = row.folder.with_name(row.folder.name + "-fp4") if row.folder is not None else None
+    cached = options.models_dir / "fp4" / row.id
+    if shipped is not None and is_copy_of(shipped, row.folder):
+        return shipped
+    if row.folder is None and (cached / MANIFEST).is_file():
+        present = local_snapshot(row, options)
+        if present is None or not _is_whole(present) or is_copy_of(cached, present):
+            return cached
+    source = row.folder or snapshot(row, options)
+
+    def on_wait() -> None:
+        options.on_progress("another process makes the four-bit weights", 0.0)
+
+    try:
+        with locked(cached, on_wait):
+            if not is_copy_of(cached, source):
+                _make(row, source, cached, shipped, options)
+    except OSError as error:
+        raise ModelUnavailable(
+            f"model {row.id}: its four-bit weights cannot be kept in the models folder: "
+            f"{error.strerror}; make it writable, or set FLUX_MODELS_DIR"
+        ) from error
+    return cached
+
+
+def is_copy_of(folder: Path, source: Path) -> bool:
+    """Whether `folder` holds a four-bit copy of exactly the weights in `source`.
+
+    Raises ModelUnavailable for a folder with a manifest that cannot be read.
+    """
+    if not (folder / MANIFEST).is_file():
+        return False
+    made_from = Manifest.read(folder).source.get("files")
+    if made_from == fingerprint(source, QUANTIZED):
+        return True
+    log.warning(
+        "%s was made from other weights than %s has; it is not used",
+        folder, source, extra={"action": "fp4_copy_outdated"},
+    )  # fmt: skip
+    return False
+
+
+def _is_whole(source: Path) -> bool:
+    """Whether the 16-bit weights are still there; whoever needs room may delete them."""
+    try:
+        fingerprint(source, QUANTIZED)
+    except ModelUnavailable:
+        return False
+    return True
+
+
+def load_pipeline(folder: Path, row: ModelRow, options: LoadOptions) -> tuple[Any, ComputePath]:
+    """diffusers' pipeline over a four-bit folder: text encoders on the first device, the rest on the last.
+
+    What the folder lacks (its manifest says what it is a copy of) comes from the row's own folder.
+    """
+    from diffusers import FluxPipeline
+
+    manifest = Manifest.read(folder)
+    base = folder if (folder / "model_index.json").is_file() else row.folder
+    if base is None:
+        raise ModelUnavailable(f"{folder.name}/model_index.json is missing; make the folder again")
+    text_device, device = torch.device(options.devices[0]), torch.device(options.devices[-1])
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    options.on_progress("reading four-bit weights", 0.0)
+    try:
+        empty = empty_transformer(folder)
+        parts = {"transformer": load_component(folder, manifest, "transformer", empty, dtype)}
+        if "text_encoder_2" in manifest.components:
+            parts["text_encoder_2"] = load_component(
+                folder, manifest, "text_encoder_2", empty_t5(folder), dtype
+            )
+        pipeline = FluxPipeline.from_pretrained(
+            base, **parts, dtype=dtype, use_safetensors=True, local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise ModelUnavailable(f"model {row.id}: {base.name} cannot be loaded: {reason}") from error
+    path = _use_paths(pipeline, options, device, text_device)
+    pipeline.text_encoder.to(text_device)
+    if text_device.type != "cuda" or not _is_lean(pipeline, options):
+        pipeline.text_encoder_2.to(text_device)
+    pipeline.transformer.to(device)
+    pipeline.vae.to(device)
+    options.on_progress("reading four-bit weights", 1.0)
+    return pipeline, path
+
+
+def _use_paths(
+    pipeline: Any, options: LoadOptions, device: torch.device, text_device: torch.device
+) -> ComputePath:
+    """Give every four-bit layer its path; returns the transformer's."""
+    chosen = None
+    for model, where in ((pipeline.text_encoder_2, text_device), (pipeline.transformer, device)):
+        layers = fp4_layers(model)
+        weights = sum(layer.in_features * layer.out_features for layer in layers.values())
+        chosen = hardware.choose_path(where, fp8_weights=options.fp8_weights, weights=weights)
+        for layer in layers.values():
+            layer.use(chosen)
+    assert chosen is not None
+    log.info("%s", chosen.describe, extra={"action": "fp4_path", "path": chosen.name})
+    return chosen
+
+
+def _is_lean(pipeline: Any, options: LoadOptions) -> bool:
+    """Whether memory comes before speed: large models, unless FP8 weights were asked to be kept."""
+    size = sum(t.nbytes for t in pipeline.transformer.state_dict().values())
+    return size > LARGE_TRANSFORMER_BYTES and options.fp8_weights == "memory"
+
+
+def _make_room(pipeline: Any, text_device: torch.device) -> None:
+    """Text encoders leave the GPU after encoding; the autoencoder decodes in tiles of half its size."""
+    offload.stream_text_encoders(pipeline.text_encoder, pipeline.text_encoder_2, text_device)
+    vae = pipeline.vae
+    vae.use_tiling = True
+    vae.tile_sample_min_size = vae.config.sample_size // 2
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    vae.tile_latent_min_size = vae.tile_sample_min_size // factor
+
+
+def _make(
+    row: ModelRow, source: Path, out: Path, shipped: Path | None, options: LoadOptions
+) -> None:
+    log.info(
+        "making the four-bit weights of %s, once", row.id, extra={"action": "fp4_quantize"}
+    )  # fmt: skip
+    device = torch.device(options.devices[-1])
+    job = Job(
+        source=source,
+        out=out,
+        row=row,
+        prompts=prompts.for_model(row, shipped),
+        activations=hardware.activation_bits(device),
+        device=device,
+        complete=row.folder is None,
+        on_progress=options.on_progress,
+    )
+    try:
+        quantize_folder(job)
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise ModelUnavailable(
+            f"model {row.id}: its four-bit weights could not be made: {reason}; "
+            "what is finished is kept, and the next try goes on from there"
+        ) from error
+
+
+def snapshot(row: ModelRow, options: LoadOptions) -> Path:
+    """The Hub snapshot of the row's 16-bit model, fetched if need and permission be.
+
+    Raises ModelUnavailable, saying why it is not here and what to do.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return _snapshot(row, options, allow_download=options.allow_download)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        how = (
+            "check the network and, for a gated model, accept its licence and set HF_TOKEN"
+            if options.allow_download
+            else "downloads are off (FLUX_ALLOW_DOWNLOAD)"
+        )
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise ModelUnavailable(
+            f"model {row.id}: {row.source} is not on this machine and could not be fetched: {reason}; {how}"
+        ) from error
+
+
+def local_snapshot(row: ModelRow, options: LoadOptions) -> Path | None:
+    """The Hub snapshot of the row if it is on this machine."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return _snapshot(row, options, allow_download=False)
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        return None
+
+
+def _snapshot(row: ModelRow, options: LoadOptions, *, allow_download: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(
+            row.source,
+            cache_dir=None if os.environ.get("HF_HOME") else options.models_dir,
+            local_files_only=not allow_download,
+            allow_patterns=list(HUB_PATTERNS),
+        )
+    )

@@ -1,0 +1,126 @@
+"""Which models are on this machine, whole or in part; for the doctor."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from config.catalog import ModelRow
+
+ROOT = Path(__file__).resolve().parents[2]
+GIB = 2**30
+MOST_HEADER_BYTES = 100_000_000  # as the safetensors library has it
+_WITHOUT_WEIGHTS = (
+    "Tokenizer",
+    "Scheduler",
+    "Processor",
+    "Extractor",
+)  # in the class names of parts
+
+
+def hub_folder(models_dir: Path, environ: Mapping[str, str] = os.environ) -> Path:
+    """The Hugging Face cache that the loaders use."""
+    if not environ.get("HF_HOME"):
+        return models_dir
+    return Path(environ.get("HF_HUB_CACHE") or Path(environ["HF_HOME"]) / "hub").expanduser()
+
+
+def comes_with_the_project(row: ModelRow) -> bool:
+    """Whether a row's source is a folder of this project, be it there or not, and no id of the Hub."""
+    return (ROOT / row.source).parent.is_dir()
+
+
+def look_at(row: ModelRow, hub: Path) -> tuple[bool, str]:
+    """Whether a catalog row's model is here and whole, and where, or what is missing."""
+    if comes_with_the_project(row):
+        return look_at_folder(ROOT / row.source)
+    folder = snapshot_of(hub, row.source)
+    if folder is None:
+        return False, f"{row.source} is not in {hub}"
+    return look_at_folder(folder)
+
+
+def copy_of(row: ModelRow, precision: str, models_dir: Path) -> str | None:
+    """Where a copy of the model in another precision lies, and how large it is; None without one.
+
+    It has a manifest, `<precision>.json`, and lies beside a model of this project (`embedded-fp4`), or
+    in `<models_dir>/<precision>/<id>`.
+    """
+    places = [models_dir / precision / row.id]
+    if comes_with_the_project(row):
+        places.insert(0, ROOT / f"{row.source}-{precision}")
+    for place in places:
+        try:
+            about = json.loads((place / f"{precision}.json").read_text(encoding="utf-8"))
+            size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+        except (OSError, ValueError):
+            continue
+        if isinstance(about, dict) and about.get("model") == row.id:
+            return f"{precision.upper()} copy in {place}, {size / GIB:.2g} GiB"
+    return None
+
+
+def look_at_folder(folder: Path) -> tuple[bool, str]:
+    """Whether a pipeline's folder holds a whole model, and how large it is or what is missing."""
+    try:
+        parts = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        missing = [
+            name
+            for name, kind in parts.items()
+            if isinstance(kind, list) and kind[1] and not _has_part(folder / name, kind[1])
+        ]
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    except (OSError, ValueError) as error:
+        return False, f"{folder} is incomplete: {error}"
+    if missing:
+        return False, f"{folder} is incomplete: {', '.join(missing)}"
+    return True, f"{folder}, {size / GIB:.2g} GiB"
+
+
+def _has_part(folder: Path, kind: str) -> bool:
+    """A component's folder: its configuration, and for a network every file of weights."""
+    if not folder.is_dir():
+        return False
+    if any(word in kind for word in _WITHOUT_WEIGHTS):
+        return any(folder.glob("*.json"))
+    wanted: set[str] = set()
+    for index in folder.glob("*.safetensors.index.json"):
+        wanted |= set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    files = [folder / name for name in wanted] or list(folder.glob("*.safetensors"))
+    return (folder / "config.json").is_file() and bool(files) and all(map(is_whole, files))
+
+
+def is_whole(file: Path) -> bool:
+    """Whether a safetensors file is as long as its header says.
+
+    What it is not: a pointer of Git LFS, a page in place of a file, a copy that was cut off.
+    """
+    if not file.is_file():
+        return False
+    with open(file, "rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if not 2 <= length <= MOST_HEADER_BYTES:
+            return False
+        try:
+            header = json.loads(opened.read(length))
+            ends = [
+                about["data_offsets"][1] for name, about in header.items() if name != "__metadata__"
+            ]
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return False
+    return file.stat().st_size == 8 + length + max(ends, default=0)
+
+
+def snapshot_of(hub: Path, source: str) -> Path | None:
+    """The snapshot of a Hub repository that is in use here; None when there is none."""
+    repository = hub / f"models--{source.replace('/', '--')}"
+    try:
+        commit = (repository / "refs" / "main").read_text(encoding="utf-8").strip()
+        folder = repository / "snapshots" / commit
+        return folder if folder.is_dir() else None
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,150 @@
+"""Says what this machine can run, and what to do where it cannot: `python -m scripts.doctor`.
+
+Exit status 0: at least one service can draw a picture with its default model. 1: none can, and the
+last lines say what to do. `--json` prints the same for programs. `--engine NAME` asks only whether
+this machine can run that engine. Needs no running service, starts none, and changes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from models.fp4.nunchaku_support import ARCHITECTURES
+from models.precision import known_precisions, profile_of
+from scripts.diagnosis import engines, machine
+from scripts.diagnosis.machine import ROOT, Cards, Finding, State, Torch
+from scripts.diagnosis.services import Checkup, Verdict
+
+MARKS = {State.OK: "yes", State.NOTE: "note", State.NO: "no", State.FAULT: "FAULT"}
+PAGE_PORT = 9000
+INDENT = " " * 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The findings by section, in the order in which they are printed, and each service's verdict."""
+
+    sections: dict[str, list[Finding]]
+    verdicts: list[Verdict]
+
+    @property
+    def can_draw(self) -> bool:
+        return any(verdict.can_draw for verdict in self.verdicts)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "ok": self.can_draw,
+            "services": [
+                {**dataclasses.asdict(verdict), "ok": verdict.can_draw} for verdict in self.verdicts
+            ],
+            "sections": {
+                name: [dataclasses.asdict(finding) for finding in findings]
+                for name, findings in self.sections.items()
+            },
+        }
+
+
+def examine() -> Report:
+    """Look at everything. Raises nothing: what cannot be looked at is a finding."""
+    cards = machine.look_at_cards()
+    torch = machine.look_at_torch()
+    of_machine = [_python(), machine.look_at_packages(), _torch(torch)]
+    sections = {
+        "machine": of_machine,
+        "GPUs": _gpus(cards, torch),
+        "nunchaku": engines.nunchaku_findings(cards),
+    }
+    verdicts = []
+    for name in known_precisions():
+        checkup = Checkup(profile_of(name), cards, torch)
+        sections[f"{checkup.profile.title} service"] = checkup.findings
+        verdicts.append(checkup.verdict(of_machine))
+    sections["page"] = [
+        machine.look_at_port("port", "127.0.0.1", PAGE_PORT, page=ROOT / "frontend")
+    ]
+    return Report(sections=sections, verdicts=verdicts)
+
+
+def _python() -> Finding:
+    text = (
+        f"{platform.python_version()} on {platform.system()} {platform.machine()}, {sys.executable}"
+    )
+    return Finding(name="Python", state=State.OK, text=text)
+
+
+def _torch(torch: Torch) -> Finding:
+    if torch.why_not:
+        fix = "run scripts/setup_env.sh"
+        return Finding(name="torch", state=State.FAULT, text=torch.why_not, fix=fix)
+    build = f"with CUDA {torch.cuda}" if torch.cuda else "a build for CPUs"
+    return Finding(name="torch", state=State.OK, text=f"{torch.version}, {build}")
+
+
+def _gpus(cards: Cards, torch: Torch) -> list[Finding]:
+    if not cards.cards:
+        text = f"none ({cards.why_none}): the services run on the CPU"
+        return [Finding(name="GPU", state=State.NOTE, text=text)]
+    findings = []
+    for card in cards.cards:
+        capability = ".".join(map(str, card.capability)) if card.capability else "not known"
+        kind = ARCHITECTURES.get(card.capability) if card.capability else None
+        reason = machine.why_torch_cannot_use(torch, card)
+        free = "" if card.memory_free_mib is None else f" ({card.memory_free_mib / 1024:.1f} free)"
+        text = (
+            f"{card.name}, {card.memory_total_mib / 1024:.1f} GiB{free}, compute capability {capability}"
+            + (f" ({kind.name})" if kind else "")
+            + (f"; {reason}" if reason else "")
+        )
+        state = State.FAULT if reason else State.OK
+        fix = "run scripts/setup_env.sh on this machine, or set FLUX_GPUS=none" if reason else ""
+        findings.append(Finding(name=f"GPU {card.index}", state=state, text=text, fix=fix))
+    return findings
+
+
+def print_report(report: Report) -> None:
+    for title, findings in report.sections.items():
+        print(f"\n{title}")
+        for finding in findings:
+            text = finding.text.replace("\n", f"\n{INDENT}")
+            print(f"  {MARKS[finding.state]:5}   {finding.name}: {text}")
+            if finding.fix:
+                print(f"{INDENT}→ {finding.fix}")
+    print("\nin short")
+    for verdict in report.verdicts:
+        title = profile_of(verdict.precision).title
+        if verdict.can_draw:
+            print(f"  yes     {title} can draw with {verdict.default_model}")
+            continue
+        print(f"  no      {title} cannot draw:")
+        for reason in verdict.reasons:
+            print(f"{INDENT}{reason}".replace("\n", f"\n{INDENT}"))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.doctor", description="Says what this machine can run."
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--engine", metavar="NAME", help="only whether this machine can run it")
+    options = parser.parse_args(arguments)
+    if options.engine is not None:
+        can_run, text = engines.check(options.engine)
+        print(json.dumps({"ok": can_run, "text": text}) if options.json else text)
+        return 0 if can_run else 1
+    report = examine()
+    if options.json:
+        print(json.dumps(report.to_json(), indent=2))
+    else:
+        print_report(report)
+    return 0 if report.can_draw else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""The command that makes FP4 folders."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from config.catalog import load_catalog
+from models.fp4 import lowrank
+from models.fp4.checkpoint import Manifest
+from models.fp4.prompts import PROMPTS
+from scripts import quantize_fp4
+from scripts.quantize_fp4 import calibration_prompts, main
+
+EMBEDDED, SCHNELL = load_catalog()["embedded"], load_catalog()["flux-schnell"]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(lowrank, "ROUNDS", 1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on a machine that is shared, threads that wait for others cost most
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_the_embedded_model_with_another_rank(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "small"
+    assert (
+        main(["--model", "embedded", "--out", str(out), "--rank", "2", "--calibration", "8"]) == 0
+    )
+    manifest = Manifest.read(out)
+    assert manifest.rank == 2 and manifest.model == "embedded"
+    assert sorted(p.name for p in out.iterdir()) == [
+        "fp4.json", "prompts.txt", "quality.json", "transformer",
+    ], "the rest stands in models/embedded"  # fmt: skip
+    printed = capsys.readouterr()
+    assert "rank 2" in printed.out and "of BF16" in printed.out and "plain NVFP4" in printed.out
+    assert "quantising the transformer" in printed.err and "100%" in printed.err
+    assert json.loads((out / "quality.json").read_text())["calibration"]["prompts"] == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "nothing"], "no model 'nothing'; the catalog has embedded"),
+        (["--model", "embedded", "--calibration", "3"], "3 calibration prompts are too few"),
+        (["--model", "embedded", "--rank", "-1"], "rank -1 is negative"),
+        (["--model", "embedded", "--rank", "97"], "rank 97 is too much for transformer_blocks.0"),
+        (["--model", "flux-schnell", "--offline"], "FLUX.1-schnell is not on this machine"),
+        (["--model", "flux-schnell", "--offline", "--calibration", "65"], "is not on this machine"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    out, models = tmp_path / "out", tmp_path / "models"
+    assert main([*arguments, "--out", str(out), "--models-dir", str(models)]) == 1
+    printed = capsys.readouterr()
+    assert words in printed.err and "Traceback" not in printed.err
+    assert not out.exists()
+
+
+def test_the_embedded_model_is_calibrated_in_its_own_words() -> None:
+    prompts = calibration_prompts(EMBEDDED, None)
+    assert len(prompts) == 192 and len(set(prompts)) > 150
+
+
+def test_other_models_are_calibrated_with_prompts_of_many_kinds() -> None:
+    assert calibration_prompts(SCHNELL, None) == PROMPTS
+    assert calibration_prompts(SCHNELL, 16) == PROMPTS[:16]
+    with pytest.raises(ValueError, match="--calibration 65: there are 64 prompts"):
+        calibration_prompts(SCHNELL, 65)
+
+
+def test_the_file_can_be_run_by_its_path(tmp_path: Path) -> None:
+    script = Path(quantize_fp4.__file__)
+    answer = subprocess.run(
+        [sys.executable, str(script), "--model", "nothing", "--out", "x"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert (answer.returncode, "no model 'nothing'" in answer.stderr) == (1, True)
+
+
+def test_help_needs_no_torch() -> None:
+    answer = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "scripts.quantize_fp4", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert "--calibration" in answer.stdout and "| torch\n" not in answer.stderr
