@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from config.settings import Settings
 from models.types import GenerationRequest
 from utils.job import Job, StoredImage
 from utils.queue_manager import JobProgress, QueueManager
@@ -75,9 +76,8 @@ def generation_time_ms(job: Job) -> float:
     return round(job.result.timings_ms["total"] - job.result.timings_ms["queued"], 1)
 
 
-async def job_json(job: Job, queue: QueueManager) -> dict[str, Any]:
+def job_json(job: Job, queue: QueueManager) -> dict[str, Any]:
     progress = queue.progress(job.id)
-    position = await queue.store.position(job) if job.status.value == "queued" else None
     return {
         "id": job.id,
         "status": job.status.value,
@@ -85,9 +85,9 @@ async def job_json(job: Job, queue: QueueManager) -> dict[str, Any]:
         "created_at": job.created_at,
         "started_at": job.started_at,
         "finished_at": job.finished_at,
-        "position": position,
+        "position": queue.position(job),
         "attempts": job.attempts,
-        "progress": (_progress_json(progress) if progress and not job.status.is_final else None),
+        "progress": (progress_json(progress) if progress and not job.status.is_final else None),
         "result": result_json(job) if job.result else None,
         "error": ({"code": job.error.code, "message": job.error.message} if job.error else None),
         "node": None,
@@ -100,8 +100,10 @@ def worker_json(worker: Worker) -> dict[str, Any]:
         "name": worker.name,
         "state": worker.state.value,
         "job_id": worker.job_id,
+        "job_ids": list(worker.jobs),
         "model": worker.model,
         "engine": worker.engine,
+        "compute": worker.compute,
         "device": worker.device,
         "memory_mib": worker.memory_mib,
         "pid": worker.pid,
@@ -110,12 +112,13 @@ def worker_json(worker: Worker) -> dict[str, Any]:
     }
 
 
-def queue_json(queue: QueueManager, max_queue_size: int) -> dict[str, Any]:
+def queue_json(queue: QueueManager, settings: Settings) -> dict[str, Any]:
     return {
-        "paused": False,
+        "paused": queue.is_paused,
+        "held": queue.why_held(),
         "running": queue.running_ids,
         "queued": queue.waiting,
-        "max_queue_size": max_queue_size,
+        "max_queue_size": settings.queue.max_queue_size,
         "workers": [worker_json(worker) for worker in queue.workers],
     }
 
@@ -132,6 +135,7 @@ def stored_image_json(image: StoredImage) -> dict[str, Any]:
         "height": image.height,
         "size_bytes": image.size_bytes,
         "created_at": image.created_at,
+        "generation_time_ms": image.generation_time_ms,
         "prompt": image.request.prompt,
         "precision": image.precision,
         "engine": image.engine,
@@ -139,5 +143,10 @@ def stored_image_json(image: StoredImage) -> dict[str, Any]:
     }
 
 
-def _progress_json(progress: JobProgress) -> dict[str, Any]:
-    return {"stage": progress.stage, "step": progress.step, "steps": progress.steps}
+def progress_json(progress: JobProgress) -> dict[str, Any]:
+    return {
+        "stage": progress.stage,
+        "step": progress.step,
+        "steps": progress.steps,
+        "eta_ms": None if progress.eta_ms is None else round(progress.eta_ms),
+    }

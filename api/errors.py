@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from api.schemas import ALIASES, suggestion
+from api.schemas import ALIASES, LIMITED_FIELDS, PICTURE_PATHS, suggestion
 from config.errors import FieldError, FluxError, InvalidRequest, NotFound
 
 MEDIA_TYPE = "application/problem+json"
@@ -35,6 +35,8 @@ _TITLES = {
     "oom": "Out of memory",
     "cancelled": "The job was cancelled",
     "poison": "The job ended its worker",
+    "worker_lost": "The service ended while the job ran",
+    "timeout": "The job took too long",
     "internal": "The service failed",
 }
 
@@ -118,7 +120,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
-        return problem(from_validation(error.errors()), _request_id(request))
+        found = from_validation(error.errors())
+        return problem(_with_limits(request, error.body, found), _request_id(request))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -132,6 +135,28 @@ def from_validation(items: Any) -> InvalidRequest:
     fields = [_field_error(item) for item in items[:MAX_ERRORS]]
     if len(items) > MAX_ERRORS:
         fields.append(FieldError("body", f"has {len(items) - MAX_ERRORS} more faults"))
+    return InvalidRequest(
+        "; ".join(f"{error.field}: {error.message}" for error in fields), fields=fields
+    )
+
+
+def _with_limits(request: Request, body: Any, found: InvalidRequest) -> InvalidRequest:
+    """Add what the model's limits have against the fields that are sound, so that one answer names all faults."""
+    services = getattr(request.app.state, "services", None)
+    if services is None or request.scope["path"] not in PICTURE_PATHS or not isinstance(body, dict):
+        return found
+    faulty = {error.field.partition(".")[0] for error in found.fields}
+    sound = {
+        name: body[name]
+        for name, kind in LIMITED_FIELDS.items()
+        if name not in faulty and type(body.get(name)) is kind
+    }
+    more = [
+        error
+        for error in services.plan.resolver.faults(**sound)
+        if error.field in sound and ("model" not in faulty or error.field == "seed")
+    ]
+    fields = [*found.fields, *more]
     return InvalidRequest(
         "; ".join(f"{error.field}: {error.message}" for error in fields), fields=fields
     )

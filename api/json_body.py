@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import typing
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import Request, Response
+from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from pydantic import ValidationError
 
 from config.errors import InvalidRequest
 
@@ -41,6 +45,34 @@ class StrictJsonRoute(APIRoute):
             return await handler(StrictJsonRequest(request.scope, request.receive))
 
         return strict
+
+
+class QuickJsonRoute(StrictJsonRoute):
+    """Calls an endpoint `(request, body, services)` itself when the body is sound.
+
+    The framework's general way (content type, dependencies, parameters, all of it for every call)
+    costs a submit a third of its time. Whatever is not sound goes that way and is answered by it.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        general, endpoint = APIRoute.get_route_handler(self), self.endpoint
+        hints = typing.get_type_hints(endpoint)
+        if list(inspect.signature(endpoint).parameters) != ["request", "body", "services"]:
+            return super().get_route_handler()
+        model, status = hints["body"], self.status_code or 200
+
+        async def quick(request: Request) -> Response:
+            strict = StrictJsonRequest(request.scope, request.receive)
+            if request.headers.get("content-type") != "application/json":
+                return await general(strict)
+            try:
+                body = model.model_validate(await strict.json())
+            except (ValidationError, json.JSONDecodeError, InvalidRequest):
+                return await general(strict)  # the body was read, and is kept by `strict`
+            answer = await endpoint(strict, body, request.app.state.services)
+            return JSONResponse(answer, status)
+
+        return quick
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

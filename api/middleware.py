@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hashlib
 import hmac
 import logging
@@ -17,10 +18,12 @@ import time
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import problem
+from api.schemas import PICTURE_PATHS
 from config.errors import FieldError, FluxError, Forbidden, TooLarge, Unauthorized
 from config.settings import LOOPBACK_HOSTS, ServerSettings, is_loopback
 
@@ -34,12 +37,17 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
 OPEN_PREFIXES = ("/ui",)
 
-SECURITY_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "cross-origin",
-    "X-Frame-Options": "DENY",
-}
+# Bodies: requests for pictures may hold pictures, everything else is a few fields.
+SMALL_BODY_BYTES = 64 * 2**10
+# Of a key's SHA-256 in hex: enough to tell keys apart, not enough to guess one.
+OWNER_DIGITS = 16
+
+SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"cross-origin"),
+    (b"x-frame-options", b"DENY"),
+)
 
 
 class AnswerFailures:
@@ -90,18 +98,20 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = request_id
-                for name, value in SECURITY_HEADERS.items():
-                    headers.setdefault(name, value)
+                headers = message["headers"]
+                names = {name for name, _ in headers}
+                if b"x-request-id" not in names:
+                    headers.append((b"x-request-id", request_id.encode()))
+                headers += [pair for pair in SECURITY_HEADERS if pair[0] not in names]
             await send(message)
 
         try:
             await self._app(scope, receive, send_with_id)
         finally:
-            level = logging.DEBUG if scope["path"].startswith("/health") else logging.INFO
+            # Reading is no news: pages and clients ask several times a second.
+            is_news = scope["method"] not in SAFE_METHODS or status >= 400
             log.log(
-                level,
+                logging.INFO if is_news else logging.DEBUG,
                 "answered",
                 extra={
                     "action": "request",
@@ -167,10 +177,16 @@ class Authenticate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self._digests and not _is_open(scope):
-            error = self._why_not(Headers(scope=scope))
+            headers = Headers(scope=scope)
+            error = self._why_not(headers)
             if error is not None:
                 return await problem(error, scope["state"]["request_id"])(scope, receive, send)
+            scope["state"]["owner"] = self._owner(headers)
         await self._app(scope, receive, send)
+
+    def _owner(self, headers: Headers) -> str:
+        digests = [_digest(key) for key in _sent_keys(headers)]
+        return next(each.hex()[:OWNER_DIGITS] for each in digests if each in self._digests)
 
     def _why_not(self, headers: Headers) -> FluxError | None:
         sent = list(_sent_keys(headers))
@@ -190,18 +206,28 @@ class Authenticate:
 
 
 class BodyLimit:
-    """Cuts a body that is longer than the limit, by its declared length or while it comes in."""
+    """Cuts a body that is longer than its route's limit, by its declared length or while it comes in.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    `picture_bytes` is the limit where pictures may be in the body; elsewhere it is `SMALL_BODY_BYTES`.
+    """
+
+    def __init__(self, app: ASGIApp, picture_bytes: int) -> None:
         self._app = app
-        self._max_bytes = max_bytes
+        self._picture_bytes = picture_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        declared = Headers(scope=scope).get("content-length", "0")
-        if declared.isdecimal() and int(declared) > self._max_bytes:
-            return await problem(self._error(), scope["state"]["request_id"])(scope, receive, send)
+        limit = SMALL_BODY_BYTES
+        if scope["path"] in PICTURE_PATHS:
+            limit = self._picture_bytes
+        headers = Headers(scope=scope)
+        declared = headers.get("content-length", "0")
+        if declared.isdecimal() and int(declared) > limit:
+            error = _too_large(limit)
+            return await problem(error, scope["state"]["request_id"])(scope, receive, send)
+        if "content-length" in headers and "transfer-encoding" not in headers:
+            return await self._app(scope, receive, send)  # the server lets no more in than that
         received = 0
         answering = False
 
@@ -210,8 +236,8 @@ class BodyLimit:
             message = await receive()
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
-                if received > self._max_bytes:
-                    raise self._error()
+                if received > limit:
+                    raise _too_large(limit)
             return message
 
         async def noted(message: Message) -> None:
@@ -226,11 +252,19 @@ class BodyLimit:
                 raise
             await problem(error, scope["state"]["request_id"])(scope, receive, send)
 
-    def _error(self) -> TooLarge:
-        message = f"the body is longer than {self._max_bytes} bytes (FLUX_MAX_BODY_BYTES)"
-        return TooLarge(message, fields=[FieldError("body", message)])
+
+def owner_of(request: Request) -> str:
+    """Whose key a request came with, as digits that do not tell the key; empty where none is asked for."""
+    return request.scope["state"].get("owner", "")
 
 
+def _too_large(limit: int) -> TooLarge:
+    setting = "" if limit == SMALL_BODY_BYTES else " (FLUX_MAX_BODY_BYTES)"
+    message = f"the body is longer than {limit} bytes{setting}"
+    return TooLarge(message, fields=[FieldError("body", message)])
+
+
+@functools.lru_cache(maxsize=256)
 def _hostname(host: str) -> str | None:
     """The name in a Host header without its port, lower-case; None for what is no host."""
     try:

@@ -18,11 +18,23 @@ from pydantic import (
 
 from config.catalog import MAX_STEPS
 from config.errors import FieldError, InvalidRequest, NotBuilt
-from models.types import MAX_SEED, OutputFormat
+from models.types import MAX_IMAGES, MAX_SEED, OutputFormat
 from utils.requests import DRAWN_SEED, Wanted
 
 # Words of other APIs for ours, translated here and nowhere else.
 ALIASES = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
+
+# Routes whose body is a GenerateBody.
+PICTURE_PATHS = frozenset({"/generate", "/jobs"})
+# Fields that a model's limits are about, and their types.
+LIMITED_FIELDS = {
+    "model": str,
+    "backend": str,
+    "width": int,
+    "height": int,
+    "seed": int,
+    "num_images": int,
+}
 
 # In the contract, not in this version: named when they are used, never ignored.
 NOT_BUILT = {
@@ -111,7 +123,9 @@ class GenerateBody(BaseModel):
     seed: Annotated[int, Field(ge=DRAWN_SEED, le=MAX_SEED)] | None = Field(
         None, description="0 to 2^53-1. Null or -1: drawn, and reported in the answer."
     )
-    num_images: Annotated[int, Field(ge=1, le=8)] = Field(1, description="Image i uses seed + i.")
+    num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES)] = Field(
+        1, description="Image i uses seed + i."
+    )
     output_format: OutputFormat = Field(OutputFormat.PNG, strict=False)
     output_quality: Annotated[int, Field(ge=1, le=100)] = Field(
         95, description="For jpeg and webp."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator
@@ -12,8 +13,10 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from config.catalog import Catalog, DefaultModel, choose_default, load_catalog
+from config.errors import ConfigurationError
 from config.settings import Settings
-from models.precision import PrecisionProfile
+from models.precision import PrecisionProfile, known_precisions, profile_of
+from utils import systemd
 from utils.clock import Chance
 from utils.gpu_manager import Placement, place_workers
 from utils.job_store import JobStore
@@ -49,6 +52,7 @@ class Services:
 def make_plan(settings: Settings, profile: PrecisionProfile, chance: Chance | None = None) -> Plan:
     """Raises ConfigurationError when the settings ask for what is not there."""
     chance = chance or Chance()
+    settings = _with_own_engine(settings, profile)
     catalog = load_catalog()
     placement = place_workers(settings.worker)
     default = choose_default(
@@ -67,6 +71,27 @@ def make_plan(settings: Settings, profile: PrecisionProfile, chance: Chance | No
     )
 
 
+def _with_own_engine(settings: Settings, profile: PrecisionProfile) -> Settings:
+    """FLUX_ENGINE is one name for all services of a machine: another service's engine means `auto` here."""
+    engine = settings.models.engine
+    if engine in ("auto", *profile.engines):
+        return settings
+    others = [each for name in known_precisions() for each in profile_of(name).engines]
+    if engine not in others:
+        accepted = dict.fromkeys(("auto", *profile.engines, *others))
+        raise ConfigurationError(
+            f"FLUX_ENGINE = {engine!r}: there is no such engine; accepted are {', '.join(accepted)}"
+        )
+    log.info(
+        "FLUX_ENGINE = %s is no engine of the %s service, which chooses its own",
+        engine,
+        profile.title,
+        extra={"action": "engine_of_another"},
+    )
+    models = settings.models.model_copy(update={"engine": "auto"})
+    return settings.model_copy(update={"models": models})
+
+
 @asynccontextmanager
 async def running(plan: Plan) -> AsyncIterator[Services]:
     """Open the store and start the workers; on exit let running jobs end and stop."""
@@ -78,7 +103,14 @@ async def running(plan: Plan) -> AsyncIterator[Services]:
             for slot in plan.placement.slots
         ]
 
-    queue = QueueManager(store, make_workers, plan.settings, plan.chance, plan.default.id)
+    queue = QueueManager(
+        store,
+        make_workers,
+        lambda worker: plan.resolver.models_on(worker.slot),
+        plan.settings,
+        plan.chance,
+        plan.default.id,
+    )
     log.info(
         "%s draws with %s: %s",
         plan.profile.service,
@@ -86,14 +118,21 @@ async def running(plan: Plan) -> AsyncIterator[Services]:
         plan.default.reason,
         extra={"action": "service_start", "model": plan.default.id},
     )
-    await queue.start()
+    try:
+        await queue.start()
+    except BaseException:
+        await store.close()
+        raise
+    watchdog = asyncio.create_task(systemd.feed_watchdog(queue.is_well), name="watchdog")
     try:
         yield Services(plan=plan, queue=queue)
     finally:
         await queue.stop()
+        watchdog.cancel()
 
 
-def services_of(request: Request) -> Services:
+async def services_of(request: Request) -> Services:
+    """A coroutine, because the framework runs plain functions in a thread, which costs more than this."""
     return request.app.state.services
 
 

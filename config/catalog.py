@@ -47,6 +47,8 @@ class ModelRow(BaseModel):
     true_cfg_scale: float
     max_sequence_length: int
     memory_gib: Mapping[str, float]
+    largest_part_gib: Mapping[str, float] = {}
+    offloaded_gib: Mapping[str, float] = {}
     example_prompts: tuple[str, ...] = ()
 
     @model_validator(mode="after")

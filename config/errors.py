@@ -15,7 +15,7 @@
     ├── ModelUnavailable           model_unavailable    503   the model's files are not there
     ├── StorageUnavailable         storage              503   disk or database refuses
     └── JobFailed                  (of the job)               the job ended without a picture
-        internal, oom, poison, worker_lost: 500 · model_unavailable, storage: 503 · cancelled: 409
+        internal, oom, poison, worker_lost: 500 · model_unavailable, storage: 503 · cancelled: 409 · timeout: 504
 
     ConfigurationError             no HTTP: the process refuses to start and says why
 
@@ -114,7 +114,12 @@ class StorageUnavailable(FluxError):
     code, status = "storage", 503
 
 
-_STATUS_OF_JOB_ERRORS = {"model_unavailable": 503, "storage": 503, "cancelled": 409}
+_STATUS_OF_JOB_ERRORS = {
+    "model_unavailable": 503,
+    "storage": 503,
+    "cancelled": 409,
+    "timeout": 504,
+}
 
 
 class JobFailed(FluxError):

@@ -66,7 +66,9 @@ class ServerSettings(Section):
         ("http://127.0.0.1:9000", "http://localhost:9000"),
         description="Browser origins besides our own that may call the API.",
     )
-    max_body_bytes: int = Field(16 * 2**20, ge=1024, description="Largest JSON body, bytes.")
+    max_body_bytes: int = Field(
+        30 * 2**20, ge=1024, description="Largest body of a request for pictures, bytes."
+    )
     drain_seconds: float = Field(
         10.0, ge=0, description="How long a stop waits for the running jobs."
     )
@@ -85,6 +87,15 @@ class QueueSettings(Section):
         le=10,
         description="Times a job is begun before a dying worker fails it.",
     )
+    max_queued_per_key: int = Field(
+        0, ge=0, description="Jobs of one API key that may wait; one more is 429; 0: no limit."
+    )
+    max_wait_seconds: float = Field(
+        0.0, ge=0, description="A job that waited longer fails as `timeout`; 0: no limit."
+    )
+    max_run_seconds: float = Field(
+        3600.0, ge=0, description="A job that runs longer fails as `timeout`; 0: no limit."
+    )
 
 
 class WorkerSettings(Section):
@@ -97,6 +108,28 @@ class WorkerSettings(Section):
         ge=0,
         le=8,
         description="Start this many CPU workers in place of GPUs, for trying and testing.",
+    )
+    gpu_mode: Literal["each", "split"] = Field(
+        "each",
+        description="`each`: a worker per GPU; `split`: one worker, its model spread over all GPUs.",
+    )
+    max_batch_size: int = Field(
+        0,
+        ge=0,
+        le=16,
+        description="Pictures of like jobs drawn together; 0: several where it changes no bit (the CPU), else one.",
+    )
+    idle_unload_seconds: float = Field(
+        0.0, ge=0, description="A worker idle for so long gives its model's memory back; 0: never."
+    )
+    stall_timeout_seconds: float = Field(
+        180.0, gt=0, description="A job without a step for so long: its worker is ended."
+    )
+    load_timeout_seconds: float = Field(
+        3600.0, gt=0, description="The same while a model is fetched and loaded."
+    )
+    cancel_timeout_seconds: float = Field(
+        30.0, gt=0, description="A worker that does not leave a cancelled job by then is ended."
     )
     preload: bool = Field(
         False, description="Load the default model at start, not at the first request."
@@ -135,6 +168,14 @@ class ModelSettings(Section):
     )
     allow_download: bool = Field(
         True, description="Fetch missing models from the Hugging Face Hub on first use."
+    )
+    engine: str = Field(
+        "auto",
+        description="What computes: `auto`, or one of the service's engines (BF16: diffusers; FP4: nvfp4, nunchaku).",
+    )
+    fp8_weights: Literal["memory", "speed"] = Field(
+        "memory",
+        description="FP4 on Ada and Hopper: keep 4-bit weights and convert tile by tile, or convert once at load.",
     )
     models_dir: ProjectPath = Field(
         ROOT / "models_cache",

@@ -8,24 +8,22 @@ on which instructions one has.
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 
 from config.catalog import ModelRow
 from config.errors import ModelUnavailable
-from models.families.flux1 import Flux1Model
-from models.types import ImageModel
+from models.families.flux1 import Flux1Model, place
+from models.types import ImageModel, LoadOptions
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def load(
-    row: ModelRow, *, device: torch.device, models_dir: Path, allow_download: bool
-) -> ImageModel:
-    """Load the row's pipeline onto `device`.
+def load(row: ModelRow, options: LoadOptions) -> ImageModel:
+    """Load the row's pipeline onto `options.devices`: see `place` for who goes where.
 
     Raises ModelUnavailable, saying which files are missing and how to get them.
     """
@@ -33,18 +31,34 @@ def load(
     from diffusers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    device = torch.device(options.devices[-1])
     source = row.folder if row.folder is not None else row.source
     try:
         pipeline = FluxPipeline.from_pretrained(
             source,
             dtype=compute_dtype(device),
             use_safetensors=True,
-            local_files_only=row.folder is not None or not allow_download,
-            cache_dir=None if os.environ.get("HF_HOME") else models_dir,
+            local_files_only=row.folder is not None or not options.allow_download,
+            cache_dir=None if os.environ.get("HF_HOME") else options.models_dir,
         )
     except (OSError, ValueError) as error:
-        raise ModelUnavailable(_missing(row, allow_download, error)) from error
-    return Flux1Model(pipeline.to(device), row, engine="diffusers")
+        raise ModelUnavailable(_missing(row, options.allow_download, error)) from error
+    if must_offload(row, options.devices):
+        compute = "BF16, weights waiting in main memory"
+        model = Flux1Model(pipeline, row, engine="diffusers", compute=compute)
+        model.enable_offloading(device)
+        return model
+    compute = "BF16 weights widened to FP32" if device.type == "cpu" else "BF16"
+    return Flux1Model(place(pipeline, options.devices), row, engine="diffusers", compute=compute)
+
+
+def must_offload(row: ModelRow, devices: Sequence[str]) -> bool:
+    """Whether the model does not fit on the one GPU there is and its weights wait in main memory."""
+    device = torch.device(devices[0])
+    if device.type != "cuda" or len(devices) > 1:
+        return False
+    needed = row.memory_gib["bf16"] * 2**30
+    return torch.cuda.get_device_properties(device).total_memory < needed
 
 
 def _missing(row: ModelRow, allow_download: bool, error: Exception) -> str:

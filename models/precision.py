@@ -16,7 +16,7 @@ class PrecisionProfile:
     name: str  # id in answers, file names and FLUX_* port variables
     title: str  # for people
     weights: str  # how weights are kept
-    engine: str  # what computes with them
+    engines: tuple[str, ...]  # what can compute with them, best first where several run
     loader: str | None  # "module:function" that loads a catalog row; None: not built
     not_built: str = ""  # why there is no loader
 
@@ -30,18 +30,22 @@ _PROFILES = {
         name="bf16",
         title="BF16",
         weights="bfloat16",
-        engine="diffusers",
+        engines=("diffusers",),
         loader="models.bf16_flux_model:load",
     ),
     "fp4": PrecisionProfile(
         name="fp4",
         title="FP4",
         weights="4-bit floating point",
-        engine="nvfp4",
-        loader=None,
-        not_built="the FP4 service is not built yet; start_bf16_api.sh starts the BF16 service",
+        engines=("nunchaku", "nvfp4"),
+        loader="models.fp4_flux_model:load",
     ),
 }
+
+
+def known_precisions() -> tuple[str, ...]:
+    """The names of all profiles."""
+    return tuple(_PROFILES)
 
 
 def profile_of(name: str) -> PrecisionProfile:

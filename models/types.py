@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Protocol
 
 MAX_SEED = 2**53 - 1
+MAX_IMAGES = 8  # of one request
+# Pictures drawn together where that changes no bit. More gain little and make the first of them wait
+# longer for the last.
+EXACT_BATCH_SIZE = 4
 
 
 class OutputFormat(StrEnum):
@@ -56,8 +61,22 @@ class GenerationRequest:
     output_quality: int
     tags: tuple[str, ...]
 
+    @property
+    def batch_key(self) -> tuple[Any, ...]:
+        """Requests with equal keys can be drawn together."""
+        has_cfg = self.negative_prompt is not None and self.true_cfg_scale > 1
+        return (
+            self.model,
+            self.width,
+            self.height,
+            self.num_inference_steps,
+            self.guidance_scale,
+            self.true_cfg_scale if has_cfg else None,
+        )
+
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        # Not `asdict`, which copies every value deeply: all of these are frozen.
+        return {name: getattr(self, name) for name in self.__slots__}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> GenerationRequest:
@@ -116,23 +135,58 @@ class OutOfMemory(Exception):
     """The device had no room for this job. The model stays loaded."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How a loader is to load a model.
+
+    `devices` are torch's names ("cuda:0", "cpu"); with several, the model's components are spread
+    over them. `on_progress(what, fraction)` is told how far a long preparation is, 0 to 1.
+    """
+
+    devices: tuple[str, ...]
+    models_dir: Path
+    allow_download: bool
+    engine: str = "auto"  # one of the profile's engines, or "auto": the best that runs here
+    fp8_weights: str = "memory"  # "memory" or "speed": see ModelSettings
+    on_progress: Callable[[str, float], None] = lambda what, fraction: None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """One picture to draw: the request it belongs to, and its own seed."""
+
+    request: GenerationRequest
+    seed: int
+
+
+# Called with the index of a drawing: a JPEG of it as it is after a step, longest side at most
+# PREVIEW_PX. May be called from another thread, once for each drawing, after the step; it waits
+# for the device.
+PREVIEW_PX = 256
+PreviewOf = Callable[[int], bytes]
+
+
 class ImageModel(Protocol):
     """A loaded model of one family at one precision, inside a worker process.
 
-    `generate` draws one picture and returns a Pillow RGB image with the milliseconds of each
-    stage. `on_stage(stage)` is called when a stage begins, `on_step(step, steps)` after each
-    step, 1-based; both may raise Cancelled, which ends the generation at once.
+    `generate` draws pictures that agree in `GenerationRequest.batch_key`, together, and returns
+    Pillow RGB images in their order with the milliseconds of each stage. `on_stage(stage)` is
+    called when a stage begins, `on_step(step, steps, preview)` after each step, 1-based; both may
+    raise Cancelled, which ends the generation at once. With `frugal` it takes more time and less
+    memory: tiles in the VAE, and on a GPU weights that wait in main memory.
     """
 
-    engine: str
+    engine: str  # one of the profile's engines
+    compute: str  # how it multiplies on this device, in words for /info
+    batches_exactly: bool  # whether pictures drawn together have the bytes they have alone
 
     def generate(
         self,
-        request: GenerationRequest,
+        drawings: Sequence[Drawing],
         *,
-        seed: int,
         on_stage: Callable[[Stage], None],
-        on_step: Callable[[int, int], None],
-    ) -> tuple[Any, dict[str, float]]: ...
+        on_step: Callable[[int, int, PreviewOf], None],
+        frugal: bool = False,
+    ) -> tuple[list[Any], dict[str, float]]: ...
 
     def unload(self) -> None: ...

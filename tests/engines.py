@@ -6,11 +6,13 @@ is drawn at once, in one colour that follows from prompt and seed.
 
     hold NAME      steps until the file NAME lies in models_dir; leaves at a step when cancelled
     hang NAME      the same without steps: it sees no cancel
+    watched NAME   as hold, and leaves the file NAME.seen when somebody has a preview made
+    linger NAME    its last stage goes on until the file NAME lies in models_dir
     slow           50 ms a step
     raise          fails with a message nobody outside may read
     raise-late     draws the first picture and fails at the next one
     oserror        fails with an OSError that has nothing to do with the picture's file
-    oom            the device has no room for more than 128 px
+    oom            the device has no room for more than 128 px, or 192 px frugally
     cuda           the CUDA context is lost
     kill           ends its process
     full           the disk has no room for the picture
@@ -22,12 +24,13 @@ leave that file there.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,12 +39,13 @@ from PIL import Image
 
 from config.catalog import ModelRow
 from config.errors import ModelUnavailable
-from models.types import GenerationRequest, ImageModel, Stage
+from models.types import Drawing, GenerationRequest, ImageModel, LoadOptions, PreviewOf, Stage
 
 SECRET = "internal detail 4711"
 TICK_SECONDS = 0.02
 STEP_SECONDS = 0.05
 SMALL_PX = 128
+FRUGAL_PX = 192
 FULL_AFTER_BYTES = 64
 
 
@@ -52,61 +56,96 @@ class Call:
     request: GenerationRequest
     seed: int
     mark: Path
-    on_step: Callable[[int, int], None]
+    on_step: Callable[[int, int, PreviewOf], None]
+    preview: PreviewOf
+    frugal: bool
 
     def step(self) -> None:
-        self.on_step(1, self.request.num_inference_steps)
+        self.on_step(1, self.request.num_inference_steps, self.preview)
 
 
 class Scripted:
     """Implements `models.types.ImageModel`."""
 
     engine = "scripted"
+    compute = "none"
+    batches_exactly = True
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def generate(
         self,
-        request: GenerationRequest,
+        drawings: Sequence[Drawing],
         *,
-        seed: int,
         on_stage: Callable[[Stage], None],
-        on_step: Callable[[int, int], None],
-    ) -> tuple[Any, dict[str, float]]:
+        on_step: Callable[[int, int, PreviewOf], None],
+        frugal: bool = False,
+    ) -> tuple[list[Any], dict[str, float]]:
         _limit_file_size(None)
         on_stage(Stage.ENCODING)
         on_stage(Stage.DENOISING)
-        word, _, name = request.prompt.partition(" ")
-        call = Call(request=request, seed=seed, mark=self._folder / (name or word), on_step=on_step)
-        if action := _action(word, call.mark):
-            action(call)
+        pictures = [_colour(drawing) for drawing in drawings]
+        for drawing in drawings:
+            word, _, name = drawing.request.prompt.partition(" ")
+            call = Call(
+                request=drawing.request,
+                seed=drawing.seed,
+                mark=self._folder / (name or word),
+                on_step=on_step,
+                preview=lambda index: _jpeg(pictures[index]),
+                frugal=frugal,
+            )
+            if action := _action(word, call.mark):
+                action(call)
+        request = drawings[0].request
         for step in range(request.num_inference_steps):
-            time.sleep(STEP_SECONDS if word == "slow" else 0)
-            on_step(step + 1, request.num_inference_steps)
+            is_slow = any(drawing.request.prompt.startswith("slow") for drawing in drawings)
+            time.sleep(STEP_SECONDS if is_slow else 0)
+            on_step(step + 1, request.num_inference_steps, lambda index: _jpeg(pictures[index]))
         on_stage(Stage.DECODING)
-        colour = hashlib.sha256(f"{request.prompt} {seed}".encode()).digest()[:3]
-        image = Image.new("RGB", (request.width, request.height), tuple(colour))
-        return image, {"encode": 0.0, "denoise": 0.0, "decode": 0.0}
+        for drawing in drawings:
+            if drawing.request.prompt.startswith("linger "):
+                _wait_for(self._folder / drawing.request.prompt.removeprefix("linger "))
+        return pictures, {"encode": 0.0, "denoise": 0.0, "decode": 0.0}
 
     def unload(self) -> None:
         pass
 
 
-def scripted(row: ModelRow, *, models_dir: Path, **_options: Any) -> ImageModel:
-    models_dir.mkdir(parents=True, exist_ok=True)
-    return Scripted(models_dir)
+def _colour(drawing: Drawing) -> Image.Image:
+    colour = hashlib.sha256(f"{drawing.request.prompt} {drawing.seed}".encode()).digest()[:3]
+    size = (drawing.request.width, drawing.request.height)
+    return Image.new("RGB", size, tuple(colour))
 
 
-def exits_while_loading(row: ModelRow, **_options: Any) -> ImageModel:
+def _jpeg(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def scripted(row: ModelRow, options: LoadOptions) -> ImageModel:
+    options.models_dir.mkdir(parents=True, exist_ok=True)
+    return Scripted(options.models_dir)
+
+
+def exits_while_loading(row: ModelRow, options: LoadOptions) -> ImageModel:
     os._exit(3)
 
 
-def needs_weights(row: ModelRow, *, models_dir: Path, **options: Any) -> ImageModel:
+def waits_while_loading(row: ModelRow, options: LoadOptions) -> ImageModel:
+    """Is loaded as soon as the file `weights` lies in models_dir; one that is told nothing, as a long read is."""
+    options.models_dir.mkdir(parents=True, exist_ok=True)
+    _wait_for(options.models_dir / "weights")
+    return scripted(row, options)
+
+
+def needs_weights(row: ModelRow, options: LoadOptions) -> ImageModel:
     """Fails as a missing model does until the file `weights` lies in models_dir."""
-    if not (models_dir / "weights").exists():
+    if not (options.models_dir / "weights").exists():
         raise ModelUnavailable(f"model {row.id}: its files are not here; fetch them")
-    return scripted(row, models_dir=models_dir, **options)
+    return scripted(row, options)
 
 
 def __getattr__(name: str) -> Any:
@@ -134,7 +173,21 @@ def _hold(call: Call) -> None:
 
 
 def _hang(call: Call) -> None:
+    _wait_for(call.mark)
+
+
+def _wait_for(mark: Path) -> None:
+    while not mark.exists():
+        time.sleep(TICK_SECONDS)
+
+
+def _watched(call: Call) -> None:
+    def preview(index: int) -> bytes:
+        call.mark.with_suffix(".seen").touch()
+        return call.preview(index)
+
     while not call.mark.exists():
+        call.on_step(1, call.request.num_inference_steps, preview)
         time.sleep(TICK_SECONDS)
 
 
@@ -154,7 +207,7 @@ def _oserror(call: Call) -> None:
 def _oom(call: Call) -> None:
     import torch
 
-    if call.request.width > SMALL_PX:
+    if call.request.width > (FRUGAL_PX if call.frugal else SMALL_PX):
         raise torch.OutOfMemoryError(SECRET)
 
 
@@ -179,6 +232,7 @@ def _limit_file_size(limit_bytes: int | None) -> None:
 _ACTIONS: dict[str, Callable[[Call], None]] = {
     "hold": _hold,
     "hang": _hang,
+    "watched": _watched,
     "raise": _raise,
     "raise-late": _raise_late,
     "oserror": _oserror,

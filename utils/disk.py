@@ -12,6 +12,8 @@ def why_no_room(folder: Path, min_free_mib: int) -> str | None:
         stats = os.statvfs(folder)
     except OSError as error:
         return f"the output folder {folder} cannot be used: {error.strerror}"
+    if not folder.is_dir():
+        return f"the output folder {folder} is no folder; move away what stands in its place"
     if not os.access(folder, os.W_OK):
         return f"the output folder {folder} cannot be written; check its permissions"
     free_mib = stats.f_bavail * stats.f_frsize // MIB

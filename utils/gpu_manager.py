@@ -32,15 +32,21 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSlot:
-    """A place for one worker: a GPU, or the CPU (`gpu` None)."""
+    """A place for one worker: its GPUs, or none for the CPU. Several in split mode: one model over all of them."""
 
     name: str
-    gpu: Gpu | None
+    gpus: tuple[Gpu, ...] = ()
+    cpu_devices: int = 1  # stand-ins for as many GPUs in split mode
 
     @property
     def visible_devices(self) -> str:
         """What the child gets as CUDA_VISIBLE_DEVICES; empty hides every card."""
-        return self.gpu.uuid if self.gpu else ""
+        return ",".join(gpu.uuid for gpu in self.gpus)
+
+    @property
+    def devices(self) -> int:
+        """How many devices the model is spread over."""
+        return len(self.gpus) or self.cpu_devices
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +58,18 @@ class Placement:
 
     @property
     def gpu_names(self) -> tuple[str, ...]:
-        return tuple(slot.gpu.name for slot in self.slots if slot.gpu)
+        return tuple(gpu.name for slot in self.slots for gpu in slot.gpus)
 
 
 def place_workers(settings: WorkerSettings, environ: Mapping[str, str] = os.environ) -> Placement:
-    """One slot per GPU that is asked for, or one for the CPU.
+    """One slot per GPU that is asked for (in split mode one for all of them), or one for the CPU.
 
     Raises ConfigurationError for a GPU that is asked for and not there.
     """
     if settings.fake_gpus:
-        slots = tuple(WorkerSlot(name=f"cpu{i}", gpu=None) for i in range(settings.fake_gpus))
-        return Placement(slots, f"FLUX_FAKE_GPUS asks for {settings.fake_gpus} CPU workers")
+        slots = tuple(WorkerSlot(name=f"cpu{i}") for i in range(settings.fake_gpus))
+        why = f"FLUX_FAKE_GPUS asks for {settings.fake_gpus} CPU workers"
+        return Placement(_arranged(slots, settings), why)
     if settings.gpus == "none":
         return Placement(_CPU, "FLUX_GPUS is none")
     gpus, why = list_gpus()
@@ -70,7 +77,9 @@ def place_workers(settings: WorkerSettings, environ: Mapping[str, str] = os.envi
         visible = environ.get("CUDA_VISIBLE_DEVICES")
         if gpus and visible is not None:
             gpus, why = _narrow(gpus, visible), f"CUDA_VISIBLE_DEVICES is {visible!r}"
-        return Placement(tuple(map(_slot, gpus)), "") if gpus else Placement(_CPU, why)
+        if not gpus:
+            return Placement(_CPU, why)
+        return Placement(_arranged(tuple(map(_slot, gpus)), settings), "")
     by_index = {gpu.index: gpu for gpu in gpus}
     wanted = [int(part) for part in settings.gpus.split(",")]
     absent = [index for index in wanted if index not in by_index]
@@ -80,7 +89,19 @@ def place_workers(settings: WorkerSettings, environ: Mapping[str, str] = os.envi
             f"GPU {', '.join(map(str, absent))} is asked for (-g or FLUX_GPUS = {settings.gpus}) and not there; "
             f"this machine has: {there}. Leave -g out to run on what there is"
         )
-    return Placement(tuple(_slot(by_index[index]) for index in wanted), "")
+    return Placement(_arranged(tuple(_slot(by_index[i]) for i in wanted), settings), "")
+
+
+def _arranged(slots: tuple[WorkerSlot, ...], settings: WorkerSettings) -> tuple[WorkerSlot, ...]:
+    if settings.gpu_mode == "each":
+        return slots
+    return (
+        WorkerSlot(
+            name="+".join(slot.name for slot in slots),
+            gpus=tuple(gpu for slot in slots for gpu in slot.gpus),
+            cpu_devices=len(slots),
+        ),
+    )
 
 
 def list_gpus() -> tuple[list[Gpu], str]:
@@ -138,11 +159,11 @@ def _nvml():
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        raise NvmlUnavailable(f"no NVIDIA driver answers ({_text(error)})") from error
+        raise NvmlUnavailable(f"no NVIDIA driver answers: {_text(error)}") from error
     try:
         yield pynvml
     except pynvml.NVMLError as error:
-        raise NvmlUnavailable(f"the NVIDIA driver failed ({_text(error)})") from error
+        raise NvmlUnavailable(f"the NVIDIA driver failed: {_text(error)}") from error
     finally:
         pynvml.nvmlShutdown()
 
@@ -166,11 +187,11 @@ def _narrow(gpus: list[Gpu], visible: str) -> list[Gpu]:
 
 
 def _slot(gpu: Gpu) -> WorkerSlot:
-    return WorkerSlot(name=f"gpu{gpu.index}", gpu=gpu)
+    return WorkerSlot(name=f"gpu{gpu.index}", gpus=(gpu,))
 
 
 def _text(value: object) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-_CPU = (WorkerSlot(name="cpu", gpu=None),)
+_CPU = (WorkerSlot(name="cpu"),)

@@ -6,12 +6,16 @@ commits the row. A crash between the two leaves a file in staging, which the nex
 
 import io
 import json
+import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from models.types import GenerationRequest, ImageFile, OutputFormat
+from models.types import MAX_IMAGES, GenerationRequest, ImageFile, OutputFormat
 from utils import metadata
+
+log = logging.getLogger(__name__)
 
 STAGING = ".staging"
 THUMBNAILS = ".thumbnails"
@@ -56,7 +60,7 @@ def filename_of(job_id: str, index: int, output_format: OutputFormat) -> str:
 def stage(data: bytes, output_dir: Path, filename: str) -> None:
     """Write into the staging folder and sync to disk."""
     folder = output_dir / STAGING
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)  # the folder above it is the operator's to put back
     path = folder / filename
     try:
         with open(path, "wb") as file:
@@ -69,9 +73,11 @@ def stage(data: bytes, output_dir: Path, filename: str) -> None:
 
 
 def publish(output_dir: Path, images: tuple[ImageFile, ...]) -> None:
-    """Rename staged files into the output folder and sync the folder."""
+    """Rename staged files into the output folder and sync the folder. May be done again after a failure."""
     for image in images:
-        os.replace(output_dir / STAGING / image.filename, output_dir / image.filename)
+        staged, published = output_dir / STAGING / image.filename, output_dir / image.filename
+        if staged.exists() or not published.exists():
+            os.replace(staged, published)
     sync_folder(output_dir)
 
 
@@ -83,14 +89,26 @@ def staged_jobs(output_dir: Path) -> set[str]:
 
 def discard_staged(output_dir: Path, job_id: str) -> None:
     """Remove what a job left in staging."""
-    for path in (output_dir / STAGING).glob(f"{job_id}-*"):
-        path.unlink(missing_ok=True)
+    _discard((output_dir / STAGING).glob(f"{job_id}-*"))
 
 
 def discard_published(output_dir: Path, job_id: str) -> None:
     """Remove a job's files from the output folder: its result could not be committed."""
-    for path in output_dir.glob(f"{job_id}-*"):
-        path.unlink(missing_ok=True)
+    # By the names it can have: the folder may hold very many pictures.
+    _discard(
+        output_dir / filename_of(job_id, index, output_format)
+        for index in range(MAX_IMAGES)
+        for output_format in OutputFormat
+    )
+
+
+def _discard(paths: Iterable[Path]) -> None:
+    """A folder that became read-only keeps its files; the job that left them goes on all the same."""
+    try:
+        for path in paths:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("files stay behind: %s", error, extra={"action": "discard_failed"})
 
 
 def thumbnail(output_dir: Path, filename: str) -> Path | None:

@@ -21,9 +21,10 @@ class JobStatus(StrEnum):
         return not LEGAL_CHANGES[self]
 
 
-# Every change of state there is. A worker that dies, or a stop, puts a running job back in its place.
+# Every change of state there is. A worker that dies, or a stop, puts a running job back in its place;
+# a job that waited too long fails without having run.
 LEGAL_CHANGES: Mapping[JobStatus, frozenset[JobStatus]] = {
-    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELLED}),
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.FAILED, JobStatus.CANCELLED}),
     JobStatus.RUNNING: frozenset(
         {JobStatus.QUEUED, JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}
     ),
@@ -50,6 +51,7 @@ class Job:
     status: JobStatus
     request: GenerationRequest
     created_at: str
+    owner: str = ""  # whose key submitted it, as a digest; empty where no key is asked for
     started_at: str | None = None
     finished_at: str | None = None
     attempts: int = 0
@@ -73,3 +75,4 @@ class StoredImage:
     request: GenerationRequest
     precision: str
     engine: str
+    generation_time_ms: float  # of its whole job, waiting in line not counted

@@ -1,8 +1,10 @@
 """Jobs and images on disk: SQLite, one connection for writing and one for reading.
 
 Each connection lives in its own thread; the event loop never waits for the disk. A change is
-committed and synced before its coroutine returns. Only one process may open the file (`flock`):
-two writers on one SQLite file are two queues that believe they are one.
+committed and synced before its coroutine returns. Changes that come while the disk is busy are
+committed together (group commit), each in its own savepoint, so that one that fails takes no
+other with it. Only one process may open the file (`flock`): two writers on one SQLite file are
+two queues that believe they are one.
 """
 
 from __future__ import annotations
@@ -12,9 +14,12 @@ import fcntl
 import json
 import logging
 import os
+import queue
 import sqlite3
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +33,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 RETRY_AFTER_STORAGE_SECONDS = 5
+MAX_GROUP = 256  # changes of one transaction: more would make the first of them wait
 
 
 class JobStore:
@@ -38,8 +44,16 @@ class JobStore:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._changes: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-write")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="store-read")
+        # A daemon: a process that is made to leave at once must not wait for changes that never come.
+        self._committer = threading.Thread(
+            target=self._commit_changes,
+            args=(asyncio.get_running_loop(),),
+            name="store-commit",
+            daemon=True,
+        )
         self._write_db: sqlite3.Connection
         self._read_db: sqlite3.Connection
         self._lock_file: Any
@@ -53,7 +67,12 @@ class JobStore:
             store._write_db = await store._in(store._writer, lambda: _connect(path))
             await store._in(store._writer, lambda: _prepare(store._write_db, path))
             store._read_db = await store._in(store._reader, lambda: _connect(path, read_only=True))
+            store._committer.start()
+        except ConfigurationError:
+            await store._let_go()
+            raise
         except (sqlite3.Error, OSError) as error:
+            await store._let_go()
             raise ConfigurationError(
                 f"{path}: the job database cannot be opened ({error}). Check the folder's permissions and free space; "
                 "to begin with an empty queue, move the file away"
@@ -61,11 +80,18 @@ class JobStore:
         return store
 
     async def close(self) -> None:
-        await self._in(self._writer, lambda: self._write_db.close())
-        await self._in(self._reader, lambda: self._read_db.close())
-        self._writer.shutdown()
-        self._reader.shutdown()
-        self._lock_file.close()
+        self._changes.put(None)
+        await self._in(self._writer, self._committer.join)
+        await self._let_go()
+
+    async def _let_go(self) -> None:
+        """Close what is open: all of it, or what there was when opening failed."""
+        for executor, name in ((self._writer, "_write_db"), (self._reader, "_read_db")):
+            if hasattr(self, name):
+                await self._in(executor, getattr(self, name).close)
+            executor.shutdown()
+        if hasattr(self, "_lock_file"):
+            self._lock_file.close()
 
     # Jobs
 
@@ -75,32 +101,88 @@ class JobStore:
         request: GenerationRequest,
         created_at: str,
         *,
+        owner: str = "",
         idempotency_key: str | None = None,
         body_sha256: str | None = None,
+        then: Callable[[Job | None], None] | None = None,
     ) -> Job:
-        """Append a job to the line; it is on disk when this returns."""
+        """Append a job to the line; it is on disk when this returns.
+
+        `then` is called in the loop as soon as it is, with None when it was refused, also when the
+        caller has gone away meanwhile.
+        """
         values = {
             "id": job_id,
             "request": json.dumps(request.to_json(), ensure_ascii=False),
+            "model": request.model,
+            "owner": owner,
             "created_at": created_at,
             "idempotency_key": idempotency_key,
             "body_sha256": body_sha256,
         }
-        job = await self._change("insert_job", values)
-        assert job is not None
-        return job
+
+        # The row is what was given: reading it back would cost more than the insert.
+        def change(db: sqlite3.Connection) -> Job:
+            seq = db.execute(sql.queries()["insert_job"], values).lastrowid
+            assert seq is not None
+            return Job(
+                seq=seq,
+                id=job_id,
+                status=JobStatus.QUEUED,
+                request=request,
+                created_at=created_at,
+                owner=owner,
+            )
+
+        return await self._write(change, then)
 
     async def get(self, job_id: str) -> Job | None:
         return _job(await self._one("job_by_id", {"id": job_id}))
 
-    async def by_idempotency_key(self, key: str) -> tuple[Job, str] | None:
-        """The job that was submitted with this key, and the digest of its body."""
-        row = await self._one("job_by_idempotency_key", {"idempotency_key": key})
-        return None if row is None else (_job_of(row), row["body_sha256"])
+    async def by_idempotency_key(
+        self, owner: str, key: str, *, not_before: str
+    ) -> tuple[Job, str] | None:
+        """The job that the owner submitted with this key, and the digest of its body; older ones are forgotten."""
+        values = {"owner": owner, "idempotency_key": key}
+        row = await self._one("job_by_idempotency_key", values)
+        if row is None:
+            return None
+        if row["created_at"] < not_before:
+            await self._write(
+                lambda db: _fetch_one(
+                    db, "forget_idempotency_key", {**values, "before": not_before}
+                )
+            )
+            return None
+        return _job_of(row), row["body_sha256"]
 
-    async def claim_next(self, worker: str, now: str) -> Job | None:
-        """The oldest waiting job, now running on `worker`; None when none waits."""
-        return await self._change("claim_next", {"worker": worker, "now": now})
+    async def claim(
+        self,
+        worker: str,
+        now: str,
+        *,
+        models: Sequence[str],
+        limit: int,
+        choose: Callable[[list[Job]], list[Job]],
+    ) -> list[Job]:
+        """Jobs from the head of the line, now running on `worker`.
+
+        `choose` gets the oldest `limit` jobs of the `models`, oldest first, and returns those to
+        take; it runs in the writer's thread.
+        """
+        head = {"models": json.dumps(list(models)), "limit": limit}
+
+        def change(db: sqlite3.Connection) -> list[Job]:
+            rows = db.execute(sql.queries()["head_of_line"], head).fetchall()
+            claimed = []
+            for job in choose([_job_of(row) for row in rows]):
+                values = {"seq": job.seq, "worker": worker, "now": now}
+                taken = _job(_fetch_one(db, "claim", values))
+                assert taken is not None  # nobody else writes
+                claimed.append(taken)
+            return claimed
+
+        return await self._write(change)
 
     async def requeue(self, job_id: str, *, take_attempt_back: bool) -> Job | None:
         return await self._change(
@@ -154,11 +236,33 @@ class JobStore:
             {"id": job_id, "code": error.code, "message": error.message, "now": now},
         )
 
+    async def cancel(self, job_id: str, now: str) -> Job | None:
+        """Cancel a job that waits or runs. In one change: it may go from one to the other meanwhile."""
+        values = {"id": job_id, "now": now}
+
+        def change(db: sqlite3.Connection) -> Job | None:
+            waited = _fetch_one(db, "cancel_queued", values)
+            return _job(waited or _fetch_one(db, "cancel_running", values))
+
+        return await self._write(change)
+
     async def cancel_queued(self, job_id: str, now: str) -> Job | None:
         return await self._change("cancel_queued", {"id": job_id, "now": now})
 
     async def cancel_running(self, job_id: str, now: str) -> Job | None:
         return await self._change("cancel_running", {"id": job_id, "now": now})
+
+    async def expire_queued(self, job_id: str, message: str, now: str) -> Job | None:
+        """Fail a job that waited too long."""
+        return await self._change("expire_queued", {"id": job_id, "message": message, "now": now})
+
+    async def clear_queued(self, now: str) -> list[Job]:
+        """Cancel every waiting job; they are returned."""
+
+        def change(db: sqlite3.Connection) -> list[Job]:
+            return [_job_of(row) for row in db.execute(sql.queries()["clear_queued"], {"now": now})]
+
+        return await self._write(change)
 
     async def running(self) -> list[Job]:
         return [_job_of(row) for row in await self._all("running_jobs", {})]
@@ -171,21 +275,27 @@ class JobStore:
             rows = await self._all("list_jobs_by_status", {**page, "status": status.value})
         return [_job_of(row) for row in rows]
 
-    async def count_queued(self) -> int:
-        row = await self._one("count_queued", {})
-        assert row is not None
-        return row[0]
+    async def line(self) -> list[tuple[int, str, str]]:
+        """(seq, id, owner) of every waiting job, oldest first."""
+        return [tuple(row) for row in await self._all("queued_jobs", {})]
+
+    async def waiting_too_long(self, before: str) -> list[Job]:
+        """Waiting jobs that were submitted before a moment."""
+        return [_job_of(row) for row in await self._all("waiting_too_long", {"before": before})]
 
     async def counts(self) -> dict[str, int]:
         """Jobs by status, every status named."""
         found = {row[0]: row[1] for row in await self._all("count_by_status", {})}
         return {status.value: found.get(status.value, 0) for status in JobStatus}
 
-    async def position(self, job: Job) -> int:
-        """Place in line of a waiting job: 1 is next."""
-        row = await self._one("position", {"seq": job.seq})
-        assert row is not None
-        return row[0]
+    # What the service remembers
+
+    async def read_state(self, key: str) -> str | None:
+        row = await self._one("read_state", {"key": key})
+        return None if row is None else row["value"]
+
+    async def write_state(self, key: str, value: str) -> None:
+        await self._write(lambda db: _fetch_one(db, "write_state", {"key": key, "value": value}))
 
     # Images
 
@@ -216,14 +326,71 @@ class JobStore:
     async def _change(self, query: str, values: Mapping[str, Any]) -> Job | None:
         return await self._write(lambda db: _job(_fetch_one(db, query, values)))
 
-    async def _write(self, change: Callable[[sqlite3.Connection], T]) -> T:
-        def run() -> T:
-            with self._write_db:  # commits, or rolls back on an exception
-                self._write_db.execute("BEGIN IMMEDIATE")
-                return change(self._write_db)
+    async def _write(
+        self,
+        change: Callable[[sqlite3.Connection], T],
+        then: Callable[[T | None], None] | None = None,
+    ) -> T:
+        done = asyncio.get_running_loop().create_future()
+        pending = _Pending(change=change, done=done, then=then)
+        self._changes.put(pending)
+        return await pending.done  # a caller that goes away does not stop the change
 
-        # A caller that goes away must not leave a change half noticed: the write runs to its end.
-        return await asyncio.shield(self._in(self._writer, run))
+    def _commit_changes(self, loop: asyncio.AbstractEventLoop) -> None:
+        """In the writer's thread: whatever waits, in one transaction, until the store is closed."""
+        while (first := self._changes.get()) is not None:
+            # Before the others join: nobody waits twice for a locked database.
+            refused = self._begin()
+            group = [first]
+            while len(group) < MAX_GROUP and not self._changes.empty():
+                following = self._changes.get()
+                if following is None:
+                    self._changes.put(None)  # seen again after this group
+                    break
+                group.append(following)
+            outcomes = [(None, refused)] * len(group) if refused else self._commit(group)
+            loop.call_soon_threadsafe(_settle, group, outcomes)
+
+    def _begin(self) -> Exception | None:
+        """Why no transaction could be begun; None when one was."""
+        try:
+            if self._write_db.in_transaction:  # an earlier rollback was refused
+                self._write_db.execute("ROLLBACK")
+            self._write_db.execute("BEGIN IMMEDIATE")
+        except Exception as error:
+            return error
+        return None
+
+    def _commit(self, group: list[_Pending]) -> list[tuple[Any, Exception | None]]:
+        """All of them, as they nearly always go; when one fails, once more, each in its own savepoint."""
+        try:
+            with self._write_db:  # commits, or rolls back on an exception
+                return [(pending.change(self._write_db), None) for pending in group]
+        except Exception as error:
+            if len(group) == 1:
+                return [(None, error)]
+            refused = self._begin()
+        if refused is not None:
+            return [(None, refused)] * len(group)
+        try:
+            with self._write_db:
+                return [self._apply(pending.change) for pending in group]
+        except Exception as error:
+            return [(None, error)] * len(group)
+
+    def _apply(self, change: Callable[[sqlite3.Connection], Any]) -> tuple[Any, Exception | None]:
+        db = self._write_db
+        db.execute("SAVEPOINT change")
+        try:
+            value = change(db)
+        except Exception as error:
+            if not db.in_transaction:
+                raise  # SQLite gave the whole transaction up (a full disk, an I/O error)
+            db.execute("ROLLBACK TO change")
+            db.execute("RELEASE change")
+            return None, error
+        db.execute("RELEASE change")
+        return value, None
 
     async def _one(self, query: str, values: Mapping[str, Any]) -> sqlite3.Row | None:
         return await self._in(self._reader, lambda: _fetch_one(self._read_db, query, values))
@@ -242,12 +409,41 @@ class JobStore:
         except (sqlite3.Error, OSError) as error:
             if not hasattr(self, "_read_db"):
                 raise  # still opening
-            log.error("the store refused: %s", error, extra={"action": "store_refused"})
-            raise StorageUnavailable(
-                f"the job database or the output folder cannot be written ({error}); "
-                "free some disk space or check its permissions, then try again",
-                retry_after_seconds=RETRY_AFTER_STORAGE_SECONDS,
-            ) from error
+            raise _refused(error) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pending:
+    change: Callable[[sqlite3.Connection], Any]
+    done: asyncio.Future[Any]
+    then: Callable[[Any], None] | None = None
+
+
+def _settle(group: list[_Pending], outcomes: list[tuple[Any, Exception | None]]) -> None:
+    for pending, (value, error) in zip(group, outcomes, strict=True):
+        if pending.then is not None:
+            pending.then(value)
+        if pending.done.cancelled():
+            continue
+        if error is None:
+            pending.done.set_result(value)
+        elif isinstance(error, sqlite3.Error | OSError) and not isinstance(
+            error, sqlite3.IntegrityError
+        ):
+            pending.done.set_exception(_refused(error))
+        else:
+            pending.done.set_exception(error)
+
+
+def _refused(error: Exception) -> StorageUnavailable:
+    log.error("the store refused: %s", error, extra={"action": "store_refused"})
+    refused = StorageUnavailable(
+        f"the job database or the output folder cannot be written ({error}); "
+        "free some disk space or check its permissions, then try again",
+        retry_after_seconds=RETRY_AFTER_STORAGE_SECONDS,
+    )
+    refused.__cause__ = error
+    return refused
 
 
 def _take_lock(path: Path) -> Any:
@@ -267,7 +463,8 @@ def _take_lock(path: Path) -> Any:
 
 
 def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
-    db = sqlite3.connect(path, isolation_level=None, timeout=5.0)
+    # One thread opens and closes the writing connection, another commits; never both at once.
+    db = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=read_only)
     db.row_factory = sqlite3.Row
     db.execute("PRAGMA foreign_keys = ON")
     db.execute("PRAGMA synchronous = FULL")
@@ -287,16 +484,34 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
             "an empty queue (pictures in the output folder are not touched)"
         )
     version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version > sql.SCHEMA_VERSION:
+    if version > sql.schema_version():
         raise ConfigurationError(
-            f"{path}: written by a newer version (schema {version}, this one knows {sql.SCHEMA_VERSION}); "
+            f"{path}: written by a newer version (schema {version}, this one knows {sql.schema_version()}); "
             "use that version, or another FLUX_DATA_DIR"
         )
     db.execute("PRAGMA journal_mode = WAL")
-    if version == 0:
-        db.executescript(
-            f"BEGIN; {sql.schema()} PRAGMA user_version = {sql.SCHEMA_VERSION}; COMMIT;"
-        )
+    if version < sql.schema_version():
+        _migrate(db, path, version)
+
+
+def _migrate(db: sqlite3.Connection, path: Path, version: int) -> None:
+    """Bring the schema up to this version in one transaction; a database with rows is copied first."""
+    if version > 0:
+        backup = path.with_name(f"{path.name}.schema-{version}")
+        backup.unlink(missing_ok=True)
+        db.execute("VACUUM INTO ?", (str(backup),))
+        log.info("schema %s is kept in %s", version, backup, extra={"action": "migrating"})
+    steps = "".join(text for number, text in sql.migrations().items() if number > version)
+    # Rows of `image` point at rows of `job`, whose table may be made anew.
+    db.execute("PRAGMA foreign_keys = OFF")
+    try:
+        db.executescript(f"BEGIN; {steps} PRAGMA user_version = {sql.schema_version()}; COMMIT;")
+    except sqlite3.Error:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+    finally:
+        db.execute("PRAGMA foreign_keys = ON")
 
 
 def _fetch_one(db: sqlite3.Connection, query: str, values: Mapping[str, Any]) -> sqlite3.Row | None:
@@ -320,6 +535,7 @@ def _job_of(row: sqlite3.Row) -> Job:
         status=JobStatus(row["status"]),
         request=GenerationRequest.from_json(json.loads(row["request"])),
         created_at=row["created_at"],
+        owner=row["owner"],
         started_at=row["started_at"],
         finished_at=row["finished_at"],
         attempts=row["attempts"],
@@ -338,6 +554,7 @@ def _image(row: sqlite3.Row | None) -> StoredImage | None:
 
 
 def _image_of(row: sqlite3.Row) -> StoredImage:
+    timings = json.loads(row["result"])["timings_ms"]
     return StoredImage(
         id=row["id"],
         job_id=row["job_id"],
@@ -350,4 +567,5 @@ def _image_of(row: sqlite3.Row) -> StoredImage:
         request=GenerationRequest.from_json(json.loads(row["request"])),
         precision=row["precision"],
         engine=row["engine"],
+        generation_time_ms=round(timings.get("total", 0.0) - timings.get("queued", 0.0), 1),
     )

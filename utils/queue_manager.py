@@ -1,17 +1,15 @@
-"""The queue: first in, first out, on disk; and the dispatcher that feeds the workers.
+"""The queue: first in, first out, on disk. What routes may do with jobs and workers.
 
-A job's row is the truth. Every change of state is one guarded UPDATE, and only the change that
-found the row in the expected state wins: a cancel and a finish that meet have one winner, and
-the loser's pictures are thrown away.
+Who does what: `ledger.Ledger` changes the states of jobs, `dispatcher.Dispatcher` gives them to
+workers, this module is the door to both and hears what the workers say.
 """
 
 from __future__ import annotations
 
 import asyncio
-import collections
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,36 +17,41 @@ from config.errors import (
     ConfigurationError,
     FluxError,
     IdempotencyMismatch,
+    InvalidRequest,
     NotFound,
     QueueFull,
     StorageUnavailable,
     Unavailable,
 )
 from config.settings import Settings
-from models.types import GenerationRequest, GenerationResult
+from models.types import GenerationRequest, GenerationResult, Stage
 from utils import disk, images
-from utils.clock import Chance, rfc3339
+from utils.clock import Chance
+from utils.dispatcher import Dispatcher, Kind, is_to_blame
+from utils.event_bus import EventBus
 from utils.job import Job, JobError, JobStatus
 from utils.job_store import JobStore
+from utils.ledger import Ledger, to_the_end
+from utils.pace import Pace
 from utils.worker import events
-from utils.worker.parent import Worker, WorkerState
+from utils.worker.parent import DEATHS_DEGRADED, Death, Worker, WorkerState
 
 log = logging.getLogger(__name__)
 
-# Before any job was measured: what one is thought to take.
-FIRST_GUESS_SECONDS = 5.0
-MEASURED_JOBS = 20
 MAX_RETRY_AFTER_SECONDS = 3600
 STORE_PAUSE_SECONDS = 1.0
+PAUSED = "paused"  # the key of what is remembered
 
 
 @dataclass(frozen=True, slots=True)
 class JobProgress:
-    """How far a running job is: `step` of `steps` (over all its images) in `stage`."""
+    """How far a running job is: `step` of `steps` (over all its images) in `stage`, and ms until its end."""
 
     stage: str
     step: int
     steps: int
+    eta_ms: float | None
+    at: float  # the loop's clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,33 +66,40 @@ class WorkerOutcome:
 class QueueManager:
     """Owns the jobs and the workers. `start`, then `submit`, `wait`, `cancel`; `drain` and `stop` end it.
 
-    `make_worker(listener)` is called once per slot. Methods raise FluxError for people.
+    `make_workers(listener)` is called once; `models_on(worker)` names what a worker can run.
+    Methods raise FluxError for people.
     """
 
     def __init__(
         self,
         store: JobStore,
         make_workers: Callable[[QueueManager], list[Worker]],
+        models_on: Callable[[Worker], Sequence[str]],
         settings: Settings,
         chance: Chance,
         default_model: str,
     ) -> None:
         self.store = store
+        self.bus = EventBus(int(chance.now().timestamp() * 1000))
+        self.pace = Pace()
         self.workers = make_workers(self)
         self.is_draining = False
+        self.is_paused = False
         self._settings = settings
         self._output_dir = settings.storage.output_dir
-        self._chance = chance
         self._default_model = default_model
         self._progress: dict[str, JobProgress] = {}
-        self._waiters: dict[str, asyncio.Future[Job]] = {}
-        # Jobs cancelled after their claim was committed and before a worker had them.
-        self._cancelled_in_claim: set[str] = set()
-        self._seconds: collections.deque[float] = collections.deque(maxlen=MEASURED_JOBS)
-        self._waiting = 0
-        self._wake = asyncio.Event()
+        self._ledger = Ledger(store, self.bus, self.pace, self._output_dir, chance)
+        self._dispatcher = Dispatcher(
+            self.workers,
+            self._ledger,
+            self.bus,
+            self.pace,
+            settings,
+            models_on=models_on,
+            why_held=self.why_held,
+        )
         self._changed = asyncio.Condition()
-        self._dispatcher: asyncio.Task[None] | None = None
 
     # Life
 
@@ -101,40 +111,43 @@ class QueueManager:
             raise ConfigurationError(
                 f"FLUX_OUTPUT_DIR = {self._output_dir}: the folder cannot be made: {error.strerror}"
             ) from error
-        await self._clear_staging()
-        for job in await self.store.running():
+        for job in await self._ledger.open():
             await self._give_up(job, "worker_lost", "the service ended while the job ran")
-        self._waiting = await self.store.count_queued()
+        self.is_paused = await self.store.read_state(PAUSED) == "true"
         for worker in self.workers:
             worker.start()
-        self._dispatcher = asyncio.create_task(self._dispatch(), name="dispatcher")
-        self._wake.set()
+        self._dispatcher.start()
 
     def drain(self) -> None:
         """Take no more jobs and answer those who wait for a job that has not begun. Call once, from the loop."""
         if self.is_draining:
             return
         self.is_draining = True
-        running = {worker.job_id for worker in self.workers}
-        for job_id in [job_id for job_id in self._waiters if job_id not in running]:
-            self._release_waiter(job_id)
+        running = frozenset(self.running_ids)
+        self._ledger.release_waiters(set(self._ledger.awaited) - running)
+        self.bus.close(keep=running)
         loop = asyncio.get_running_loop()
         self._drained_at = loop.time() + self._settings.server.drain_seconds
-        loop.call_at(self._drained_at, self._release_all_waiters)
+        loop.call_at(self._drained_at, self._release_everybody)
+
+    async def drained(self) -> bool:
+        """Wait for running jobs as long as settings allow; returns whether all have ended."""
+        try:
+            async with asyncio.timeout_at(self._drained_at):
+                await self._until(lambda: not self.running_ids)
+        except TimeoutError:
+            return False
+        return True
 
     async def stop(self) -> None:
         """Wait for running jobs as long as settings allow, stop the workers, close the store."""
         self.drain()
-        if self._dispatcher is not None:
-            self._dispatcher.cancel()
-            await asyncio.gather(self._dispatcher, return_exceptions=True)
-        try:
-            async with asyncio.timeout_at(self._drained_at):
-                await self._until(lambda: all(worker.job_id is None for worker in self.workers))
-        except TimeoutError:
+        await self._dispatcher.stop()
+        if not await self.drained():
             log.warning("running jobs go back into the queue", extra={"action": "drain_timeout"})
         await asyncio.gather(*(worker.stop() for worker in self.workers))
-        self._release_all_waiters()
+        await self._ledger.settle(max(self._drained_at, asyncio.get_running_loop().time() + 1))
+        self._release_everybody()
         await self.store.close()
 
     # Jobs
@@ -143,54 +156,33 @@ class QueueManager:
         self,
         request: GenerationRequest,
         *,
+        owner: str = "",
         idempotency_key: str | None = None,
         body_sha256: str | None = None,
     ) -> Job:
         """Append a job; it is on disk when this returns. Raises QueueFull, StorageUnavailable, Unavailable."""
         if idempotency_key is not None:
-            earlier = await self._earlier(idempotency_key, body_sha256)
+            earlier = await self._earlier(owner, idempotency_key, body_sha256)
             if earlier is not None:
                 return earlier
-        self._require_open()
-        self._waiting += 1
+        self._require_open(owner)
         try:
-            job = await self.store.insert(
-                self._chance.job_id(),
-                request,
-                self._now(),
-                idempotency_key=idempotency_key,
-                body_sha256=body_sha256,
-            )
+            job = await self._ledger.append(request, owner, idempotency_key, body_sha256)
         except Exception as error:
-            self._waiting -= 1
             if idempotency_key is not None and not isinstance(error, FluxError):
                 # The same key came twice at once, and the other one was first.
-                earlier = await self._earlier(idempotency_key, body_sha256)
+                earlier = await self._earlier(owner, idempotency_key, body_sha256)
                 if earlier is not None:
                     return earlier
             raise
-        log.info(
-            "job queued",
-            extra={"action": "job_queued", "job_id": job.id, "model": request.model},
-        )
-        self._wake.set()
+        self._dispatcher.wake()
         return job
 
     async def wait(self, job: Job) -> Job:
         """The job when it has ended. Raises Unavailable when the service stops before."""
-        future = self._waiters.get(job.id)
-        if future is None:
-            future = self._waiters[job.id] = asyncio.get_running_loop().create_future()
-        try:
-            # It may have ended before anybody waited.
-            current = await self.get(job.id)
-            if current.status.is_final:
-                return current
-            if self.is_draining and job.id not in self.running_ids:
-                self._release_waiter(job.id)
-            return await asyncio.shield(future)
-        finally:
-            self._waiters.pop(job.id, None)
+        return await self._ledger.wait(
+            job, may_begin=lambda: not self.is_draining or job.id in self.running_ids
+        )
 
     async def get(self, job_id: str) -> Job:
         job = await self.store.get(job_id)
@@ -203,42 +195,80 @@ class QueueManager:
 
         A running job is cancelled at once; its worker leaves it at the next step.
         """
-        job = await self.get(job_id)
-        ended = await self.store.cancel_queued(job_id, self._now())
-        if ended is not None:
-            self._waiting -= 1
-        else:
-            ended = await self.store.cancel_running(job_id, self._now())
-            if ended is not None:
-                await self._tell_worker_to_leave(job_id)
+        return await to_the_end(self._cancel(await self.get(job_id)))
+
+    async def _cancel(self, job: Job) -> Job:
+        ended = await self._ledger.cancel(job)
         if ended is None:
             return await self.get(job.id)
-        self._announce(ended)
+        for worker in self.workers:
+            if job.id in worker.jobs:
+                await worker.cancel(job.id)
         return ended
+
+    async def retry(self, job_id: str, *, owner: str = "") -> Job:
+        """Submit the request of a job that has ended once more, as a new job."""
+        job = await self.get(job_id)
+        if not job.status.is_final:
+            raise InvalidRequest.of(
+                "job_id",
+                f"job {job.id} is {job.status.value}; only a job that has ended is tried again",
+            )
+        return await self.submit(job.request, owner=owner)
 
     def progress(self, job_id: str) -> JobProgress | None:
         return self._progress.get(job_id)
 
+    def position(self, job: Job) -> int | None:
+        """Place in line, 1 is next; None for a job that does not wait."""
+        return self._ledger.line.position(job.seq) if job.status is JobStatus.QUEUED else None
+
     # The line
+
+    async def pause(self) -> None:
+        """Begin no more jobs until `resume`, also after a restart; running ones end."""
+        await self.store.write_state(PAUSED, "true")
+        self.is_paused = True
+        self.bus.publish("queue")
+
+    async def resume(self) -> None:
+        await self.store.write_state(PAUSED, "false")
+        self.is_paused = False
+        self.bus.publish("queue")
+        self._dispatcher.wake()
+
+    async def clear(self) -> int:
+        """Cancel every job that waits; returns how many."""
+        cleared = await to_the_end(self._ledger.clear())
+        self.bus.publish("queue")
+        return cleared
 
     @property
     def waiting(self) -> int:
         """Jobs in line."""
-        return self._waiting
+        return len(self._ledger.line)
 
     @property
     def running_ids(self) -> list[str]:
-        return [worker.job_id for worker in self.workers if worker.job_id is not None]
+        """Jobs that workers have and somebody wants."""
+        return [
+            job.id
+            for worker in self.workers
+            for job in worker.jobs.values()
+            if job.unwanted_since is None
+        ]
 
     def wait_seconds(self, jobs_before: int) -> float:
-        """How long that many jobs are thought to take: the mean of the last ones, over the workers."""
-        mean = sum(self._seconds) / len(self._seconds) if self._seconds else FIRST_GUESS_SECONDS
-        return mean * jobs_before / len(self.workers)
+        """How long that many jobs are thought to take on all workers."""
+        return self.pace.wait_seconds(jobs_before, len(self.workers))
 
-    @property
-    def mean_seconds(self) -> float | None:
-        """Mean seconds a job ran, over the last ones; None before the first."""
-        return sum(self._seconds) / len(self._seconds) if self._seconds else None
+    def why_held(self) -> str | None:
+        """Why no waiting job may begin now; None when one may."""
+        if self.is_draining:
+            return "the service is stopping"
+        if self.is_paused:
+            return "the queue is paused (POST /queue/resume goes on)"
+        return self._dispatcher.no_room
 
     def require_worker(self) -> None:
         """Raises Unavailable when nobody can say whether a job will ever be drawn."""
@@ -255,6 +285,16 @@ class QueueManager:
             )
             return f"every worker died again and again ({deaths}); jobs wait, the service's log has the reason"
         return disk.why_no_room(self._output_dir, self._settings.storage.min_free_mib)
+
+    def is_well(self) -> bool:
+        """Whether the queue's own work goes on and no worker is stuck beyond the time it is ended after.
+
+        For a watchdog: what it cannot vouch for is better started anew.
+        """
+        now, settings = asyncio.get_running_loop().time(), self._settings.worker
+        patience = max(settings.stall_timeout_seconds, settings.load_timeout_seconds) + 60
+        stuck = any(worker.jobs and now - worker.last_sign > patience for worker in self.workers)
+        return (self.is_draining or self._dispatcher.is_alive) and not stuck
 
     # Models
 
@@ -279,10 +319,22 @@ class QueueManager:
                     event.device,
                     extra={"action": "worker_ready"},
                 )
-                if self._settings.worker.preload:
+                # After many deaths it shows that it can load before it is given anybody's job.
+                if self._settings.worker.preload or worker.deaths >= DEATHS_DEGRADED:
                     await worker.load(self._default_model)
             case events.Progress():
-                self._progress[event.job_id] = JobProgress(event.stage, event.step, event.steps)
+                self._note_progress(worker, event)
+                return  # nobody waits for a step
+            case events.Begun():
+                return
+            case events.Drawn():
+                kind = Kind(event.model, event.width, event.height)
+                self.pace.batch_took(kind, event.pictures, event.milliseconds)
+                return
+            case events.Loading():
+                data = {"model": event.model, "what": event.what, "fraction": event.fraction}
+                for job_id in worker.jobs:
+                    self.bus.publish("loading", job_id, data=data)
             case events.Loaded():
                 log.info(
                     "worker %s loaded %s in %.0f ms",
@@ -298,149 +350,89 @@ class QueueManager:
                     extra={"action": "load_failed", "model": event.model},
                 )
             case events.Finished():
-                await self._end(event.job_id, self._finish(event))
+                self._progress.pop(event.job_id, None)
+                result = GenerationResult.from_json(event.result)
+                ms, first = result.timings_ms, result.images[0]
+                kind = Kind(event.model, first.width, first.height)
+                self.pace.rest_took(kind, (ms["decode"] + ms["save"]) / len(result.images))
+                self._ledger.end_well(event.job_id, result)
             case events.Failed():
+                self._progress.pop(event.job_id, None)
                 error = JobError(code=event.code, message=event.message)
-                await self._end(event.job_id, self.store.fail(event.job_id, error, self._now()))
+                self._ledger.end_badly(event.job_id, error)
             case events.WasCancelled():
-                await self._end(event.job_id, self.store.cancel_running(event.job_id, self._now()))
+                self._progress.pop(event.job_id, None)
+                self._ledger.end_cancelled(event.job_id)
         await self._notify()
 
-    async def on_death(self, worker: Worker, job_id: str | None, exit_text: str) -> None:
-        if job_id is not None:
-            images.discard_staged(self._output_dir, job_id)
-            self._progress.pop(job_id, None)
-            try:
-                await self._give_up(
-                    await self.get(job_id), "poison", f"worker {worker.name} died: {exit_text}"
-                )
-            except FluxError as error:
-                log.error(
-                    "%s",
-                    error.message,
-                    extra={"action": "store_refused", "job_id": job_id},
-                )
+    async def on_death(self, worker: Worker, death: Death) -> None:
+        for given in death.jobs:
+            images.discard_staged(self._output_dir, given.id)
+            self._progress.pop(given.id, None)
+            why = f"worker {worker.name} died: {death.exit_text}"
+            await self._until_stored(given.id, is_to_blame(given), death.code, why)
         await self._notify()
 
     # Inside
 
-    async def _clear_staging(self) -> None:
-        """Remove what jobs of ours left in staging. Another service may share the folder: its files stay."""
-        for job_id in images.staged_jobs(self._output_dir):
-            if await self.store.get(job_id) is not None:
-                images.discard_staged(self._output_dir, job_id)
+    def _note_progress(self, worker: Worker, event: events.Progress) -> None:
+        given = worker.jobs.get(event.job_id)
+        if given is None or given.unwanted_since is not None:
+            return  # it has ended meanwhile
+        now = asyncio.get_running_loop().time()
+        before = self._progress.get(event.job_id)
+        kind = Kind.of(given.request)
+        if before is not None and event.stage == before.stage == Stage.DENOISING:
+            steps = event.step - before.step
+            if steps > 0:
+                self.pace.step_took(kind, (now - before.at) * 1000 / steps)
+        left = (event.steps - event.step) / event.steps
+        pictures_left = max(1, math.ceil(left * given.request["num_images"]))
+        eta = self.pace.eta_ms(kind, event.steps - event.step, pictures_left)
+        self._progress[event.job_id] = JobProgress(event.stage, event.step, event.steps, eta, now)
+        if event.stage == Stage.LOADING:
+            return  # `loading` is told by the model's own event
+        if before is None or before.stage == Stage.LOADING:
+            self.bus.publish("started", event.job_id, data={"worker": worker.name})
+        self.bus.publish(
+            "progress",
+            event.job_id,
+            data={
+                "stage": event.stage,
+                "step": event.step,
+                "steps": event.steps,
+                "eta_ms": None if eta is None else round(eta),
+            },
+            preview=event.preview,
+        )
 
-    async def _dispatch(self) -> None:
+    async def _until_stored(self, job_id: str, is_blamed: bool, code: str, why: str) -> None:
+        """Give a job of a dead worker up; when the store refuses, as soon as it does not."""
         while True:
-            await self._wake.wait()
-            self._wake.clear()
-            for worker in self.workers:
-                try:
-                    await self._feed(worker)
-                except StorageUnavailable:
-                    await asyncio.sleep(STORE_PAUSE_SECONDS)
-                    self._wake.set()
-
-    async def _feed(self, worker: Worker) -> None:
-        """Give an idle worker the oldest job."""
-        if worker.state is not WorkerState.IDLE or self.is_draining:
-            return
-        job = await self.store.claim_next(worker.name, self._now())
-        if job is None:
-            return
-        self._waiting -= 1
-        if job.id in self._cancelled_in_claim:
-            self._cancelled_in_claim.discard(job.id)
-            self._wake.set()
-            return
-        if (
-            worker.state is not WorkerState.IDLE or self.is_draining
-        ):  # it died, or began to load, meanwhile
-            await self._put_back(job, take_attempt_back=True)
-            return
-        log.info(
-            "job started",
-            extra={"action": "job_started", "job_id": job.id, "worker": worker.name},
-        )
-        await worker.run(job.id, job.request.to_json())
-
-    async def _tell_worker_to_leave(self, job_id: str) -> None:
-        for worker in self.workers:
-            if worker.job_id == job_id:
-                await worker.cancel(job_id)
+            try:
+                return await self._give_up(await self.get(job_id), code, why, is_blamed=is_blamed)
+            except NotFound:
                 return
-        self._cancelled_in_claim.add(job_id)
+            except FluxError as error:
+                log.error("%s", error.message, extra={"action": "store_refused", "job_id": job_id})
+                if self.is_draining:
+                    return  # the row says running: the next start puts it back
+                await asyncio.sleep(STORE_PAUSE_SECONDS)
 
-    async def _finish(self, event: events.Finished) -> Job | None:
-        now = self._now()  # before anything is awaited: the worker may have its next job by then
-        job = await self.get(event.job_id)
-        result = _with_waits(job, GenerationResult.from_json(event.result), now)
-        done = await self.store.succeed(
-            job,
-            result,
-            now,
-            publish=lambda: images.publish(self._output_dir, result.images),
-        )
-        if done is not None:
-            self._seconds.append(
-                result.timings_ms["total"] / 1000 - result.timings_ms["queued"] / 1000
-            )
-        return done
-
-    async def _end(self, job_id: str, change: Any) -> None:
-        """Commit an end; whoever lost the race to another end leaves nothing behind."""
-        self._progress.pop(job_id, None)
-        self._cancelled_in_claim.discard(job_id)
-        try:
-            job = await change
-        except FluxError as error:
-            await self._fail_for_storage(job_id, error)
-            return
-        finally:
-            images.discard_staged(self._output_dir, job_id)
-        if job is not None:
-            self._announce(job)
-
-    async def _fail_for_storage(self, job_id: str, error: FluxError) -> None:
-        log.error("%s", error.message, extra={"action": "job_not_stored", "job_id": job_id})
-        images.discard_published(self._output_dir, job_id)
-        try:
-            failed = await self.store.fail(
-                job_id, JobError(code=error.code, message=error.message), self._now()
-            )
-        except FluxError:
-            # The row stays "running" and is tried again at the next start.
-            self._resolve(job_id, error)
-            return
-        if failed is not None:
-            self._announce(failed)
-
-    async def _give_up(self, job: Job, code: str, why: str) -> None:
+    async def _give_up(self, job: Job, code: str, why: str, *, is_blamed: bool = True) -> None:
         """A job whose worker is gone: once more from its old place, or the end with `code`."""
         if job.status is not JobStatus.RUNNING:
             return
-        if self.is_draining:
-            await self._put_back(job, take_attempt_back=True)
+        if self.is_draining or not is_blamed:
+            await self._ledger.put_back(job, take_attempt_back=True, why=why)
         elif job.attempts < self._settings.queue.max_attempts:
-            log.warning(
-                "job goes back: %s",
-                why,
-                extra={"action": "job_requeued", "job_id": job.id},
-            )
-            await self._put_back(job, take_attempt_back=False)
+            await self._ledger.put_back(job, take_attempt_back=False, why=why)
         else:
-            error = JobError(
-                code=code,
-                message=f"given up after {job.attempts} attempts, none of which came to its end: {why}",
+            message = (
+                f"given up after {job.attempts} attempts, none of which came to its end: {why}"
             )
-            failed = await self.store.fail(job.id, error, self._now())
-            if failed is not None:
-                self._announce(failed)
-
-    async def _put_back(self, job: Job, *, take_attempt_back: bool) -> None:
-        if await self.store.requeue(job.id, take_attempt_back=take_attempt_back) is not None:
-            self._waiting += 1
-            self._wake.set()
+            await self._ledger.fail(job.id, JobError(code=code, message=message))
+        self._dispatcher.wake()
 
     async def _load_on(self, worker: Worker, model_id: str) -> WorkerOutcome:
         await self._until(lambda: worker.state is not WorkerState.STARTING)
@@ -461,18 +453,18 @@ class QueueManager:
             await self._until(lambda: worker.model is None)
         return WorkerOutcome(worker.name, True)
 
-    async def _earlier(self, idempotency_key: str, body_sha256: str | None) -> Job | None:
-        found = await self.store.by_idempotency_key(idempotency_key)
+    async def _earlier(self, owner: str, key: str, body_sha256: str | None) -> Job | None:
+        found = await self._ledger.by_key(owner, key)
         if found is None:
             return None
         job, digest = found
         if digest != body_sha256:
             raise IdempotencyMismatch(
-                f"Idempotency-Key {idempotency_key[:64]!r} was used with another body; use a new key for a new request"
+                f"Idempotency-Key {key[:64]!r} was used with another body; use a new key for a new request"
             )
         return job
 
-    def _require_open(self) -> None:
+    def _require_open(self, owner: str) -> None:
         if self.is_draining:
             raise Unavailable(
                 "the service is stopping; try again in a moment", retry_after_seconds=5
@@ -480,78 +472,33 @@ class QueueManager:
         no_room = disk.why_no_room(self._output_dir, self._settings.storage.min_free_mib)
         if no_room is not None:
             raise StorageUnavailable(no_room, retry_after_seconds=60)
-        limit = self._settings.queue.max_queue_size
-        if self._waiting >= limit:
-            # One place is free when the next job ends.
-            seconds = min(MAX_RETRY_AFTER_SECONDS, max(1, math.ceil(self.wait_seconds(1))))
-            raise QueueFull(
-                f"{self._waiting} jobs wait, and {limit} may (FLUX_MAX_QUEUE_SIZE); try again in about {seconds} s",
-                retry_after_seconds=seconds,
+        queue = self._settings.queue
+        waiting = self.waiting + self._ledger.arriving.total()
+        if waiting >= queue.max_queue_size:
+            raise self._full(
+                f"{waiting} jobs wait, and {queue.max_queue_size} may (FLUX_MAX_QUEUE_SIZE)"
+            )
+        mine = self._ledger.line.count_of(owner) + self._ledger.arriving[owner]
+        if queue.max_queued_per_key and mine >= queue.max_queued_per_key:
+            limit = queue.max_queued_per_key
+            raise self._full(
+                f"{mine} jobs of this key wait, and {limit} may (FLUX_MAX_QUEUED_PER_KEY)"
             )
 
-    def _announce(self, job: Job) -> None:
-        log.info(
-            "job %s",
-            job.status.value,
-            extra={"action": f"job_{job.status.value}", "job_id": job.id},
-        )
-        future = self._waiters.get(job.id)
-        if future is not None and not future.done():
-            future.set_result(job)
+    def _full(self, what: str) -> QueueFull:
+        # One place is free when the next job ends.
+        seconds = min(MAX_RETRY_AFTER_SECONDS, max(1, math.ceil(self.wait_seconds(1))))
+        return QueueFull(f"{what}; try again in about {seconds} s", retry_after_seconds=seconds)
 
-    def _resolve(self, job_id: str, error: FluxError) -> None:
-        future = self._waiters.get(job_id)
-        if future is not None and not future.done():
-            future.set_exception(error)
-
-    def _release_waiter(self, job_id: str) -> None:
-        self._resolve(
-            job_id,
-            Unavailable(
-                f"the service is stopping; job {job_id} is kept and runs after the next start, GET /jobs/{job_id}",
-                retry_after_seconds=10,
-            ),
-        )
-
-    def _release_all_waiters(self) -> None:
-        for job_id in list(self._waiters):
-            self._release_waiter(job_id)
+    def _release_everybody(self) -> None:
+        self._ledger.release_waiters(self._ledger.awaited)
+        self.bus.close()
 
     async def _notify(self) -> None:
-        self._wake.set()
+        self._dispatcher.wake()
         async with self._changed:
             self._changed.notify_all()
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         async with self._changed:
             await self._changed.wait_for(condition)
-
-    def _now(self) -> str:
-        return rfc3339(self._chance.now())
-
-
-def _with_waits(job: Job, result: GenerationResult, now: str) -> GenerationResult:
-    """Add what only the parent knows to the worker's timings: ms in line, ms in all."""
-    assert job.started_at is not None
-    queued = _ms_between(job.created_at, job.started_at)
-    timings: Mapping[str, float] = {
-        "queued": queued,
-        **result.timings_ms,
-        "total": _ms_between(job.created_at, now),
-    }
-    return GenerationResult(
-        images=result.images,
-        engine=result.engine,
-        precision=result.precision,
-        device=result.device,
-        timings_ms=timings,
-    )
-
-
-def _ms_between(earlier: str, later: str) -> float:
-    from datetime import datetime
-
-    return round(
-        (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds() * 1000,
-        1,
-    )

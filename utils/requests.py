@@ -9,7 +9,7 @@ from config.errors import FieldError, InvalidRequest, UnsupportedHardware
 from models.precision import PrecisionProfile
 from models.types import MAX_SEED, GenerationRequest, OutputFormat
 from utils.clock import Chance
-from utils.gpu_manager import Placement
+from utils.gpu_manager import Placement, WorkerSlot
 
 DRAWN_SEED = -1
 
@@ -53,12 +53,23 @@ class RequestResolver:
 
     def resolve(self, wanted: Wanted) -> GenerationRequest:
         """Raises InvalidRequest naming every field at fault, or UnsupportedHardware."""
-        row = self._row(wanted)
+        wrong = self.faults(
+            model=wanted.model,
+            backend=wanted.backend,
+            width=wanted.width,
+            height=wanted.height,
+            seed=wanted.seed,
+            num_images=wanted.num_images,
+        )
+        if wrong:
+            raise InvalidRequest(
+                "; ".join(f"{error.field}: {error.message}" for error in wrong), fields=wrong
+            )
+        row = self.catalog[wanted.model if wanted.model is not None else self.default.id]
         width = wanted.width if wanted.width is not None else row.default_width
         height = wanted.height if wanted.height is not None else row.default_height
         steps = wanted.num_inference_steps
         seed = wanted.seed
-        _check(row, width=width, height=height, seed=seed, num_images=wanted.num_images)
         self.require_runs_here(row)
         return GenerationRequest(
             prompt=wanted.prompt,
@@ -78,20 +89,45 @@ class RequestResolver:
         )
 
     def why_not_here(self, row: ModelRow) -> str | None:
-        """Why this service on this machine cannot run the model; None when it can."""
+        """Why this service on this machine cannot run the model; None when one of its workers can."""
+        if row.memory_gib.get(self._profile.name) is None:
+            return f"{row.id} has no {self._profile.title} weights; this service is {self._profile.title}"
+        reasons = [self.why_not_on(slot, row) for slot in self._placement.slots]
+        return None if None in reasons else "; ".join(dict.fromkeys(filter(None, reasons)))
+
+    def why_not_on(self, slot: WorkerSlot, row: ModelRow) -> str | None:
+        """Why the worker of a slot cannot run the model; None when it can."""
         needed = row.memory_gib.get(self._profile.name)
         if needed is None:
-            return f"{row.id} has no {self._profile.title} weights; this service is {self._profile.title}"
-        gpus = [slot.gpu for slot in self._placement.slots if slot.gpu]
-        if row.device == "gpu" and not gpus:
-            return f"{row.id} needs a GPU with {needed:g} GiB, and this service runs on the CPU ({self._placement.why_no_gpu})"
-        too_small = [gpu for gpu in gpus if gpu.memory_total_mib < needed * 1024]
-        if too_small:
-            there = ", ".join(
-                f"{gpu.name} has {gpu.memory_total_mib / 1024:.1f} GiB" for gpu in too_small
+            return f"{row.id} has no {self._profile.title} weights"
+        if len(slot.gpus) < 2:
+            needed = row.offloaded_gib.get(self._profile.name, needed)
+        if not slot.gpus:
+            if row.device == "any":
+                return None
+            return (
+                f"{row.id} needs a GPU with {needed:g} GiB, and this service runs on the CPU "
+                f"({self._placement.why_no_gpu})"
             )
-            return f"{row.id} needs {needed:g} GiB of GPU memory in {self._profile.title}: {there}"
+        there = sum(gpu.memory_total_mib for gpu in slot.gpus) / 1024
+        names = " + ".join(gpu.name for gpu in slot.gpus)
+        if there < needed:
+            return (
+                f"{row.id} needs {needed:g} GiB of GPU memory in {self._profile.title}: "
+                f"{names} {'has' if len(slot.gpus) == 1 else 'have'} {there:.1f} GiB"
+            )
+        last = slot.gpus[-1]
+        part = row.largest_part_gib.get(self._profile.name, 0.0) if len(slot.gpus) > 1 else 0.0
+        if last.memory_total_mib / 1024 < part:
+            return (
+                f"{row.id}'s transformer needs {part:g} GiB on the last GPU of -g in {self._profile.title}: "
+                f"{last.name} has {last.memory_total_mib / 1024:.1f} GiB"
+            )
         return None
+
+    def models_on(self, slot: WorkerSlot) -> list[str]:
+        """The models that the worker of a slot can run."""
+        return [row.id for row in self.catalog if self.why_not_on(slot, row) is None]
 
     def require_runs_here(self, row: ModelRow) -> None:
         reason = self.why_not_here(row)
@@ -103,10 +139,7 @@ class RequestResolver:
     def model(self, model_id: str) -> ModelRow:
         row = self.catalog.get(model_id)
         if row is None:
-            raise InvalidRequest.of(
-                "model",
-                f"there is no model {model_id[:64]!r}; GET /api/models lists: {', '.join(self.catalog.ids)}",
-            )
+            raise InvalidRequest.of("model", self._no_model(model_id))
         return row
 
     def _that_runs_here(self, default: DefaultModel) -> DefaultModel:
@@ -119,40 +152,45 @@ class RequestResolver:
             small.id, f"{reason}, so the small model that ships with the project draws"
         )
 
-    def _row(self, wanted: Wanted) -> ModelRow:
-        row = self.model(wanted.model if wanted.model is not None else self.default.id)
+    def faults(
+        self,
+        *,
+        model: str | None = None,
+        backend: str | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        seed: int | None = None,
+        num_images: int = 1,
+    ) -> list[FieldError]:
+        """What the catalog and the model have against these values; None is a choice left to us."""
+        wrong = []
+        row = self.catalog.get(self.default.id if model is None else model)
+        if row is None:
+            wrong.append(FieldError("model", self._no_model(model or "")))
         backends = sorted({other.backend for other in self.catalog})
-        if wanted.backend is not None and wanted.backend not in backends:
-            raise InvalidRequest.of(
-                "backend",
-                f"there is no backend {wanted.backend[:64]!r} here; there is: {', '.join(backends)}",
-            )
-        if wanted.backend is not None and wanted.backend != row.backend:
-            raise InvalidRequest.of(
-                "backend",
-                f"model {row.id} belongs to backend {row.backend}, not {wanted.backend}",
-            )
-        return row
-
-
-def _check(row: ModelRow, *, width: int, height: int, seed: int | None, num_images: int) -> None:
-    wrong = []
-    for name, value in (("width", width), ("height", height)):
-        if not row.min_size <= value <= row.max_size or value % SIZE_MULTIPLE_PX:
-            wrong.append(
-                FieldError(
-                    name,
+        if backend is not None and backend not in backends:
+            there = f"there is no backend {backend[:64]!r} here; there is: {', '.join(backends)}"
+            wrong.append(FieldError("backend", there))
+        elif backend is not None and row is not None and backend != row.backend:
+            belongs = f"model {row.id} belongs to backend {row.backend}, not {backend}"
+            wrong.append(FieldError("backend", belongs))
+        for name, value in (("width", width), ("height", height)):
+            if value is not None and row is not None and not _is_side(row, value):
+                message = (
                     f"{value} is not a multiple of {SIZE_MULTIPLE_PX} from {row.min_size} to {row.max_size}, "
-                    f"which model {row.id} draws",
+                    f"which model {row.id} draws"
                 )
-            )
-    if seed is not None and seed != DRAWN_SEED and seed + num_images - 1 > MAX_SEED:
-        wrong.append(FieldError("seed", f"seed + num_images - 1 is over {MAX_SEED}"))
-    if wrong:
-        raise InvalidRequest(
-            "; ".join(f"{error.field}: {error.message}" for error in wrong),
-            fields=wrong,
-        )
+                wrong.append(FieldError(name, message))
+        if seed is not None and seed != DRAWN_SEED and seed + num_images - 1 > MAX_SEED:
+            wrong.append(FieldError("seed", f"seed + num_images - 1 is over {MAX_SEED}"))
+        return wrong
+
+    def _no_model(self, model_id: str) -> str:
+        return f"there is no model {model_id[:64]!r}; GET /api/models lists: {', '.join(self.catalog.ids)}"
+
+
+def _is_side(row: ModelRow, value: int) -> bool:
+    return row.min_size <= value <= row.max_size and value % SIZE_MULTIPLE_PX == 0
 
 
 def _either(value: float | None, default: float) -> float:

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 
 from api import answers
 from api.json_body import StrictJsonRoute
+from api.middleware import owner_of
 from api.schemas import GenerateBody
 from api.services import Services, ServicesDep
 from config.errors import ClientGone, JobFailed
@@ -48,7 +49,8 @@ async def generate(
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> Response:
     services.queue.require_worker()  # who waits must know for what
-    job = await services.queue.submit(services.plan.resolver.resolve(body.wanted()))
+    wanted = services.plan.resolver.resolve(body.wanted())
+    job = await services.queue.submit(wanted, owner=owner_of(request))
     done = await _wait_or_cancel(request, services, job)
     if format is AnswerFormat.RAW or (format is None and _wants_image(accept)):
         return await _raw(services, done)

@@ -12,6 +12,7 @@ from api.services import Services, ServicesDep
 from config.catalog import SIZE_MULTIPLE_PX, ModelRow
 from config.errors import ModelUnavailable
 from utils.queue_manager import WorkerOutcome
+from utils.worker.parent import Worker
 
 router = APIRouter(tags=["models"], route_class=StrictJsonRoute)
 
@@ -55,6 +56,8 @@ async def model_status(services: ServicesDep) -> dict[str, Any]:
                 "state": worker.state.value,
                 "model": worker.model,
                 "engine": worker.engine,
+                "compute": worker.compute,
+                "loading": _loading_json(worker),
                 "device": worker.device,
                 "memory_mib": worker.memory_mib,
                 "load_error": worker.last_load_error,
@@ -115,6 +118,13 @@ def _model_json(services: Services, row: ModelRow) -> dict[str, Any]:
         "memory_gib": row.memory_gib.get(services.plan.profile.name),
         "example_prompts": list(row.example_prompts),
     }
+
+
+def _loading_json(worker: Worker) -> dict[str, Any] | None:
+    if worker.loading is None:
+        return None
+    what, fraction = worker.loading
+    return {"what": what, "fraction": fraction}
 
 
 def _outcomes(outcomes: list[WorkerOutcome]) -> list[dict[str, Any]]:

@@ -9,12 +9,6 @@ from fastapi import APIRouter, Response
 from config.errors import NotBuilt
 
 NOT_BUILT = (
-    ("POST", "/jobs/{job_id}/retry", "retrying a job"),
-    ("GET", "/jobs/{job_id}/events", "events of a job"),
-    ("GET", "/events", "events of all jobs"),
-    ("POST", "/queue/pause", "pausing the queue"),
-    ("POST", "/queue/resume", "resuming the queue"),
-    ("POST", "/queue/clear", "clearing the queue"),
     ("POST", "/images/inspect", "reading a request back from a picture"),
     ("PUT", "/loras/{filename}", "LoRA upload"),
     ("POST", "/loras", "LoRA upload"),

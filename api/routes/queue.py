@@ -14,14 +14,32 @@ router = APIRouter(tags=["queue"])
 
 @router.get("/queue", summary="What runs, how many wait, how the workers are")
 async def read_queue(services: ServicesDep) -> dict[str, Any]:
-    return answers.queue_json(services.queue, services.plan.settings.queue.max_queue_size)
+    return answers.queue_json(services.queue, services.plan.settings)
+
+
+@router.post("/queue/pause", summary="Begin no more jobs; running ones end")
+async def pause(services: ServicesDep) -> dict[str, Any]:
+    await services.queue.pause()
+    return answers.queue_json(services.queue, services.plan.settings)
+
+
+@router.post("/queue/resume", summary="Go on")
+async def resume(services: ServicesDep) -> dict[str, Any]:
+    await services.queue.resume()
+    return answers.queue_json(services.queue, services.plan.settings)
+
+
+@router.post("/queue/clear", summary="Cancel every job that waits")
+async def clear(services: ServicesDep) -> dict[str, Any]:
+    cleared = await services.queue.clear()
+    return {**answers.queue_json(services.queue, services.plan.settings), "cleared": cleared}
 
 
 @router.get("/queue-stats", summary="Counts of jobs by status, and how long one takes")
 async def queue_stats(services: ServicesDep) -> dict[str, Any]:
     queue = services.queue
     counts = await queue.store.counts()
-    mean = queue.mean_seconds
+    mean = queue.pace.job_seconds
     return {
         **counts,
         "max_queue_size": services.plan.settings.queue.max_queue_size,

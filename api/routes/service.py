@@ -58,7 +58,7 @@ async def info(services: ServicesDep) -> dict[str, Any]:
         "version": VERSION,
         "precision": plan.profile.name,
         "weights": plan.profile.weights,
-        "engine": plan.profile.engine,
+        "engines": list(plan.profile.engines),
         "node": plan.node,
         "default_model": plan.default.id,
         "default_model_reason": plan.default.reason,
@@ -81,7 +81,7 @@ async def info(services: ServicesDep) -> dict[str, Any]:
 @router.get("/gpu-info", summary="The GPUs, their memory and load, and which worker is where")
 async def gpu_info(services: ServicesDep) -> dict[str, Any]:
     gpus, why_none = await asyncio.to_thread(gpu_manager.list_gpus)
-    workers = {worker.slot.gpu.uuid: worker for worker in services.queue.workers if worker.slot.gpu}
+    workers = {gpu.uuid: worker for worker in services.queue.workers for gpu in worker.slot.gpus}
     return {
         "gpus": [
             {
@@ -104,9 +104,11 @@ def _devices(services: Services) -> list[dict[str, Any]]:
     return [
         {
             "worker": worker.name,
-            "kind": "gpu" if worker.slot.gpu else "cpu",
-            "name": worker.slot.gpu.name if worker.slot.gpu else "CPU",
+            "kind": "gpu" if worker.slot.gpus else "cpu",
+            "name": " + ".join(gpu.name for gpu in worker.slot.gpus) or "CPU",
             "memory_mib": worker.memory_mib,
+            "engine": worker.engine,
+            "compute": worker.compute,
         }
         for worker in services.queue.workers
     ]

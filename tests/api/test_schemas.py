@@ -495,7 +495,7 @@ def over_the_limit(service: RunningService, content: Any) -> httpx2.Response:
 def test_body_over_the_limit_is_413(engine_service: RunningService, how: str) -> None:
     before = traces(engine_service)
     piece = b"a" * 2**20
-    answer = over_the_limit(engine_service, piece * 17 if how == "declared" else iter([piece] * 17))
+    answer = over_the_limit(engine_service, piece * 31 if how == "declared" else iter([piece] * 31))
     problem = answer.json()
     assert (answer.status_code, problem["code"]) == (413, "too_large")
     assert fields(problem) == {"body"}
@@ -543,3 +543,28 @@ def test_body_of_any_json_is_drawn_or_refused_as_a_problem(
         assert answer.status_code in (400, 501)
         assert answer.headers["content-type"] == "application/problem+json"
         assert fields(answer.json())
+
+
+def test_generate_names_the_schemas_faults_and_the_models_in_one_answer(
+    engine_service: RunningService,
+) -> None:
+    body = {
+        "prompt": "",
+        "width": 100,
+        "height": 4096,
+        "seed": "one",
+        "backend": "none",
+        "stepz": 1,
+    }
+    answer = engine_service.client.post("/generate", json=body)
+    named = {error["field"] for error in answer.json()["errors"]}
+    assert answer.status_code == 400
+    assert named == {"prompt", "width", "height", "seed", "backend", "stepz"}
+
+
+def test_generate_with_an_unknown_model_names_no_limits_of_another(
+    engine_service: RunningService,
+) -> None:
+    body = {"prompt": "", "model": "none", "width": 100}
+    errors = engine_service.client.post("/generate", json=body).json()["errors"]
+    assert [error["field"] for error in errors] == ["prompt", "model"]

@@ -185,9 +185,10 @@ def test_damaged_database_refuses_and_is_left_as_it_is(tmp_path: Path, damage: s
     path = tmp_path / "data" / "bf16.sqlite3"
     path.parent.mkdir()
     with sqlite3.connect(path) as db:
-        db.executescript(sql.schema())
+        db.executescript("".join(sql.migrations().values()))
         db.executemany(
-            "INSERT INTO job (id, status, request, created_at) VALUES (?, 'queued', ?, '')",
+            "INSERT INTO job (id, status, request, model, owner, created_at)"
+            " VALUES (?, 'queued', ?, '', '', '')",
             [(str(i), "x" * 500) for i in range(200)],
         )
     db.close()
@@ -206,12 +207,14 @@ def test_damaged_database_refuses_and_is_left_as_it_is(tmp_path: Path, damage: s
 def test_database_of_a_newer_version_refuses_and_is_left_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "data" / "bf16.sqlite3"
     path.parent.mkdir()
+    newer = sql.schema_version() + 1
     with sqlite3.connect(path) as db:
-        db.executescript(f"{sql.schema()} PRAGMA user_version = {sql.SCHEMA_VERSION + 1};")
+        schema = "".join(sql.migrations().values())
+        db.executescript(f"{schema} PRAGMA user_version = {newer};")
     db.close()
     before = path.read_bytes()
     text = refuses(tmp_path)
-    assert "newer version" in text and str(sql.SCHEMA_VERSION + 1) in text
+    assert "newer version" in text and str(newer) in text
     assert path.read_bytes() == before
 
 
@@ -247,11 +250,34 @@ def test_port_in_use_refuses_and_says_so(tmp_path: Path) -> None:
 # Not built
 
 
-def test_fp4_service_exits_69_and_says_so(tmp_path: Path) -> None:
-    status, text = serve(tmp_path, main="main_fp4.py")
-    assert status == EXIT_NOT_BUILT
-    assert "not built yet" in text and "Traceback" not in text
+def test_service_without_a_loader_exits_69_and_says_so(tmp_path: Path) -> None:
+    code = (
+        "import dataclasses, sys; from api import server; from models.precision import profile_of;"
+        "bare = dataclasses.replace(profile_of('bf16'), loader=None, not_built='it is not built yet');"
+        "server.profile_of = lambda name: bare; sys.exit(server.serve('bf16'))"
+    )
+    environ = {"FLUX_DATA_DIR": str(tmp_path / "data")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True
+    )
+    assert done.returncode == EXIT_NOT_BUILT
+    assert "not built yet" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "data").exists()
+
+
+# Engines
+
+
+def test_engine_that_nobody_has_refuses_and_names_those_there_are(tmp_path: Path) -> None:
+    text = refuses(tmp_path, FLUX_ENGINE="turbo")
+    assert "FLUX_ENGINE" in text and "turbo" in text
+    assert all(name in text for name in ("auto", "diffusers", "nvfp4", "nunchaku"))
+
+
+def test_engine_of_another_service_leaves_this_one_its_own(start_engine: Start) -> None:
+    service = start_engine(FLUX_ENGINE="nvfp4", wait_for_workers=False)
+    assert service.client.get("/health/live").status_code == 200
+    assert "engine_of_another" in service.log()
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp4"])

@@ -2,67 +2,57 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy
 import pytest
 import torch
 
-from config.catalog import ModelRow, load_catalog
+from config.catalog import load_catalog
 from config.errors import ModelUnavailable
 from config.settings import ROOT
 from models import bf16_flux_model
-from models.types import Cancelled, GenerationRequest, OutputFormat, Stage
+from models.families.embedding_cache import EmbeddingCache
+from models.families.frugal import disable_offloading, enable_offloading, tiled
+from models.types import Cancelled, PreviewOf, Stage
+from tests.models.flux1_drawing import EMBEDDED, draw, drawing, load, pixels, threads
 
 CPU = torch.device("cpu")
-EMBEDDED = load_catalog()["embedded"]
-REQUEST = GenerationRequest(
-    prompt="a red balloon",
-    negative_prompt=None,
-    model="embedded",
-    backend="flux",
-    width=128,
-    height=160,
-    num_inference_steps=3,
-    guidance_scale=0.0,
-    true_cfg_scale=2.0,
-    seed=1,
-    num_images=1,
-    output_format=OutputFormat.PNG,
-    output_quality=95,
-    tags=(),
-)
-
-
-def load(row: ModelRow, models_dir: Path) -> Any:
-    return bf16_flux_model.load(row, device=CPU, models_dir=models_dir, allow_download=False)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on a machine that is shared, threads that wait for others cost most
-    yield load(EMBEDDED, tmp_path_factory.mktemp("models"))
-    torch.set_num_threads(threads)
-
-
-def draw(
-    model: Any,
-    request: GenerationRequest = REQUEST,
-    *,
-    seed: int = 1,
-    on_stage: Callable[[Stage], None] = lambda _stage: None,
-    on_step: Callable[[int, int], None] = lambda _step, _steps: None,
-) -> tuple[Any, dict[str, float]]:
-    return model.generate(request, seed=seed, on_stage=on_stage, on_step=on_step)
+    with threads(1):
+        yield load(EMBEDDED, tmp_path_factory.mktemp("models"))
 
 
 def test_load_computes_in_fp32_on_a_cpu_and_bf16_on_a_gpu() -> None:
     assert bf16_flux_model.compute_dtype(CPU) is torch.float32
     assert bf16_flux_model.compute_dtype(torch.device("cuda")) is torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("devices", "gib", "expected"),
+    [
+        (("cuda:0",), 24, True),
+        (("cuda:0",), 80, False),
+        (("cuda:0", "cuda:1"), 24, False),
+        (("cpu",), 24, False),
+    ],
+)
+def test_weights_wait_in_main_memory_where_one_card_is_too_small(
+    monkeypatch: pytest.MonkeyPatch, devices: tuple[str, ...], gib: int, expected: bool
+) -> None:
+    card = SimpleNamespace(total_memory=gib * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    row = load_catalog()["flux-schnell"]
+    assert bf16_flux_model.must_offload(row, devices) is expected
 
 
 def test_load_writes_nothing_for_a_model_that_ships(tmp_path: Path) -> None:
@@ -112,24 +102,32 @@ def test_load_takes_no_pickle(tmp_path: Path) -> None:
 
 
 def test_generate_draws_the_size_asked_for(model: Any) -> None:
-    image, ms = draw(model)
+    (image,) = draw(model)
     assert (image.size, image.mode) == ((128, 160), "RGB")
+
+
+def test_generate_tells_how_long_each_stage_took(model: Any) -> None:
+    _, ms = model.generate([drawing()], on_stage=lambda stage: None, on_step=lambda *step: None)
     assert set(ms) == {"encode", "denoise", "decode"} and all(value > 0 for value in ms.values())
 
 
 def test_generate_reports_stages_in_order_and_every_step(model: Any) -> None:
     seen: list[Any] = []
-    draw(model, on_stage=seen.append, on_step=lambda step, steps: seen.append((step, steps)))
+    draw(
+        model,
+        on_stage=seen.append,
+        on_step=lambda step, steps, preview: seen.append((step, steps)),
+    )
     assert seen == [
         Stage.ENCODING, Stage.DENOISING, (1, 3), (2, 3), (3, 3), Stage.DECODING,
     ]  # fmt: skip
 
 
 def test_generate_leaves_between_two_steps_and_draws_again(model: Any) -> None:
-    whole = draw(model)[0].tobytes()
+    whole = pixels(model)
     steps: list[int] = []
 
-    def leave(step: int, _steps: int) -> None:
+    def leave(step: int, _steps: int, _preview: PreviewOf) -> None:
         steps.append(step)
         if step == 2:
             raise Cancelled
@@ -137,7 +135,7 @@ def test_generate_leaves_between_two_steps_and_draws_again(model: Any) -> None:
     with pytest.raises(Cancelled):
         draw(model, on_step=leave)
     assert steps == [1, 2]
-    assert draw(model)[0].tobytes() == whole
+    assert pixels(model) == whole
 
 
 @pytest.mark.parametrize("stage", [Stage.ENCODING, Stage.DENOISING, Stage.DECODING])
@@ -152,12 +150,121 @@ def test_generate_leaves_at_any_stage(model: Any, stage: Stage) -> None:
 
 def test_generate_after_a_guided_drawing_is_unguided_again(model: Any) -> None:
     """Nothing of a request may stay in the pipeline."""
-    plain = draw(model)[0].tobytes()
-    guided = draw(model, replace(REQUEST, negative_prompt="hills", true_cfg_scale=5.0))[0].tobytes()
-    assert guided != plain
-    assert draw(model)[0].tobytes() == plain
+    plain = pixels(model)
+    assert pixels(model, drawing(negative_prompt="hills", true_cfg_scale=5.0)) != plain
+    assert pixels(model) == plain
 
 
 def test_generate_with_largest_and_smallest_seed(model: Any) -> None:
-    pictures = {draw(model, seed=seed)[0].tobytes() for seed in (0, 2**53 - 1)}
-    assert len(pictures) == 2
+    assert pixels(model, drawing(seed=0)) != pixels(model, drawing(seed=2**53 - 1))
+
+
+def test_generate_of_a_known_text_asks_no_encoder(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guided = drawing("a text seen before", negative_prompt="another", true_cfg_scale=2.0)
+    before = pixels(model, guided)
+    monkeypatch.setattr(model._text, "encode_prompt", None)
+    assert pixels(model, guided) == before
+    with pytest.raises(TypeError):
+        draw(model, drawing("a text not seen before"))
+
+
+def test_embedding_cache_full_forgets_the_text_used_longest_ago() -> None:
+    encoded: list[str] = []
+
+    def encode(text: str) -> tuple[torch.Tensor, torch.Tensor]:
+        encoded.append(text)
+        return torch.zeros(1, 8, 3), torch.zeros(1, 2)  # 104 bytes
+
+    cache = EmbeddingCache(encode, max_bytes=250)
+    for text in ("a", "b", "a", "c", "a", "b"):
+        cache(text)
+    assert encoded == ["a", "b", "c", "b"]
+    assert cache.size_bytes == 208
+
+
+def test_embedding_cache_smaller_than_one_text_still_gives_it() -> None:
+    cache = EmbeddingCache(lambda text: (torch.ones(1, 8, 3), torch.ones(1, 2)), max_bytes=10)
+    assert cache("a")[0].sum() == 24
+    assert cache.size_bytes == 0
+
+
+def test_frugal_decodes_in_tiles_and_looks_almost_the_same(model: Any) -> None:
+    request = drawing(width=256, height=256, num_inference_steps=1)
+    plain, frugal = draw(model, request)[0], draw(model, request, frugal=True)[0]
+    difference = numpy.subtract(plain, frugal, dtype=float)
+    assert 0 < (difference**2).mean() < 65  # 30 dB: tiles of their own norms, blended
+
+
+def test_frugal_tile_is_half_of_what_the_autoencoder_is_made_for(model: Any) -> None:
+    seen: set[tuple[int, ...]] = set()
+    decoder = model._image.vae.decoder
+    with decoder.register_forward_pre_hook(
+        lambda module, inputs: seen.add(tuple(inputs[0].shape[-2:]))
+    ):
+        draw(model, drawing(width=256, height=256, num_inference_steps=1), frugal=True)
+    assert max(seen) == (16, 16) and EMBEDDED.default_width == 256
+
+
+def test_frugal_drawing_leaves_the_model_as_it_was(model: Any) -> None:
+    big = drawing(width=256, height=256, num_inference_steps=1)
+    before = pixels(model, big)
+    draw(model, big, frugal=True)
+    assert pixels(model, big) == before
+
+
+def test_frugal_drawing_after_memory_ran_out_in_the_middle(model: Any) -> None:
+    plain, frugal = pixels(model), pixels(model, frugal=True)
+
+    def run_out(step: int, _steps: int, _preview: PreviewOf) -> None:
+        if step == 2:
+            raise torch.OutOfMemoryError
+
+    for sparing in (False, True):
+        with pytest.raises(torch.OutOfMemoryError):
+            draw(model, on_step=run_out, frugal=sparing)
+    assert pixels(model, frugal=True) == frugal
+    assert pixels(model) == plain
+
+
+def test_tiled_gives_back_the_autoencoders_settings_after_a_failure(model: Any) -> None:
+    vae = model._image.vae
+    before = (vae.use_tiling, vae.tile_sample_min_size, vae.tile_latent_min_size)
+    with pytest.raises(MemoryError), tiled(vae):
+        assert vae.use_tiling
+        raise MemoryError
+    assert (vae.use_tiling, vae.tile_sample_min_size, vae.tile_latent_min_size) == before
+
+
+def test_offloading_computes_the_same_and_leaves_no_hook(tmp_path: Path) -> None:
+    """From the CPU to the CPU: every hook is at work, only nothing moves."""
+    offloaded = load(EMBEDDED, tmp_path)
+    before = pixels(offloaded)
+    weighty = offloaded._weighty()
+    enable_offloading(*weighty, prefetch=False)
+    offloaded._embeddings = EmbeddingCache(offloaded._encode_text)
+    assert any("forward" in part.__dict__ for part in offloaded._image.transformer.modules())
+    assert pixels(offloaded) == before
+    disable_offloading(*weighty)
+    for module in (weighty[0], *weighty[1]):
+        assert not any("forward" in part.__dict__ for part in module.modules())
+    assert pixels(offloaded) == before
+
+
+def test_unload_leaves_nothing_behind(tmp_path: Path) -> None:
+    loaded = load(EMBEDDED, tmp_path)
+    previews: list[PreviewOf] = []
+    two = (drawing("one", negative_prompt="two"), drawing("three", negative_prompt="four", seed=2))
+    draw(loaded, *two, on_step=lambda step, steps, preview: previews.append(preview))
+    draw(loaded, *two, frugal=True)
+    enable_offloading(*loaded._weighty(), prefetch=False)
+    held = [loaded._image, loaded._text, loaded._image.transformer, loaded._image.vae]
+    held += [loaded._text.text_encoder, loaded._text.text_encoder_2, loaded._embeddings]
+    held += [next(loaded._image.transformer.parameters()), loaded._embeddings("one")[0]]
+    alive = [weakref.ref(thing) for thing in held]
+    del held
+    loaded.unload()
+    gc.collect()
+    assert [reference() for reference in alive if reference() is not None] == []
+    assert previews[-1](1).startswith(b"\xff\xd8")  # a preview outlives the model it is of

@@ -32,9 +32,11 @@ class Driver:
     NVML_TEMPERATURE_GPU = 0
     NVMLError = NVMLError
 
-    def __init__(self, *names: str, memory_mib: int = H200_MIB, answers: bool = True) -> None:
+    def __init__(
+        self, *names: str, memory_mib: int | list[int] = H200_MIB, answers: bool = True
+    ) -> None:
         self._names = names
-        self._memory_mib = memory_mib
+        self._memory_mib = memory_mib if isinstance(memory_mib, list) else [memory_mib] * len(names)
         self._answers = answers
         self.silent: set[str] = set()
         self.opened = 0
@@ -66,7 +68,7 @@ class Driver:
         return self._names[handle].encode()
 
     def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:
-        total = self._memory_mib * MIB
+        total = self._memory_mib[handle] * MIB
         return SimpleNamespace(total=total, used=total // 4, free=total * 3 // 4)
 
     def nvmlDeviceGetUtilizationRates(self, handle: int) -> Any:
@@ -123,7 +125,19 @@ def test_place_auto_names_the_cards(install: Install) -> None:
     install("NVIDIA H200", "NVIDIA L4")
     placement = place_workers(WorkerSettings(), {})
     assert placement.gpu_names == ("NVIDIA H200", "NVIDIA L4")
-    assert placement.slots[0].gpu.memory_total_mib == H200_MIB
+    assert placement.slots[0].gpus[0].memory_total_mib == H200_MIB
+
+
+def test_place_split_makes_one_worker_of_all_gpus(install: Install) -> None:
+    install("a", "b", "c")
+    settings = WorkerSettings(gpus="2,0", gpu_mode="split")
+    assert slots(settings) == [("gpu2+gpu0", "GPU-c000-2,GPU-a000-0")]
+    assert place_workers(settings, {}).slots[0].devices == 2
+
+
+def test_place_split_of_stand_ins_is_one_worker_on_as_many_devices() -> None:
+    (slot,) = place_workers(WorkerSettings(fake_gpus=2, gpu_mode="split"), {}).slots
+    assert (slot.name, slot.visible_devices, slot.devices) == ("cpu0+cpu1", "", 2)
 
 
 def test_place_indices_take_those_in_their_order(install: Install) -> None:
@@ -269,7 +283,7 @@ def test_read_load_of_a_card_that_is_gone_is_an_error_in_words(install: Install)
 def test_child_environment_pins_the_card_by_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     gpu = Gpu(index=1, uuid="GPU-b000-1", name="b", memory_total_mib=1)
-    environ = child_environment(WorkerSlot(name="gpu1", gpu=gpu), load_settings("bf16", {}))
+    environ = child_environment(WorkerSlot(name="gpu1", gpus=(gpu,)), load_settings("bf16", {}))
     assert environ["CUDA_VISIBLE_DEVICES"] == "GPU-b000-1"
     assert environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
@@ -278,13 +292,13 @@ def test_child_environment_of_a_cpu_worker_hides_every_card(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    environ = child_environment(WorkerSlot(name="cpu", gpu=None), load_settings("bf16", {}))
+    environ = child_environment(WorkerSlot(name="cpu"), load_settings("bf16", {}))
     assert environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
 def test_child_environment_holds_no_setting_of_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLUX_API_KEYS", "a-secret-of-the-service")
-    environ = child_environment(WorkerSlot(name="cpu", gpu=None), load_settings("bf16", {}))
+    environ = child_environment(WorkerSlot(name="cpu"), load_settings("bf16", {}))
     assert not [name for name in environ if name.startswith("FLUX_")]
     assert "a-secret-of-the-service" not in environ.values()
     assert "PATH" in environ
@@ -296,7 +310,7 @@ def test_child_environment_is_offline_when_downloads_are_off(
 ) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     settings = load_settings("bf16", {"FLUX_ALLOW_DOWNLOAD": allowed})
-    environ = child_environment(WorkerSlot(name="cpu", gpu=None), settings)
+    environ = child_environment(WorkerSlot(name="cpu"), settings)
     assert environ.get("HF_HUB_OFFLINE") == offline
     assert environ["DIFFUSERS_DISABLE_REMOTE_CODE"] == "1"
 
@@ -323,22 +337,55 @@ def test_model_default_with_a_card_is_schnell(install: Install) -> None:
     assert resolver().resolve(Wanted(prompt="a")).model == "flux-schnell"
 
 
-def test_model_that_does_not_fit_the_card_is_refused_with_both_sizes(install: Install) -> None:
+def test_model_that_fits_with_weights_in_main_memory_is_taken(install: Install) -> None:
     install("NVIDIA L4", memory_mib=23_034)
-    with pytest.raises(UnsupportedHardware, match=r"34 GiB.*NVIDIA L4 has 22.5 GiB.*embedded"):
+    assert resolver().resolve(Wanted(prompt="a", model="flux-schnell")).model == "flux-schnell"
+
+
+def test_model_that_does_not_fit_the_card_is_refused_with_both_sizes(install: Install) -> None:
+    install("NVIDIA T400", memory_mib=4_096)
+    with pytest.raises(UnsupportedHardware, match=r"16 GiB.*NVIDIA T400 has 4.0 GiB.*embedded"):
         resolver().resolve(Wanted(prompt="a", model="flux-schnell"))
 
 
 def test_model_default_on_a_small_card_can_be_drawn(install: Install) -> None:
     """A default that is refused for every request is no default."""
-    install("NVIDIA L4", memory_mib=23_034)
-    assert resolver().resolve(Wanted(prompt="a")).model
+    install("NVIDIA T400", memory_mib=4_096)
+    assert resolver().resolve(Wanted(prompt="a")).model == "embedded"
+
+
+def test_model_that_one_of_two_cards_can_run_is_taken_and_given_to_that_one(
+    install: Install,
+) -> None:
+    install("NVIDIA H200", "NVIDIA T400", memory_mib=[H200_MIB, 4_096])
+    both = resolver()
+    assert both.resolve(Wanted(prompt="a", model="flux-schnell")).model == "flux-schnell"
+    large, small = place_workers(WorkerSettings(), {}).slots
+    assert both.models_on(large) == ["embedded", "flux-schnell", "flux-dev"]
+    assert both.models_on(small) == ["embedded"]
+
+
+def test_model_spread_over_two_cards_needs_both_and_its_largest_part_on_the_last(
+    install: Install,
+) -> None:
+    settings = WorkerSettings(gpu_mode="split")
+    install("NVIDIA RTX 4000", "NVIDIA RTX 5090", memory_mib=[20_480, 32_607])
+    (slot,) = place_workers(settings, {}).slots
+    assert "flux-schnell" in resolver().models_on(slot)
+    install("NVIDIA RTX 5090", "NVIDIA RTX 4000", memory_mib=[32_607, 20_480])
+    (slot,) = place_workers(settings, {}).slots
+    schnell = resolver().catalog["flux-schnell"]
+    assert "NVIDIA RTX 4000 has 20.0 GiB" in (resolver().why_not_on(slot, schnell) or "")
 
 
 def test_model_without_weights_of_this_precision_is_refused(install: Install) -> None:
     install("NVIDIA H200")
+    other = resolver(precision="fp4")
+    rows = {row.id: row for row in other.catalog}
+    rows["bare"] = rows["embedded"].model_copy(update={"id": "bare", "memory_gib": {"bf16": 1.0}})
+    other.catalog = Catalog(rows)
     with pytest.raises(UnsupportedHardware, match="no FP4 weights"):
-        resolver(precision="fp4").resolve(Wanted(prompt="a", model="embedded"))
+        other.resolve(Wanted(prompt="a", model="bare"))
 
 
 def test_model_of_another_backend_is_refused(install: Install) -> None:

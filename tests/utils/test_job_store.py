@@ -42,6 +42,11 @@ REQUEST = GenerationRequest(
 )
 
 
+def claim_next(store: JobStore, worker: str, at: str) -> Coroutine[Any, Any, list[Job]]:
+    """Claims one job of any model."""
+    return store.claim(worker, at, models=[REQUEST.model], limit=1, choose=lambda head: head)
+
+
 class Opened:
     """A store with a loop of its own, so that tests read without `await`."""
 
@@ -60,6 +65,11 @@ class Opened:
     def insert(self, job_id: str, request: GenerationRequest = REQUEST, **options: Any) -> Job:
         return self(self.store.insert(job_id, request, NOW, **options))
 
+    def claim(self, worker: str = "cpu", at: str = NOW) -> Job | None:
+        """The oldest waiting job, now running."""
+        claimed = self(claim_next(self.store, worker, at))
+        return claimed[0] if claimed else None
+
     def get(self, job_id: str) -> Job:
         return self(self.store.get(job_id))
 
@@ -69,7 +79,7 @@ class Opened:
     def drawn(self, job_id: str, prompt: str = "a red balloon", *, at: str = LATER) -> None:
         """A finished job with one picture."""
         self.insert(job_id, _with_prompt(prompt))
-        job = self(self.store.claim_next("cpu", NOW))
+        job = self.claim()
         self(self.store.succeed(job, result(job_id), at, publish=lambda: None))
 
     def close(self) -> None:
@@ -113,7 +123,7 @@ def bring(opened: Opened, job_id: str, status: JobStatus) -> Job:
     """A job in the status."""
     job = opened.insert(job_id)
     if status not in (JobStatus.QUEUED, JobStatus.CANCELLED):
-        job = opened(opened.store.claim_next("cpu", NOW))
+        job = opened.claim()
     match status:
         case JobStatus.SUCCEEDED:
             opened.succeed(job)
@@ -131,7 +141,7 @@ def change(opened: Opened, job: Job, name: str) -> Job | None:
     store = opened.store
     match name:
         case "claim":
-            return opened(store.claim_next("cpu", LATER))
+            return opened.claim(at=LATER)
         case "requeue":
             return opened(store.requeue(job.id, take_attempt_back=False))
         case "requeue with its attempt":
@@ -139,7 +149,9 @@ def change(opened: Opened, job: Job, name: str) -> Job | None:
         case "succeed":
             return opened.succeed(job)
         case "fail":
-            return opened(store.fail(job.id, ERROR, LATER))
+            return opened(store.fail(job.id, ERROR, LATER)) or opened(
+                store.expire_queued(job.id, ERROR.message, LATER)
+            )
     return opened(store.cancel_queued(job.id, LATER)) or opened(store.cancel_running(job.id, LATER))
 
 
@@ -210,7 +222,7 @@ def test_store_requeue_counts_or_takes_back_the_attempt(opened: Opened) -> None:
     bring(opened, "a", JobStatus.RUNNING)
     kept = opened(opened.store.requeue("a", take_attempt_back=False))
     assert (kept.attempts, kept.worker, kept.started_at) == (1, None, None)
-    opened(opened.store.claim_next("cpu", NOW))
+    opened.claim()
     assert opened(opened.store.requeue("a", take_attempt_back=True)).attempts == 1
 
 
@@ -240,38 +252,38 @@ def test_store_publish_is_not_called_for_a_job_that_was_cancelled(opened: Opened
 def test_store_claims_in_the_order_of_insertion(opened: Opened) -> None:
     for job_id in "cab":
         opened.insert(job_id)
-    claimed = [opened(opened.store.claim_next("cpu", NOW)).id for _ in range(3)]
+    claimed = [opened.claim().id for _ in range(3)]
     assert claimed == ["c", "a", "b"]
-    assert opened(opened.store.claim_next("cpu", NOW)) is None
+    assert opened.claim() is None
 
 
 def test_store_requeued_job_is_first_again(opened: Opened) -> None:
     for job_id in "ab":
         opened.insert(job_id)
-    opened(opened.store.claim_next("cpu", NOW))
+    opened.claim()
     opened(opened.store.requeue("a", take_attempt_back=False))
-    assert opened(opened.store.claim_next("cpu", NOW)).id == "a"
+    assert opened.claim().id == "a"
 
 
-def test_store_position_counts_only_those_who_wait(opened: Opened) -> None:
-    jobs = [opened.insert(job_id) for job_id in "abcd"]
-    opened(opened.store.claim_next("cpu", NOW))
+def test_store_line_has_only_those_who_wait_in_their_order(opened: Opened) -> None:
+    jobs = [opened.insert(job_id, owner=f"of {job_id}") for job_id in "abcd"]
+    opened.claim()
     opened(opened.store.cancel_queued("c", NOW))
-    assert opened(opened.store.position(jobs[1])) == 1
-    assert opened(opened.store.position(jobs[3])) == 2
+    expected = [(job.seq, job.id, job.owner) for job in (jobs[1], jobs[3])]
+    assert opened(opened.store.line()) == expected
 
 
 def test_store_claims_by_two_at_once_give_two_jobs(opened: Opened) -> None:
     for job_id in "ab":
         opened.insert(job_id)
 
-    async def both() -> list[Job | None]:
+    async def both() -> list[list[Job]]:
         return await asyncio.gather(
-            *(opened.store.claim_next(worker, NOW) for worker in ("cpu0", "cpu1", "cpu2"))
+            *(claim_next(opened.store, worker, NOW) for worker in ("cpu0", "cpu1", "cpu2"))
         )
 
     claimed = opened(both())
-    assert [job.id if job else None for job in claimed] == ["a", "b", None]
+    assert [[job.id for job in jobs] for jobs in claimed] == [["a"], ["b"], []]
 
 
 def test_store_counts_name_every_status(opened: Opened) -> None:
@@ -366,7 +378,7 @@ def test_store_opened_again_has_everything(tmp_path: Path) -> None:
     first.close()
     second = Opened(tmp_path)
     assert second.get("b") == waiting
-    assert second(second.store.by_idempotency_key("k")) == (waiting, "d")
+    assert second(second.store.by_idempotency_key("", "k", not_before=NOW)) == (waiting, "d")
     assert second(second.store.image("a-0")) is not None
     assert second.insert("c").seq > waiting.seq
     second.close()
@@ -442,7 +454,7 @@ def test_store_damaged_while_open_refuses_as_storage(opened: Opened) -> None:
 
 def test_schema_statuses_are_those_of_the_code() -> None:
     quoted = ", ".join(f"'{status.value}'" for status in JobStatus)
-    assert f"CHECK (status IN ({quoted}))" in sql.schema()
+    assert f"CHECK (status IN ({quoted}))" in sql.migrations()[sql.schema_version()]
 
 
 def test_queries_each_have_a_use() -> None:
@@ -486,7 +498,7 @@ class LineMachine(RuleBasedStateMachine):
 
     @rule()
     def claim(self) -> None:
-        job = self.opened(self.opened.store.claim_next("cpu", NOW))
+        job = self.opened.claim()
         waiting = self.ids(JobStatus.QUEUED)
         assert (job.id if job else None) == (waiting[0] if waiting else None)
         if job is not None:
@@ -522,9 +534,11 @@ class LineMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def fail(self, data: st.DataObject) -> None:
         job_id = data.draw(st.sampled_from(sorted(self.jobs)))
-        self.expect(
-            job_id, self.opened(self.opened.store.fail(job_id, ERROR, LATER)), JobStatus.FAILED
+        store = self.opened.store
+        changed = self.opened(store.fail(job_id, ERROR, LATER)) or self.opened(
+            store.expire_queued(job_id, ERROR.message, LATER)
         )
+        self.expect(job_id, changed, JobStatus.FAILED)
 
     @invariant()
     def store_agrees(self) -> None:
@@ -532,9 +546,7 @@ class LineMachine(RuleBasedStateMachine):
         assert {job.id: (job.status, job.attempts) for job in listed} == self.jobs
         assert [job.id for job in listed] == list(self.jobs)
         waiting = self.ids(JobStatus.QUEUED)
-        assert self.opened(self.opened.store.count_queued()) == len(waiting)
-        for place, job_id in enumerate(waiting, start=1):
-            assert self.opened(self.opened.store.position(self.opened.get(job_id))) == place
+        assert [job_id for _, job_id, _ in self.opened(self.opened.store.line())] == waiting
         for job in listed:
             assert (job.result is not None) == (job.status is JobStatus.SUCCEEDED)
             assert (job.error is not None) == (job.status is JobStatus.FAILED)

@@ -48,7 +48,6 @@ def test_queue_jobs_start_in_the_order_they_came(engine_service: RunningService)
     started = [job["started_at"] for job in jobs]
     finished = [job["finished_at"] for job in jobs]
     assert started == sorted(started) and finished == sorted(finished)
-    assert all(ended <= begun for ended, begun in zip(finished, started[1:], strict=False))
 
 
 def test_queue_positions_are_exact(engine_service: RunningService) -> None:

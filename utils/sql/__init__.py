@@ -1,16 +1,24 @@
-"""SQL as files: the schema, and queries by name."""
+"""SQL as files: migrations in the order of their numbers, and queries by name."""
 
 from functools import cache
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent
 
-# PRAGMA user_version of a database with this schema.
-SCHEMA_VERSION = 1
+
+@cache
+def migrations() -> dict[int, str]:
+    """Every migration by its number, which is the schema version (PRAGMA user_version) it ends in.
+
+    A file is `<number>-<date>-<what>.sql`. Forward only: a new number for every change.
+    """
+    files = sorted((_FOLDER / "migrations").glob("*.sql"))
+    return {int(path.name.partition("-")[0]): path.read_text(encoding="utf-8") for path in files}
 
 
-def schema() -> str:
-    return (_FOLDER / "schema.sql").read_text(encoding="utf-8")
+def schema_version() -> int:
+    """The version that this code knows."""
+    return max(migrations())
 
 
 @cache

@@ -1,31 +1,59 @@
 -- name: insert_job
 -- A new job at the end of the line.
-INSERT INTO job (id, status, request, created_at, idempotency_key, body_sha256)
-VALUES (:id, 'queued', :request, :created_at, :idempotency_key, :body_sha256)
-RETURNING *;
+INSERT INTO job (id, status, request, model, owner, created_at, idempotency_key, body_sha256)
+VALUES (:id, 'queued', :request, :model, :owner, :created_at, :idempotency_key, :body_sha256);
 
 -- name: job_by_id
 SELECT * FROM job WHERE id = :id;
 
 -- name: job_by_idempotency_key
-SELECT * FROM job WHERE idempotency_key = :idempotency_key;
+SELECT * FROM job WHERE owner = :owner AND idempotency_key = :idempotency_key;
 
--- name: count_queued
-SELECT count(*) FROM job WHERE status = 'queued';
+-- name: forget_idempotency_key
+-- A key is remembered for a while; after that it may name another job.
+UPDATE job SET idempotency_key = NULL
+WHERE owner = :owner AND idempotency_key = :idempotency_key AND created_at < :before;
+
+-- name: queued_jobs
+-- The line: what a position needs.
+SELECT seq, id, owner FROM job WHERE status = 'queued' ORDER BY seq;
 
 -- name: count_by_status
 SELECT status, count(*) FROM job GROUP BY status;
 
--- name: position
--- How many jobs wait before this one, itself counted: the head of the line is 1.
-SELECT count(*) FROM job WHERE status = 'queued' AND seq <= :seq;
+-- name: head_of_line
+-- The oldest waiting jobs of the models that a worker can run.
+SELECT * FROM job
+WHERE status = 'queued' AND model IN (SELECT value FROM json_each(:models))
+ORDER BY seq LIMIT :limit;
 
--- name: claim_next
--- The oldest waiting job becomes the worker's. The attempt is counted before any work begins.
+-- name: claim
+-- A waiting job becomes the worker's. The attempt is counted before any work begins.
 UPDATE job
 SET status = 'running', worker = :worker, attempts = attempts + 1, started_at = :now
-WHERE seq = (SELECT seq FROM job WHERE status = 'queued' ORDER BY seq LIMIT 1)
+WHERE seq = :seq AND status = 'queued'
 RETURNING *;
+
+-- name: waiting_too_long
+-- One that was begun before and came back has not waited all that time.
+SELECT * FROM job
+WHERE status = 'queued' AND attempts = 0 AND created_at < :before ORDER BY seq;
+
+-- name: expire_queued
+UPDATE job SET status = 'failed', finished_at = :now, error_code = 'timeout', error_message = :message
+WHERE id = :id AND status = 'queued'
+RETURNING *;
+
+-- name: clear_queued
+UPDATE job SET status = 'cancelled', finished_at = :now WHERE status = 'queued'
+RETURNING *;
+
+-- name: read_state
+SELECT value FROM state WHERE key = :key;
+
+-- name: write_state
+INSERT INTO state (key, value) VALUES (:key, :value)
+ON CONFLICT (key) DO UPDATE SET value = excluded.value;
 
 -- name: requeue
 -- Back to its old place: seq does not change. A stop takes its attempt back, a dead worker does not.
@@ -66,14 +94,14 @@ INSERT INTO image (id, job_id, filename, seed, width, height, size_bytes, create
 VALUES (:id, :job_id, :filename, :seed, :width, :height, :size_bytes, :created_at, :precision, :engine);
 
 -- name: image_by_id
-SELECT image.*, job.request FROM image JOIN job ON job.id = image.job_id WHERE image.id = :id;
+SELECT image.*, job.request, job.result FROM image JOIN job ON job.id = image.job_id WHERE image.id = :id;
 
 -- name: image_by_filename
-SELECT image.*, job.request FROM image JOIN job ON job.id = image.job_id WHERE image.filename = :filename;
+SELECT image.*, job.request, job.result FROM image JOIN job ON job.id = image.job_id WHERE image.filename = :filename;
 
 -- name: list_images
 -- Newest first, before an image (exclusive), with a word in the prompt.
-SELECT image.*, job.request FROM image JOIN job ON job.id = image.job_id
+SELECT image.*, job.request, job.result FROM image JOIN job ON job.id = image.job_id
 WHERE (:before IS NULL
        OR (image.created_at, image.id) < (SELECT created_at, id FROM image WHERE id = :before))
   AND (:words IS NULL OR json_extract(job.request, '$.prompt') LIKE :words ESCAPE '\')

@@ -16,7 +16,11 @@ class WorkerConfig:
     output_dir: Path
     models_dir: Path
     allow_download: bool
+    engine: str
+    fp8_weights: str
     threads: int
+    devices: int  # how many the model is spread over; 1 but in split mode
+    max_batch_size: int  # pictures drawn together; 0: as many as is good where it changes no bit
     default_model: str
     default_model_reason: str
 

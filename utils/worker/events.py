@@ -25,10 +25,19 @@ class Unload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Run a job; `request` is GenerationRequest.to_json()."""
+    """Run these jobs, together where that is possible: id and GenerationRequest.to_json() of each.
 
-    job_id: str
-    request: dict[str, Any]
+    May come while other jobs run, after their `Handover`.
+    """
+
+    jobs: list[tuple[str, dict[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Previews:
+    """Whether somebody looks: without, progress comes without pictures."""
+
+    wanted: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,13 +65,19 @@ class Ready:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loading:
+    """`what` is being done to the model, and how far it is, 0 to 1; None where nobody can say."""
+
     model: str
+    what: str = "reading the weights"
+    fraction: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
     model: str
     engine: str
+    compute: str
+    batches_exactly: bool
     milliseconds: float
     memory_mib: int
 
@@ -80,13 +95,37 @@ class Unloaded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """The worker is at these jobs from now on: a death counts against them."""
+
+    job_ids: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """`step` of `steps` is done (over all images of the job) in `stage`."""
+    """`step` of `steps` is done (over all images of the job) in `stage`; `preview` is a JPEG in base64."""
 
     job_id: str
     stage: str
     step: int
     steps: int
+    preview: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handover:
+    """The last steps of what was given are done: the next jobs may come, so that the device never waits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """`pictures` were drawn together in this time, loading and saving not counted."""
+
+    model: str
+    width: int
+    height: int
+    pictures: int
+    milliseconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +133,7 @@ class Finished:
     """The pictures lie in the staging folder; `result` is GenerationResult.to_json()."""
 
     job_id: str
+    model: str
     result: dict[str, Any]
 
 
@@ -111,14 +151,17 @@ class WasCancelled:
 
 _CLASSES = {
     cls.__name__: cls
-    for cls in (Load, Unload, Run, Cancel, Shutdown)
+    for cls in (Load, Unload, Run, Previews, Cancel, Shutdown)
     + (
         Ready,
         Loading,
         Loaded,
         LoadFailed,
         Unloaded,
+        Begun,
         Progress,
+        Handover,
+        Drawn,
         Finished,
         Failed,
         WasCancelled,

@@ -14,13 +14,15 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
 from config.catalog import DefaultModel
 from config.settings import ROOT, Settings
 from models.precision import PrecisionProfile
+from models.types import Stage
 from utils.gpu_manager import WorkerSlot
 from utils.worker import events
 from utils.worker.config import WorkerConfig
@@ -35,7 +37,7 @@ HEALTHY_AFTER_SECONDS = 60.0
 # Three deaths within ten minutes are a pattern, not an accident.
 DEATHS_WINDOW_SECONDS = 600.0
 DEATHS_DEGRADED = 3
-KILL_AFTER_SECONDS = 5.0
+KILL_AFTER_SECONDS = 2.5
 MAX_LINE_BYTES = 2**20
 
 
@@ -48,12 +50,35 @@ class WorkerState(StrEnum):
     STOPPED = "stopped"  # the service is stopping
 
 
+@dataclass(slots=True, kw_only=True)
+class GivenJob:
+    """A job that a worker has: whether it began with it, and since when (monotonic seconds)."""
+
+    id: str
+    request: Mapping[str, Any]
+    given_at: float
+    is_alone: bool  # nothing may be given beside it
+    begun_at: float | None = None  # the worker is at it, or was
+    drawing_since: float | None = None  # the same, loading not counted
+    is_drawn: bool = False  # only saving is left
+    unwanted_since: float | None = None  # cancelled, or over its time; the worker was told
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Death:
+    """How a worker ended, with what it had. `code` is the error of a job that is to blame."""
+
+    jobs: tuple[GivenJob, ...]
+    exit_text: str
+    code: str = "poison"
+
+
 class WorkerListener(Protocol):
     """Who is told what happens to a worker. Called in order, awaited before the next event."""
 
     async def on_event(self, worker: Worker, event: Any) -> None: ...
 
-    async def on_death(self, worker: Worker, job_id: str | None, exit_text: str) -> None: ...
+    async def on_death(self, worker: Worker, death: Death) -> None: ...
 
 
 class Worker:
@@ -70,15 +95,22 @@ class Worker:
     ) -> None:
         self.slot = slot
         self.state = WorkerState.STARTING
-        self.job_id: str | None = None
+        self.jobs: dict[str, GivenJob] = {}
         self.model: str | None = None
         self.engine: str | None = None
+        self.compute: str | None = None
+        self.batches_exactly = False  # the model it has loaded
+        self.loading: tuple[str, float | None] | None = None  # what is being done, how far
         self.device: str | None = None
         self.versions: dict[str, str] = {}
         self.memory_mib: int | None = None
         self.pid: int | None = None
         self.last_death: str | None = None
         self.last_load_error: str | None = None
+        self.last_sign = monotonic()  # of progress, or of a rest; monotonic seconds
+        self._takes_next = False  # its device is about to be free
+        self._wants_previews = False
+        self._kill_reason: tuple[str, str] | None = None  # error code, words
         self._deaths: list[float] = []
         self._profile = profile
         self._settings = settings
@@ -103,8 +135,26 @@ class Worker:
 
     @property
     def is_degraded(self) -> bool:
-        is_up = self.state in (WorkerState.IDLE, WorkerState.BUSY, WorkerState.LOADING)
+        """Whether it died again and again and has not shown since that it can load a model."""
+        is_up = self.state in (WorkerState.IDLE, WorkerState.BUSY)
         return self.deaths >= DEATHS_DEGRADED and not is_up
+
+    @property
+    def job_id(self) -> str | None:
+        """The job it has had longest; None without one."""
+        return next(iter(self.jobs), None)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it can be given a job that wants to be alone."""
+        return self.state is WorkerState.IDLE
+
+    @property
+    def takes_jobs(self) -> bool:
+        """Whether it can be given jobs: it has none, or those it has are nearly done."""
+        if self.state is WorkerState.BUSY:
+            return self._takes_next and not any(job.is_alone for job in self.jobs.values())
+        return self.state is WorkerState.IDLE
 
     def start(self) -> None:
         self._supervisor = asyncio.create_task(self._supervise(), name=f"worker {self.name}")
@@ -125,47 +175,76 @@ class Worker:
             await self._supervisor
         self.state = WorkerState.STOPPED
 
-    async def run(self, job_id: str, request: dict[str, Any]) -> None:
-        self.state, self.job_id = WorkerState.BUSY, job_id
-        await self.send(events.Run(job_id=job_id, request=request))
+    async def run(self, jobs: Sequence[tuple[str, dict[str, Any]]], *, is_alone: bool) -> None:
+        """Give it jobs that can be drawn together: id and request of each."""
+        now = self._monotonic()
+        if not self.jobs:
+            self.last_sign = now
+        self.state, self._takes_next = WorkerState.BUSY, False
+        for job_id, request in jobs:
+            self.jobs[job_id] = GivenJob(
+                id=job_id, request=request, given_at=now, is_alone=is_alone
+            )
+        await self.send(events.Run(jobs=list(jobs)))
 
     async def load(self, model: str) -> None:
-        self.state = WorkerState.LOADING
+        self.state, self.last_sign = WorkerState.LOADING, self._monotonic()
         await self.send(events.Load(model=model))
 
     async def unload(self) -> None:
+        self.last_sign = self._monotonic()  # asked once, not every second
         await self.send(events.Unload())
 
     async def cancel(self, job_id: str) -> None:
+        """Tell it that nobody wants a job any more."""
+        job = self.jobs.get(job_id)
+        if job is not None and job.unwanted_since is None:
+            job.unwanted_since = self._monotonic()
         await self.send(events.Cancel(job_id=job_id))
 
+    async def want_previews(self, wanted: bool) -> None:
+        """Whether progress comes with pictures; told only when it changes."""
+        if wanted is not self._wants_previews:
+            self._wants_previews = wanted
+            await self.send(events.Previews(wanted=wanted))
+
+    def kill(self, code: str, why: str) -> None:
+        """End a process that does not answer any more; its job is to blame with `code`."""
+        if self._process is not None and self._process.returncode is None:
+            self._kill_reason = (code, why)
+            log.error("worker %s is ended: %s", self.name, why, extra={"action": "worker_killed"})
+            self._process.kill()  # a hung kernel does not hear a gentler signal
+
     async def send(self, event: Any) -> None:
-        """A child that dies meanwhile is the supervisor's to notice, not the sender's."""
+        """A child that dies meanwhile is the supervisor's to notice, not the sender's.
+
+        Messages are few and short: nobody waits for a child that does not read them.
+        """
         if self._writer is not None:
             with contextlib.suppress(ConnectionError):
                 self._writer.write(events.encode(event))
-                await self._writer.drain()
 
     async def _supervise(self) -> None:
         delay = RESTART_DELAY_SECONDS
         while not self._stopping.is_set():
             born = self._monotonic()
-            exit_text = await self._live()
-            job_id, self.job_id = self.job_id, None
-            self.model = self.engine = self.memory_mib = self.pid = None
+            death = self._death(await self._live())
+            self.jobs.clear()
+            self.model = self.engine = self.compute = self.loading = None
+            self.memory_mib = self.pid = None
             if self._stopping.is_set():
-                await self._listener.on_death(self, job_id, exit_text)
+                await self._listener.on_death(self, death)
                 break
-            self.state, self.last_death = WorkerState.RESTARTING, exit_text
+            self.state, self.last_death = WorkerState.RESTARTING, death.exit_text
             self._deaths.append(self._monotonic())
             log.error(
                 "worker %s died: %s",
                 self.name,
-                exit_text,
-                extra={"action": "worker_died", "job_id": job_id},
+                death.exit_text,
+                extra={"action": "worker_died", "job_id": [job.id for job in death.jobs]},
             )
             try:
-                await self._listener.on_death(self, job_id, exit_text)
+                await self._listener.on_death(self, death)
             except Exception:
                 log.exception(
                     "a death was not handled", extra={"action": "death_failed", "worker": self.name}
@@ -175,6 +254,11 @@ class Worker:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), delay)
             delay = min(delay * 2, RESTART_DELAY_MAX_SECONDS)
+
+    def _death(self, exit_text: str) -> Death:
+        code, why = self._kill_reason or ("poison", exit_text)
+        self._kill_reason = None
+        return Death(jobs=tuple(self.jobs.values()), exit_text=why, code=code)
 
     async def _live(self) -> str:
         """One process from birth to death; returns how it ended, in words."""
@@ -205,31 +289,27 @@ class Worker:
         return _in_words(await process.wait())
 
     async def _take(self, event: Any) -> None:
+        self.last_sign = self._monotonic()
         match event:
             case events.Ready():
-                self.state, self.device, self.versions = (
-                    WorkerState.IDLE,
-                    event.device,
-                    event.versions,
-                )
-            case events.Loading():
-                self.model = self.engine = None
-            case events.Loaded():
-                self.model, self.engine, self.memory_mib = (
-                    event.model,
-                    event.engine,
-                    event.memory_mib,
-                )
-                self.last_load_error = None
-                self._idle_again(WorkerState.LOADING)
-            case events.LoadFailed():
-                self.model, self.last_load_error = None, event.message
-                self._idle_again(WorkerState.LOADING)
-            case events.Unloaded():
-                self.model, self.engine, self.memory_mib = None, None, event.memory_mib
+                self.state, self.device = WorkerState.IDLE, event.device
+                self.versions, self._wants_previews = event.versions, False
+            case events.Begun():
+                for job_id in event.job_ids:
+                    if job_id in self.jobs:
+                        self.jobs[job_id].begun_at = self._monotonic()
+            case events.Progress():
+                self._note_progress(event)
+            case events.Handover():
+                self._takes_next = True
+                for job in self.jobs.values():
+                    job.is_drawn = job.begun_at is not None
             case events.Finished() | events.Failed() | events.WasCancelled():
-                self.job_id = None
-                self._idle_again(WorkerState.BUSY)
+                self.jobs.pop(event.job_id, None)
+                if not self.jobs:
+                    self._idle_again(WorkerState.BUSY)
+            case _:
+                self._note_model(event)
         try:
             await self._listener.on_event(self, event)
         except Exception:
@@ -237,6 +317,31 @@ class Worker:
             log.exception(
                 "an event was not handled", extra={"action": "event_failed", "worker": self.name}
             )
+
+    def _note_progress(self, event: events.Progress) -> None:
+        job = self.jobs.get(event.job_id)
+        if job is None:
+            return
+        if event.stage != Stage.LOADING:
+            job.drawing_since = job.drawing_since or self._monotonic()
+
+    def _note_model(self, event: Any) -> None:
+        match event:
+            case events.Loading():
+                self.model = self.engine = self.compute = None
+                self.loading = (event.what, event.fraction)
+            case events.Loaded():
+                self.model, self.engine, self.compute = event.model, event.engine, event.compute
+                self.batches_exactly = event.batches_exactly
+                self.memory_mib, self.loading = event.memory_mib, None
+                self.last_load_error = None
+                self._idle_again(WorkerState.LOADING)
+            case events.LoadFailed():
+                self.model, self.last_load_error, self.loading = None, event.message, None
+                self._idle_again(WorkerState.LOADING)
+            case events.Unloaded():
+                self.model = self.engine = self.compute = None
+                self.memory_mib = event.memory_mib
 
     def _idle_again(self, expected: WorkerState) -> None:
         if self.state is expected:
@@ -252,7 +357,11 @@ class Worker:
             output_dir=self._settings.storage.output_dir,
             models_dir=self._settings.models.models_dir,
             allow_download=self._settings.models.allow_download,
+            engine=self._settings.models.engine,
+            fp8_weights=self._settings.models.fp8_weights,
             threads=self._settings.worker.threads,
+            devices=self.slot.devices,
+            max_batch_size=self._settings.worker.max_batch_size,
             default_model=self._default.id,
             default_model_reason=self._default.reason,
         )

@@ -21,6 +21,8 @@ BUILT = {
     ("GET", "/health/live"), ("GET", "/health/ready"), ("GET", "/info"), ("GET", "/api/backends"),
     ("GET", "/api/models"), ("GET", "/model-status"), ("POST", "/load-model"),
     ("POST", "/unload-model"), ("GET", "/gpu-info"), ("GET", "/queue-stats"),
+    ("POST", "/jobs/{job_id}/retry"), ("GET", "/jobs/{job_id}/events"), ("GET", "/events"),
+    ("POST", "/queue/pause"), ("POST", "/queue/resume"), ("POST", "/queue/clear"),
 }  # fmt: skip
 
 

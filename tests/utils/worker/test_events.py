@@ -17,7 +17,12 @@ TEXT = "ä\n\"'\\ \u2028 🎈 {}"
 SAMPLES: dict[str, Any] = {
     "str": TEXT,
     "int": 5,
+    "bool": True,
+    "str | None": TEXT,
+    "list[tuple[str, dict[str, Any]]]": [[TEXT, {"prompt": TEXT}]],
+    "list[str]": [TEXT, TEXT],
     "float": 1.5,
+    "float | None": 0.5,
     "dict[str, Any]": {"prompt": TEXT, "seed": 2**53 - 1, "tags": [TEXT], "none": None},
     "dict[str, str]": {"torch": TEXT},
 }
@@ -39,8 +44,8 @@ def sample(event: type) -> Any:
 
 def test_events_are_all_of_the_protocol() -> None:
     assert {event.__name__ for event in EVENTS} == {
-        "Load", "Unload", "Run", "Cancel", "Shutdown", "Ready", "Loading", "Loaded", "LoadFailed",
-        "Unloaded", "Progress", "Finished", "Failed", "WasCancelled",
+        "Load", "Unload", "Run", "Previews", "Cancel", "Shutdown", "Ready", "Loading", "Loaded",
+        "LoadFailed", "Unloaded", "Begun", "Progress", "Handover", "Drawn", "Finished", "Failed", "WasCancelled",
     }  # fmt: skip
 
 
@@ -60,7 +65,7 @@ def test_event_is_one_line(event: type) -> None:
 @settings(max_examples=50, deadline=None)
 @given(text=st.text(), request=st.dictionaries(st.text(), st.text() | st.integers() | st.none()))
 def test_event_with_any_text_is_one_line_and_comes_back(text: str, request: dict) -> None:
-    sent = events.Run(job_id=text, request=request)
+    sent = events.Run(jobs=[[text, request]])
     line = events.encode(sent)
     assert line.count(b"\n") == 1
     assert events.decode(line) == sent

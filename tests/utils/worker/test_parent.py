@@ -21,7 +21,7 @@ from models.types import Stage
 from tests.engines import SECRET
 from tests.service import ENGINE_MAIN, RunningService
 from utils.gpu_manager import WorkerSlot
-from utils.worker.parent import Worker
+from utils.worker.parent import Death, Worker
 
 Start = Callable[..., RunningService]
 
@@ -199,13 +199,13 @@ class Ignores:
 
     async def on_event(self, worker: Worker, event: Any) -> None: ...
 
-    async def on_death(self, worker: Worker, job_id: str | None, exit_text: str) -> None: ...
+    async def on_death(self, worker: Worker, death: Death) -> None: ...
 
 
 def test_worker_stopped_while_its_process_is_made_stops() -> None:
     async def scenario() -> None:
         profile = replace(profile_of("bf16"), loader="tests.engines:scripted")
-        slot = WorkerSlot(name="cpu", gpu=None)
+        slot = WorkerSlot(name="cpu")
         default = DefaultModel("embedded", "no GPU")
         worker = Worker(slot, profile, load_settings("bf16", {}), default, Ignores())
         worker.start()

@@ -1,0 +1,187 @@
+"""The queue on a real model: jobs drawn together, a model that is given back, one spread over two devices."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+from PIL import Image
+
+from tests.faults.handles import paused, picture
+from tests.faults.listener import Told, is_in_order, listen
+from tests.service import RunningService
+
+StartService = Callable[..., RunningService]
+
+MIB = 2**20
+TOGETHER = 4
+BODY = {"prompt": "a red balloon", "width": 128, "height": 128, "num_inference_steps": 4}
+# What the embedded model's weights are at least; a process that gave them back is smaller by this.
+WEIGHTS_MIB = 20
+
+
+def drawn_together(service: RunningService, *bodies: dict) -> list[dict]:
+    """Jobs that waited while the queue was paused, at their end."""
+    with paused(service):
+        job_ids = [service.submit(**body) for body in bodies]
+    return [service.wait_for_job(job_id) for job_id in job_ids]
+
+
+def batches(jobs: list[dict]) -> set[str]:
+    """Jobs of one batch were begun in one change, at one time."""
+    return {job["started_at"] for job in jobs}
+
+
+# Batches
+
+
+@pytest.fixture(scope="module")
+def measured(service: RunningService) -> RunningService:
+    """A service that has drawn one job alone: it knows what a batch is compared with."""
+    service.wait_for_job(service.submit(**BODY, seed=99))
+    return service
+
+
+@pytest.fixture(scope="module")
+def batch(measured: RunningService) -> list[dict]:
+    return drawn_together(measured, *({**BODY, "seed": i} for i in range(TOGETHER)))
+
+
+def test_like_jobs_at_the_head_of_the_line_are_drawn_together(batch: list[dict]) -> None:
+    assert [job["status"] for job in batch] == ["succeeded"] * TOGETHER
+    assert len(batches(batch)) == 1
+
+
+def test_jobs_drawn_together_have_the_bytes_of_jobs_drawn_alone(
+    batch: list[dict], measured: RunningService
+) -> None:
+    for number, job in enumerate(batch):
+        alone = measured.wait_for_job(measured.submit(**BODY, seed=number))
+        assert picture(measured, job["id"]) == picture(measured, alone["id"])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"width": 144}, {"height": 144}, {"num_inference_steps": 3}, {"true_cfg_scale": 2.0}],
+    ids=lambda other: next(iter(other)),
+)
+def test_unlike_jobs_are_not_drawn_together(measured: RunningService, other: dict) -> None:
+    jobs = drawn_together(measured, BODY, {**BODY, "negative_prompt": "blue", **other}, BODY)
+    assert [job["status"] for job in jobs] == ["succeeded"] * 3
+    assert len(batches(jobs)) == 3
+
+
+def test_job_drawn_with_others_can_be_cancelled_alone(measured: RunningService) -> None:
+    with paused(measured):
+        job_ids = [measured.submit(**{**BODY, "num_inference_steps": 40}) for _ in range(3)]
+    measured.wait_until(lambda: (measured.job(job_ids[1])["progress"] or {}).get("step", 0) > 0)
+    measured.client.post(f"/jobs/{job_ids[1]}/cancel")
+    found = [measured.wait_for_job(job_id)["status"] for job_id in job_ids]
+    assert found == ["succeeded", "cancelled", "succeeded"]
+
+
+# A model that is given back
+
+
+def model_status(service: RunningService) -> dict:
+    (worker,) = service.client.get("/model-status").json()["workers"]
+    return worker
+
+
+def worker_mib(service: RunningService) -> float:
+    (worker,) = service.workers()
+    return psutil.Process(worker["pid"]).memory_info().rss / MIB
+
+
+@pytest.fixture(scope="module")
+def start_module_service(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[StartService]:
+    """Start services on the embedded model that the tests of this module share."""
+    started: list[RunningService] = []
+
+    def start(**environ: str) -> RunningService:
+        running = RunningService(tmp_path_factory.mktemp("embedded"), **environ)
+        started.append(running)
+        running.start()
+        running.wait_for_workers()
+        return running
+
+    yield start
+    for running in started:
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def forgetful(start_module_service: StartService) -> RunningService:
+    return start_module_service(FLUX_IDLE_UNLOAD_SECONDS="1")
+
+
+@pytest.fixture(scope="module")
+def idle(forgetful: RunningService) -> dict:
+    """Memory with the model and after it was given back, and the way of the job that came then."""
+    first = forgetful.submit(**BODY, seed=5)
+    forgetful.wait_for_job(first)
+    with_model = worker_mib(forgetful)
+    pid = forgetful.workers()[0]["pid"]
+    forgetful.wait_until(lambda: model_status(forgetful)["model"] is None)
+    without = worker_mib(forgetful)
+    with paused(forgetful):
+        second = forgetful.submit(**BODY, seed=5)
+        listener = listen(forgetful, second)
+    with listener:
+        events: list[Told] = listener.wait_for_end()
+    return {
+        "given_back": with_model - without,
+        "events": events,
+        "same_worker": forgetful.workers()[0]["pid"] == pid,
+        "pictures": [picture(forgetful, job_id) for job_id in (first, second)],
+    }
+
+
+def test_idle_worker_gives_its_models_memory_back(idle: dict) -> None:
+    assert idle["given_back"] > WEIGHTS_MIB
+
+
+def test_job_after_that_loads_again_and_says_so(idle: dict) -> None:
+    names = [event.name for event in idle["events"]]
+    assert is_in_order(names) and "loading" in names
+
+
+def test_job_after_that_is_drawn_by_the_same_worker(idle: dict) -> None:
+    assert idle["same_worker"]
+
+
+def test_job_after_that_has_the_same_bytes(idle: dict) -> None:
+    assert idle["pictures"][0] == idle["pictures"][1]
+
+
+def test_unload_gives_the_model_back_at_once(measured: RunningService) -> None:
+    measured.wait_for_job(measured.submit(**BODY))
+    measured.wait_for_workers()
+    assert model_status(measured)["model"] is not None
+    answer = measured.client.post("/unload-model").json()
+    assert answer["unloaded"] is True and model_status(measured)["model"] is None
+
+
+# Spread over two devices
+
+
+def pixels(service: RunningService, job: dict) -> list[bytes]:
+    """Without the texts in the files, which tell the service's settings."""
+    images = [service.client.get(image["image_url"]) for image in job["result"]["images"]]
+    return [Image.open(io.BytesIO(image.content)).tobytes() for image in images]
+
+
+def test_split_over_two_devices_draws_the_bytes_of_one(
+    start_module_service: StartService, measured: RunningService
+) -> None:
+    split = start_module_service(FLUX_GPU_MODE="split", FLUX_FAKE_GPUS="2")
+    assert [each["name"] for each in split.workers()] == ["cpu0+cpu1"]
+    body = {**BODY, "negative_prompt": "blue", "true_cfg_scale": 2.0, "seed": 3, "num_images": 2}
+    jobs = [each.wait_for_job(each.submit(**body)) for each in (split, measured)]
+    assert [job["status"] for job in jobs] == ["succeeded"] * 2
+    one, two = (pixels(*each) for each in zip((split, measured), jobs, strict=True))
+    assert one == two

@@ -1,0 +1,340 @@
+"""The jobs' states: every change is committed first, then told to the line, to those who wait and to those who listen.
+
+A job's row is the truth. Every change is one guarded UPDATE, and only the one that found the row
+in the expected state wins: a cancel and a finish that meet have one winner, and the loser's
+pictures are thrown away. A database or a folder that refuses for a while (a full disk, a lock)
+costs no result: an end that cannot be committed is tried again until it can.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from config.errors import FluxError, StorageUnavailable, Unavailable
+from models.types import GenerationRequest, GenerationResult
+from utils import images
+from utils.clock import Chance, rfc3339
+from utils.event_bus import EventBus
+from utils.job import Job, JobError, JobStatus
+from utils.job_store import JobStore
+from utils.line import Line
+from utils.pace import Pace
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# How long an idempotency key is remembered.
+KEY_LIFETIME = timedelta(hours=24)
+# A picture that is drawn waits so long for its folder before its job fails as `storage`.
+PUBLISH_PATIENCE_SECONDS = 60.0
+STORE_PAUSE_SECONDS = 1.0
+
+
+class Ledger:
+    """Jobs by their changes of state. `open` before use."""
+
+    def __init__(
+        self, store: JobStore, bus: EventBus, pace: Pace, output_dir: Path, chance: Chance
+    ) -> None:
+        self.store = store
+        self.line = Line()
+        self.arriving: Counter[str] = Counter()  # by owner: jobs on their way to the disk
+        self._bus = bus
+        self._pace = pace
+        self._output_dir = output_dir
+        self._chance = chance
+        self._waiters: dict[str, set[asyncio.Future[Job]]] = {}
+        self._endings: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> list[Job]:
+        """Read the line; returns the jobs that an earlier process left running."""
+        await self._clear_staging()
+        self.line.fill(await self.store.line())
+        running = await self.store.running()
+        for job in running:  # the process may have ended between a job's files and its row
+            images.discard_published(self._output_dir, job.id)
+        return running
+
+    def now(self) -> str:
+        return rfc3339(self._chance.now())
+
+    def ago(self, seconds: float) -> str:
+        """The moment that lies so many seconds in the past."""
+        return rfc3339(self._chance.now() - timedelta(seconds=seconds))
+
+    # Changes
+
+    async def append(
+        self,
+        request: GenerationRequest,
+        owner: str,
+        idempotency_key: str | None,
+        body_sha256: str | None,
+    ) -> Job:
+        """A new job at the end of the line; it stands there also when the caller goes away meanwhile."""
+
+        def then(job: Job | None) -> None:
+            # In one go, so that nobody is counted twice or not at all.
+            self.arriving[owner] -= 1
+            if not self.arriving[owner]:
+                del self.arriving[owner]
+            if job is not None:
+                self._appended(job)
+
+        self.arriving[owner] += 1
+        return await self.store.insert(
+            self._chance.job_id(),
+            request,
+            self.now(),
+            owner=owner,
+            idempotency_key=idempotency_key,
+            body_sha256=body_sha256,
+            then=then,
+        )
+
+    def _appended(self, job: Job) -> None:
+        self.line.add(job.seq, job.id, job.owner)
+        self._bus.publish("queued", job.id, data={"position": self.line.position(job.seq)})
+        log.info(
+            "job queued",
+            extra={"action": "job_queued", "job_id": job.id, "model": job.request.model},
+        )
+
+    async def by_key(self, owner: str, key: str) -> tuple[Job, str] | None:
+        """The job of an idempotency key that is still remembered, and its body's digest."""
+        not_before = rfc3339(self._chance.now() - KEY_LIFETIME)
+        return await self.store.by_idempotency_key(owner, key, not_before=not_before)
+
+    async def claim(
+        self,
+        worker: str,
+        *,
+        models: Sequence[str],
+        limit: int,
+        choose: Callable[[list[Job]], list[Job]],
+    ) -> list[Job]:
+        """Take jobs from the head of the line for a worker; see `JobStore.claim`."""
+        jobs = await self.store.claim(worker, self.now(), models=models, limit=limit, choose=choose)
+        for job in jobs:
+            self.line.remove(job.seq)
+            log.info(
+                "job started",
+                extra={"action": "job_started", "job_id": job.id, "worker": worker},
+            )
+        if jobs:
+            self._bus.nudge()
+        return jobs
+
+    async def put_back(self, job: Job, *, take_attempt_back: bool, why: str) -> None:
+        """A running job goes back to its old place."""
+        back = await self.store.requeue(job.id, take_attempt_back=take_attempt_back)
+        if back is not None:
+            self.line.add(back.seq, back.id, back.owner)
+            log.warning(
+                "job goes back: %s", why, extra={"action": "job_requeued", "job_id": job.id}
+            )
+            self._bus.publish(
+                "retrying",
+                job.id,
+                data={
+                    "attempts": back.attempts,
+                    "reason": why,
+                    "position": self.line.position(back.seq),
+                },
+            )
+
+    async def cancel(self, job: Job) -> Job | None:
+        """Cancel a job that waits or runs; None when it has ended otherwise."""
+        ended = await self.store.cancel(job.id, self.now())
+        if ended is not None:
+            self._announce(ended)
+        return ended
+
+    async def clear(self) -> int:
+        """Cancel every waiting job; returns how many."""
+        ended = await self.store.clear_queued(self.now())
+        for job in ended:
+            self._announce(job)
+        return len(ended)
+
+    async def expire(self, job: Job, message: str) -> None:
+        """A job that waited too long."""
+        ended = await self.store.expire_queued(job.id, message, self.now())
+        if ended is not None:
+            self._announce(ended)
+
+    async def fail(self, job_id: str, error: JobError) -> Job | None:
+        """A running job that ends without a picture."""
+        ended = await self.store.fail(job_id, error, self.now())
+        if ended is not None:
+            self._announce(ended)
+        return ended
+
+    # Ends that a worker reports: they are not lost when the disk refuses for a while
+
+    def end_well(self, job_id: str, result: GenerationResult) -> None:
+        """Publish and commit a finished job, now or as soon as the disk allows."""
+        now = self.now()  # of the worker's word, not of a disk that has room again
+        self._end(job_id, lambda: self._succeed(job_id, result, now))
+
+    def end_badly(self, job_id: str, error: JobError) -> None:
+        self._end(job_id, lambda: self.store.fail(job_id, error, self.now()))
+
+    def end_cancelled(self, job_id: str) -> None:
+        self._end(job_id, lambda: self.store.cancel_running(job_id, self.now()))
+
+    async def settle(self, until: float) -> None:
+        """Wait for ends that are being committed, until a moment of the loop's clock."""
+        try:
+            async with asyncio.timeout_at(until):
+                await asyncio.gather(*self._endings, return_exceptions=True)
+        except TimeoutError:
+            log.error(
+                "ends that could not be committed: their jobs run again after the next start",
+                extra={"action": "ends_not_stored"},
+            )
+
+    def _end(self, job_id: str, change: Callable[[], Awaitable[Job | None]]) -> None:
+        task = asyncio.create_task(self._commit_end(job_id, change), name=f"end {job_id}")
+        self._endings.add(task)
+        task.add_done_callback(self._endings.discard)
+
+    async def _commit_end(self, job_id: str, change: Callable[[], Awaitable[Job | None]]) -> None:
+        """Commit an end; whoever lost the race to another end leaves nothing behind."""
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + PUBLISH_PATIENCE_SECONDS
+        while True:
+            try:
+                job = await change()
+                break
+            except StorageUnavailable as error:
+                log.error("%s", error.message, extra={"action": "end_not_stored", "job_id": job_id})
+                if loop.time() > give_up_at:
+                    images.discard_published(self._output_dir, job_id)
+                    failure = JobError(code=error.code, message=error.message)
+                    change = self._failing(job_id, failure)
+                await asyncio.sleep(STORE_PAUSE_SECONDS)
+            except Exception as error:
+                log.exception("an end failed", extra={"action": "end_failed", "job_id": job_id})
+                message = f"the result could not be kept ({type(error).__name__}); the log has the details"
+                change = self._failing(job_id, JobError(code="internal", message=message))
+                await asyncio.sleep(STORE_PAUSE_SECONDS)
+        images.discard_staged(self._output_dir, job_id)
+        if job is not None:
+            return self._announce(job)
+        winner = await self.store.get(job_id)
+        if winner is None or winner.status is not JobStatus.SUCCEEDED:
+            images.discard_published(self._output_dir, job_id)
+
+    def _failing(self, job_id: str, failure: JobError) -> Callable[[], Awaitable[Job | None]]:
+        return lambda: self.store.fail(job_id, failure, self.now())
+
+    async def _succeed(self, job_id: str, result: GenerationResult, now: str) -> Job | None:
+        job = await self.store.get(job_id)
+        if job is None or job.status is not JobStatus.RUNNING:
+            return None
+        whole = _with_waits(job, result, now)
+        return await self.store.succeed(
+            job, whole, now, publish=lambda: images.publish(self._output_dir, whole.images)
+        )
+
+    # Those who wait
+
+    async def wait(self, job: Job, *, may_begin: Callable[[], bool]) -> Job:
+        """The job when it has ended. Raises Unavailable when the service stops before.
+
+        `may_begin` says whether a job that waits will still be begun.
+        """
+        future: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
+        waiters = self._waiters.setdefault(job.id, set())
+        waiters.add(future)
+        try:
+            # It may have ended before anybody waited.
+            current = await self.store.get(job.id)
+            if current is not None and current.status.is_final:
+                return current
+            if not may_begin():
+                raise _stopping(job.id)
+            return await future
+        finally:
+            waiters.discard(future)
+            if not waiters:
+                self._waiters.pop(job.id, None)
+
+    @property
+    def awaited(self) -> list[str]:
+        """The jobs that somebody waits for."""
+        return list(self._waiters)
+
+    def release_waiters(self, job_ids: Iterable[str]) -> None:
+        """Tell those who wait that the service stops before their job has ended."""
+        for job_id in job_ids:
+            for future in self._waiters.get(job_id, ()):
+                if not future.done():
+                    future.set_exception(_stopping(job_id))
+
+    def _announce(self, job: Job) -> None:
+        """A job has ended: out of the line, and everybody is told."""
+        was_waiting = job.started_at is None
+        self.line.remove(job.seq)
+        log.info(
+            "job %s",
+            job.status.value,
+            extra={"action": f"job_{job.status.value}", "job_id": job.id},
+        )
+        if job.result is not None:
+            timings = job.result.timings_ms
+            self._pace.job_took((timings["total"] - timings["queued"]) / 1000)
+        self._bus.publish(job.status.value, job.id, job=job)
+        if was_waiting:
+            self._bus.nudge()
+        for future in self._waiters.get(job.id, ()):
+            if not future.done():
+                future.set_result(job)
+
+    async def _clear_staging(self) -> None:
+        """Remove what jobs of ours left in staging. Another service may share the folder: its files stay."""
+        for job_id in images.staged_jobs(self._output_dir):
+            if await self.store.get(job_id) is not None:
+                images.discard_staged(self._output_dir, job_id)
+
+
+async def to_the_end(change: Coroutine[Any, Any, T]) -> T:
+    """What was begun is committed and told, also when its caller goes away meanwhile."""
+    return await asyncio.shield(asyncio.create_task(change))
+
+
+def _stopping(job_id: str) -> FluxError:
+    return Unavailable(
+        f"the service is stopping; job {job_id} is kept and runs after the next start, GET /jobs/{job_id}",
+        retry_after_seconds=10,
+    )
+
+
+def _with_waits(job: Job, result: GenerationResult, now: str) -> GenerationResult:
+    """Add what only the parent knows to the worker's timings: ms in line, ms in all."""
+    assert job.started_at is not None
+    timings: dict[str, Any] = {
+        "queued": _ms_between(job.created_at, job.started_at),
+        **result.timings_ms,
+        "total": _ms_between(job.created_at, now),
+    }
+    return GenerationResult(
+        images=result.images,
+        engine=result.engine,
+        precision=result.precision,
+        device=result.device,
+        timings_ms=timings,
+    )
+
+
+def _ms_between(earlier: str, later: str) -> float:
+    delta = datetime.fromisoformat(later) - datetime.fromisoformat(earlier)
+    return round(delta.total_seconds() * 1000, 1)
