@@ -19,7 +19,7 @@ main() {
         *) give_up 2 "unknown option '$1'; accepted is --help. The environment sets the rest, see ./start.sh --help" ;;
     esac
 
-    names=() pids=() logs=()
+    names=() pids=() logs=() is_up=0
     trap stop_all EXIT
     trap 'echo "start.sh: ending everything" >&2 || true; exit 0' INT TERM HUP
 
@@ -28,7 +28,7 @@ main() {
     wait "$!" || give_up "$?" "the environment could not be set up"
     names=() pids=() logs=()
 
-    local page_port page_url bf16_url address host port
+    local page_port page_url
     page_port=$(setting PAGE_PORT)
     page_port=${page_port:-9000}
     is_port "$page_port" || give_up 2 "PAGE_PORT takes a port from 1 to 65535, not '$page_port'"
@@ -39,20 +39,21 @@ main() {
     page_url=http://127.0.0.1:$page_port/
     # First of all, so that an earlier instance does not answer in place of the new one.
     take_port --page frontend 127.0.0.1 "$page_port" > /dev/null
-    address=$(service_address bf16)
-    read -r host port <<< "$address"
-    bf16_url=http://$(host_to_call "$host"):$port
-    take_port --script main_bf16.py "$host" "$port" > /dev/null
+    take_service_ports
 
     mkdir -p logs
     launch "the FP4 service" fp4 ./start_fp4_api.sh
     launch "the BF16 service" bf16 ./start_bf16_api.sh
     launch "the page" page .venv/bin/python -m http.server "$page_port" --bind 127.0.0.1 --directory frontend
     await "the page" page "$page_url"
-    await "the BF16 service" bf16 "$bf16_url/health/ready"
+    local precision
+    for precision in "${built[@]}"; do
+        await "the ${precision^^} service" "$precision" "${urls[$precision]}/health/ready"
+    done
     # The page looks for the service on its usual port unless it is told another.
-    [[ $bf16_url == http://127.0.0.1:8001 ]] || page_url+="?bf16=$bf16_url"
-    introduce "$page_url" "$bf16_url"
+    [[ ${urls[bf16]} == http://127.0.0.1:8001 ]] || page_url+="?bf16=${urls[bf16]}"
+    introduce "$page_url"
+    is_up=1
 
     while true; do
         look_after_children
@@ -71,9 +72,30 @@ Ctrl-C ends everything. Logs are in logs/. From the environment, or .env:
   FP4_PORT    the FP4 service (default 8000)
   PAGE_PORT   the page (default 9000)
 
-and every setting of .env.example. PYTHON, in the environment, names the Python to make .venv with.
+and every setting of .env.example, for both services. PYTHON, in the environment, names the Python to
+make .venv with.
 One service alone: ./start_bf16_api.sh --help
 EOF
+}
+
+# Fills `built` with the services that this version has and `urls` with their addresses, and frees
+# their ports.
+take_service_ports() {
+    declare -gA urls=()
+    built=()
+    local precision address host port
+    for precision in fp4 bf16; do
+        if is_built "$precision"; then built+=("$precision"); fi # the others' start scripts say so
+    done
+    if ((${#built[@]} > 1)) && [[ -n $(setting FLUX_PORT) ]]; then
+        give_up 2 "FLUX_PORT gives both services one port; set BF16_PORT and FP4_PORT in its place"
+    fi
+    for precision in "${built[@]}"; do
+        address=$(service_address "$precision")
+        read -r host port <<< "$address"
+        urls[$precision]=http://$(host_to_call "$host"):$port
+        take_port --script "main_$precision.py" "$host" "$port" > /dev/null
+    done
 }
 
 # A service may listen on every address, which is none to call; IPv6 stands in brackets.
@@ -117,7 +139,8 @@ await() {
     look_after_children # what answered must be ours
 }
 
-# A child that ended ends everything, but for a service that says it is not built (status 69).
+# A child that ended ends everything, with two exceptions: a service that says it is not built (status
+# 69), and one of several services that were up, because they do not need each other.
 look_after_children() {
     local i status
     for i in "${!pids[@]}"; do
@@ -126,12 +149,30 @@ look_after_children() {
         wait "${pids[i]}" || status=$?
         if ((status == 69)); then
             tail -n 1 "${logs[i]}"
-            unset "names[i]" "pids[i]" "logs[i]"
+            forget "$i"
             continue
         fi
         show_log "${logs[i]}"
+        if ((is_up)) && [[ ${names[i]} == *service && $(services_but "$i") ]]; then
+            echo "start.sh: ${names[i]} ended (exit status $status); going on without it: $(services_but "$i")" >&2
+            forget "$i"
+            continue
+        fi
         give_up 1 "${names[i]} ended (exit status $status)"
     done
+}
+
+# services_but <index>: the other services that run, with commas between.
+services_but() {
+    local i others=''
+    for i in "${!names[@]}"; do
+        if ((i != $1)) && [[ ${names[i]} == *service ]]; then others+="${others:+, }${names[i]}"; fi
+    done
+    echo "$others"
+}
+
+forget() {
+    unset "names[$1]" "pids[$1]" "logs[$1]"
 }
 
 show_log() {
@@ -141,25 +182,31 @@ show_log() {
 }
 
 introduce() {
-    local page_url=$1 bf16_url=$2 model
-    model=$(http_get "$bf16_url/info" | .venv/bin/python -c '
-import json, sys
-info = json.load(sys.stdin)
-print(info["default_model"] + ": " + info["default_model_reason"])' 2> /dev/null) || model="GET $bf16_url/info tells (it asks for the API key)"
+    local page_url=$1 url=${urls[bf16]} precision
+    echo
+    echo "FLUX API is up; Ctrl-C ends it."
+    echo
+    echo "  page     $page_url"
+    for precision in "${built[@]}"; do
+        printf '  %-8s %s    (its HTTP reference: %s/docs)\n' "${precision^^}" "${urls[$precision]}" "${urls[$precision]}"
+        printf '  %-8s %s\n' model "$(default_model "${urls[$precision]}")"
+    done
     cat <<EOF
-
-FLUX API is up; Ctrl-C ends it.
-
-  page     $page_url
-  BF16     $bf16_url    (its HTTP reference: $bf16_url/docs)
-  model    $model
   logs     logs/
 
 A picture from the command line:
 
-  curl -s '$bf16_url/generate?format=raw' -H 'Content-Type: application/json' -d '{"prompt": "a red balloon over green hills at sunset", "seed": 7}' -o picture.png
+  curl -s '$url/generate?format=raw' -H 'Content-Type: application/json' -d '{"prompt": "a red balloon over green hills at sunset", "seed": 7}' -o picture.png
 
 EOF
+}
+
+# default_model <url>: what a service draws with, and why.
+default_model() {
+    http_get "$1/info" | .venv/bin/python -c '
+import json, sys
+info = json.load(sys.stdin)
+print(info["default_model"] + ": " + info["default_model_reason"])' 2> /dev/null || echo "GET $1/info tells its model (it asks for the API key)"
 }
 
 # In the background, because a trap runs only once a command in the foreground has ended.

@@ -1,22 +1,52 @@
 # shellcheck shell=bash
 # What the start scripts share. Sourced, with the checkout as working directory.
 
-# service_address <precision>: "host port" as the service itself will read them from the
-# environment, .env and its TOML file. Its own message and status 78 when they are wrong.
+# service_address <precision>: "host port" as the service itself will read them.
 service_address() {
-    .venv/bin/python - "$1" <<'EOF'
+    service_settings "$1" 'server.host server.port'
+}
+
+# service_engine <precision>: the engine as the service itself will read it.
+service_engine() {
+    service_settings "$1" models.engine
+}
+
+# service_settings <precision> <section.key...>: their values from the environment, .env and the
+# service's TOML file, in one line. The service's own message and status 78 when one is wrong.
+service_settings() {
+    .venv/bin/python - "$@" <<'EOF'
 import sys
+from operator import attrgetter
 
 from config.errors import ConfigurationError
 from config.settings import load_settings
 
+precision, keys = sys.argv[1:]
 try:
-    server = load_settings(sys.argv[1]).server
+    settings = load_settings(precision)
 except ConfigurationError as error:
-    print(f"flux-api-{sys.argv[1]}: {error}", file=sys.stderr)
+    print(f"flux-api-{precision}: {error}", file=sys.stderr)
     sys.exit(78)
-print(server.host, server.port)
+print(*(attrgetter(key)(settings) for key in keys.split()))
 EOF
+}
+
+# engines <precision>: the engines of its profile, with commas between. Asks any Python that is there, because --help
+# needs no environment.
+engines() {
+    local candidate
+    for candidate in .venv/bin/python "${PYTHON:-python3}"; do
+        "$candidate" -c '
+import sys
+from models.precision import profile_of
+print(*profile_of(sys.argv[1]).engines, sep=", ")' "$1" 2> /dev/null && return
+    done
+    return 1
+}
+
+# is_built <precision>: whether this version can load models in it.
+is_built() {
+    .venv/bin/python -c 'import sys; from models.precision import profile_of; sys.exit(profile_of(sys.argv[1]).loader is None)' "$1"
 }
 
 # setting <NAME>: its value in the environment, else in .env, else nothing.

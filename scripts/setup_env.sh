@@ -1,42 +1,64 @@
 #!/usr/bin/env bash
 # Makes .venv and installs the locked requirements into it, when they changed. --dev adds what the
-# tests need. PYTHON names the Python to make it with.
+# tests need. --nunchaku makes .venv-nunchaku instead, the environment of the FP4 engine nunchaku.
+# PYTHON names the Python to make it with.
 set -euo pipefail
-
-STAMP=.venv/.installed     # what is installed: "<kind> <checksum of the requirements>"
-UNFINISHED=.venv/.installing # there while an installation runs, and after one that was cut off
 
 main() {
     cd "$(dirname "${BASH_SOURCE[0]}")/.."
-    local kind=runtime
+    kind=runtime
+    venv=.venv
+    lists=(requirements/torch.txt requirements/runtime.txt requirements/dev.txt)
+    pythons='3.11 or later' too_new='(4,)' by_hand=''
     case "${1-}" in
         '') ;;
         --dev) kind=dev ;;
+        --nunchaku)
+            kind=nunchaku
+            venv=.venv-nunchaku
+            lists=(requirements/fp4-nunchaku.txt)
+            pythons='3.11 to 3.13' too_new='(3, 14)'
+            by_hand="python3 -m venv $venv && $venv/bin/python -m pip install -r ${lists[0]}"
+            ;;
         -h | --help)
-            echo "Usage: scripts/setup_env.sh [--dev]"
+            echo "Usage: scripts/setup_env.sh [--dev | --nunchaku]"
             return
             ;;
-        *) die 2 "unknown option '$1'; accepted is --dev" ;;
+        *) die 2 "unknown option '$1'; accepted is --dev or --nunchaku" ;;
     esac
+    stamp=$venv/.installed       # what is installed: "<kind> <checksum of the requirements>"
+    unfinished=$venv/.installing # there while an installation runs, and after one that was cut off
 
     local checksum
-    checksum=$(cat requirements/*.txt | cksum | tr ' ' -)
-    if is_ready "$kind" "$checksum"; then return; fi
+    checksum=$(cat "${lists[@]}" | cksum | tr ' ' -)
+    if is_ready "$checksum"; then return; fi
     wait_for_turn
-    if is_ready "$kind" "$checksum"; then return; fi # another run has just done it
+    if is_ready "$checksum"; then return; fi # another run has just done it
     if must_rebuild; then make_venv; fi
-    install "$kind"
-    echo "$kind $checksum" > "$STAMP"
-    rm -f "$UNFINISHED"
+    install
+    echo "$kind $checksum" > "$stamp"
+    rm -f "$unfinished"
     say "ready"
 }
 
 # The development set holds the runtime's too.
 is_ready() {
-    local kind=$1 checksum=$2 installed
-    [[ ! -e $UNFINISHED && -r $STAMP ]] || return 1
-    installed=$(cat "$STAMP")
-    [[ $installed == "$kind $checksum" || $installed == "dev $checksum" ]] && works .venv/bin/python
+    local checksum=$1 installed
+    [[ ! -e $unfinished ]] || return 1
+    if [[ ! -e $stamp ]]; then
+        [[ $kind == nunchaku ]] && was_made_by_hand
+        return
+    fi
+    installed=$(cat "$stamp")
+    [[ $installed == "$kind $checksum" || $installed == "dev $checksum" ]] && works "$venv/bin/python"
+}
+
+# Drivers that stop at CUDA 12 need other builds, which the doctor names: they are left as they are.
+was_made_by_hand() {
+    works "$venv/bin/python" && "$venv/bin/python" -c '
+import sys
+from models.fp4.nunchaku_support import why_no_package
+sys.exit(why_no_package() is not None)'
 }
 
 # One installation at a time. Where there is no flock, two at once are the user's to avoid.
@@ -50,13 +72,13 @@ wait_for_turn() {
 }
 
 must_rebuild() {
-    if [[ ! -e .venv ]]; then return 0; fi
-    if [[ -e $UNFINISHED ]]; then
+    if [[ ! -e $venv ]]; then return 0; fi
+    if [[ -e $unfinished ]]; then
         say "an earlier installation did not finish: starting over"
         return 0
     fi
-    if ! works .venv/bin/python; then
-        say ".venv has no working Python of version 3.11 or later: making it anew"
+    if ! works "$venv/bin/python"; then
+        say "$venv has no working Python of version $pythons: making it anew"
         return 0
     fi
     return 1
@@ -65,10 +87,21 @@ must_rebuild() {
 make_venv() {
     local python
     python=$(find_python)
-    rm -rf .venv
-    mkdir .venv
-    touch "$UNFINISHED"
-    "$python" -m venv .venv || die 1 "'$python -m venv .venv' failed"
+    if [[ $kind == nunchaku ]]; then check_wheel "$python"; fi
+    rm -rf "$venv"
+    mkdir "$venv"
+    touch "$unfinished"
+    "$python" -m venv "$venv" || die 1 "'$python -m venv $venv' failed"
+}
+
+# Whether there is a wheel for this machine, before anything is fetched.
+check_wheel() {
+    local reason
+    reason=$("$1" -c '
+import platform, sys
+from models.fp4.nunchaku_support import why_no_wheel
+print(why_no_wheel(sys.version_info[:2], platform.system(), platform.machine()) or "")')
+    [[ -z $reason ]] || die 1 "$reason"
 }
 
 find_python() {
@@ -83,26 +116,30 @@ find_python() {
             return
         fi
         if [[ -n ${PYTHON-} && $candidate == "$PYTHON" ]]; then
-            die 1 "PYTHON=$PYTHON does not run, or is older than 3.11."
+            die 1 "PYTHON=$PYTHON does not run, or is not $pythons."
         fi
         outdated+="$("$candidate" -c 'import sys; print(" %s is %d.%d." % (sys.executable, *sys.version_info[:2]))' 2> /dev/null || true)"
     done
-    die 1 "Python 3.11 or later is needed and none was found.$outdated" \
+    die 1 "Python $pythons is needed and none was found.$outdated" \
         "Install it (Debian and Ubuntu: apt install python3 python3-venv)," \
         "or name one: PYTHON=/path/to/python3 ./start.sh"
 }
 
 works() {
-    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null
+    "$1" -c "import sys; sys.exit(not (3, 11) <= sys.version_info < $too_new)" 2> /dev/null
 }
 
 install() {
-    local kind=$1 torch
+    local torch
     quiet=(--quiet)
     if [[ -t 2 ]]; then quiet=(); fi # progress bars for whoever watches
-    rm -f "$STAMP"
-    touch "$UNFINISHED"
-    say "installing the $kind requirements into .venv; the first time this takes some minutes"
+    rm -f "$stamp"
+    touch "$unfinished"
+    say "installing the $kind requirements into $venv; the first time this takes some minutes"
+    if [[ $kind == nunchaku ]]; then
+        pip install -r "${lists[0]}"
+        return
+    fi
     torch=$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements/torch.txt)
     has "$torch" || install_torch "$torch"
     pip install --require-hashes --no-deps -r requirements/"$kind".txt
@@ -134,8 +171,8 @@ except PackageNotFoundError:
 
 # pip <command> <arguments...>
 pip() {
-    .venv/bin/python -m pip --disable-pip-version-check --no-input "$1" "${quiet[@]}" "${@:2}" >&2 ||
-        die 1 "the installation failed, see above; the next start tries again"
+    "$venv/bin/python" -m pip --disable-pip-version-check --no-input "$1" "${quiet[@]}" "${@:2}" >&2 ||
+        die 1 "the installation failed, see above; the next start tries again${by_hand:+. By hand: $by_hand}"
 }
 
 say() {

@@ -11,12 +11,12 @@ main() {
     precision=$1
     shift
     name="start_${precision}_api.sh"
-    local port=''
+    local port='' python=.venv/bin/python
     while (($#)); do
         local flag=$1 value
         shift
         case $flag in
-            --gpus=* | --port=* | --host=* | --model=*)
+            --gpus=* | --gpu-mode=* | --port=* | --host=* | --model=* | --engine=*)
                 set -- "${flag#*=}" "$@"
                 flag=${flag%%=*}
                 ;;
@@ -30,7 +30,7 @@ main() {
                 export FLUX_PRELOAD=true
                 continue
                 ;;
-            -g | --gpus | -p | --port | --host | --model)
+            -g | --gpus | --gpu-mode | -p | --port | --host | --model | --engine)
                 (($#)) || wrong "$flag needs a value"
                 value=$1
                 shift
@@ -41,6 +41,10 @@ main() {
             -g | --gpus)
                 are_gpus "$value" || wrong "$flag takes GPU indices with commas between, each once, such as 0 or 1,2; not '$value'"
                 export FLUX_GPUS=$value
+                ;;
+            --gpu-mode)
+                [[ $value == each || $value == split ]] || wrong "$flag takes each or split; not '$value'"
+                export FLUX_GPU_MODE=$value
                 ;;
             -p | --port)
                 [[ $value == auto ]] || is_port "$value" || wrong "$flag takes a port from 1 to 65535, or auto; not '$value'"
@@ -54,13 +58,20 @@ main() {
                 [[ -n $value && $value != -* ]] || wrong "$flag takes a model id from config/models.toml; not '$value'"
                 export FLUX_MODEL=$value
                 ;;
+            --engine)
+                is_engine "$value" || wrong "$flag takes auto or an engine of this service, which are: $(engines "$precision"); not '$value'"
+                export FLUX_ENGINE=$value
+                ;;
         esac
     done
     if [[ -n $port && $port != auto ]]; then export FLUX_PORT=$((10#$port)); fi
 
     scripts/setup_env.sh
-    if is_built; then choose_port; fi
-    exec .venv/bin/python "main_$precision.py" # so that signals reach it
+    if is_built "$precision"; then # one that is not says so itself, and takes no port
+        choose_environment
+        choose_port
+    fi
+    exec "$python" "main_$precision.py" # so that signals reach it
 }
 
 usage() {
@@ -70,10 +81,15 @@ Usage: ./$name [options]
 Starts the ${precision^^} service in the foreground; Ctrl-C ends it.
 
   -g, --gpus 0|1,2,...   one worker on each of these GPUs (default: on every GPU; without one, the CPU)
+      --gpu-mode MODE    each: a worker per GPU (default); split: one worker, its model spread over all GPUs
+                         of -g (text encoders on the first, transformer on the last), for cards that are
+                         too small alone
   -p, --port N|auto      port to listen on, 1 to 65535; auto: the next free one (default: ${precision^^}_PORT
                          from the environment, else the port in config/$precision.toml)
       --host H           address to listen on (default: 127.0.0.1; any other needs FLUX_API_KEYS)
       --model ID         default model, an id from config/models.toml
+      --engine NAME      what computes: $(engines "$precision"), or auto, the best that runs here (default:
+                         FLUX_ENGINE, else auto)$(own_environments)
       --preload          load the default model at start, not at the first request
   -h, --help             this text
 
@@ -83,8 +99,40 @@ EOF
 
 wrong() {
     echo "$name: $1" >&2
-    echo "Accepted: -g/--gpus 0|1,2,...  -p/--port N|auto  --host H  --model ID  --preload  --help" >&2
+    echo "Accepted: -g/--gpus 0|1,2,...  --gpu-mode each|split  -p/--port N|auto  --host H  --model ID  --engine NAME  --preload  --help" >&2
     exit 2
+}
+
+# The engines that do not run in .venv, for the help.
+own_environments() {
+    local engine
+    for engine in $(engines "$precision" | tr -d ,); do
+        if has_own_environment "$engine"; then
+            printf '\n%25s%s runs in .venv-%s, made at its first start' '' "$engine" "$engine"
+        fi
+    done
+}
+
+has_own_environment() {
+    [[ -e requirements/$precision-$1.txt ]]
+}
+
+is_engine() {
+    local known
+    # Without any Python to ask it is the service that refuses a wrong one.
+    known=$(engines "$precision") || return 0
+    [[ $1 =~ ^[a-z0-9_]+$ && " auto, $known, " == *" $1, "* ]]
+}
+
+# An engine whose packages do not go with the others' has an environment of its own. Whether this
+# machine can run it is asked first: the packages are gigabytes.
+choose_environment() {
+    local engine
+    engine=$(service_engine "$precision")
+    has_own_environment "$engine" || return 0
+    .venv/bin/python -m scripts.doctor --engine "$engine" >&2 || exit 78
+    scripts/setup_env.sh "--$engine"
+    python=.venv-$engine/bin/python
 }
 
 # Distinct non-negative integers with commas between.
@@ -96,11 +144,6 @@ are_gpus() {
         [[ $seen != *,$index,* ]] || return 1
         seen+=$index,
     done
-}
-
-# A service that is not built says so itself; it takes no port.
-is_built() {
-    .venv/bin/python -c 'import sys; from models.precision import profile_of; sys.exit(profile_of(sys.argv[1]).loader is None)' "$precision"
 }
 
 choose_port() {

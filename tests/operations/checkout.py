@@ -36,3 +36,14 @@ def clean_environment(**extra: str | int) -> dict[str, str]:
     ours = ("FLUX_", "BF16_PORT", "FP4_PORT", "PAGE_PORT")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
     return {**kept, **{key: str(value) for key, value in extra.items()}}
+
+
+def set_loader(checkout: Path, loader: str | None) -> None:
+    """Give the FP4 profile another loader, or none, whatever it has in this version."""
+    with open(checkout / "models" / "precision.py", "a") as file:
+        file.write(
+            "import dataclasses\n"
+            '_PROFILES["fp4"] = dataclasses.replace(\n'
+            f'    _PROFILES["fp4"], loader={loader!r}, not_built="FP4 is not built yet"\n'
+            ")\n"
+        )

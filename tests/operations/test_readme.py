@@ -128,18 +128,21 @@ STAND_IN = "print('started')\n"
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = copy_checkout(tmp_path_factory.mktemp("readme") / "flux")
-    (copy / "main_bf16.py").write_text(STAND_IN)
+    for main in ("main_bf16.py", "main_fp4.py"):
+        (copy / main).write_text(STAND_IN)
     return copy
 
 
-@pytest.mark.parametrize("command", commands("./start_bf16_api.sh"))
+@pytest.mark.parametrize(
+    "command", [*commands("./start_bf16_api.sh"), *commands("./start_fp4_api.sh")]
+)
 def test_readme_start_script_command_is_accepted(checkout: Path, command: str) -> None:
     # A flag wins over the environment, so a port in the command is replaced in the command.
     command = re.sub(r"--port \d+", f"--port {free_port()}", command)
     done = subprocess.run(
         shlex.split(command),
         cwd=checkout,
-        env=clean_environment(BF16_PORT=free_port()),
+        env=clean_environment(BF16_PORT=free_port(), FP4_PORT=free_port()),
         capture_output=True,
         text=True,
         timeout=60,
@@ -149,7 +152,13 @@ def test_readme_start_script_command_is_accepted(checkout: Path, command: str) -
 
 def test_readme_has_no_command_that_these_tests_do_not_run() -> None:
     # ./scripts/test.sh runs this test; that it is what everybody runs is checked instead.
-    known = {"./start.sh", "curl", "./start_bf16_api.sh", "./scripts/test.sh"}
+    known = {
+        "./start.sh",
+        "curl",
+        "./start_bf16_api.sh",
+        "./start_fp4_api.sh",
+        "./scripts/test.sh",
+    }
     assert {shlex.split(command)[0] for command in COMMANDS} == known
     assert "exec ./scripts/test.sh" in (ROOT / ".ci" / "run").read_text()
 

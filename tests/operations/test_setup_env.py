@@ -4,6 +4,7 @@ import base64
 import hashlib
 import shutil
 import subprocess
+import venv
 import zipfile
 from pathlib import Path
 
@@ -44,6 +45,10 @@ class Checkout:
         (root / "scripts").mkdir(parents=True)
         (root / "requirements").mkdir()
         shutil.copy(ROOT / "scripts" / "setup_env.sh", root / "scripts")
+        for part in ("", "fp4"):  # the setup asks it which wheels there are
+            (root / "models" / part).mkdir()
+            (root / "models" / part / "__init__.py").touch()
+        shutil.copy(ROOT / "models" / "fp4" / "nunchaku_support.py", root / "models" / "fp4")
         self.lock("torch", torch=make_wheel(root / "wheels", "torch", "2.13.0+cpu"))
         self.lock("runtime", one=make_wheel(root / "wheels", "one", "1.0"))
         self.lock("dev", one=self.hash_of("one"), two=make_wheel(root / "wheels", "two", "1.0"))
@@ -76,8 +81,8 @@ class Checkout:
         assert out == "" or "--help" in flags
         return run.returncode, err
 
-    def imports(self, *modules: str) -> bool:
-        command = [self.root / ".venv" / "bin" / "python", "-c", f"import {', '.join(modules)}"]
+    def imports(self, *modules: str, venv: str = ".venv") -> bool:
+        command = [self.root / venv / "bin" / "python", "-c", f"import {', '.join(modules)}"]
         return subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
 
 
@@ -173,6 +178,79 @@ def test_setup_refuses_an_unknown_option(bare: Checkout) -> None:
     assert status == 2
     assert "--prod" in said
     assert "--dev" in said
+
+
+# nunchaku's environment
+
+
+@pytest.fixture
+def with_nunchaku(bare: Checkout) -> Checkout:
+    """The lock of an environment that asks for torch and a wheel at an address."""
+    make_wheel(bare.root / "wheels", "nunchaku", "1.2.1+cu13.0torch2.11")
+    wheel = bare.root / "wheels" / "nunchaku-1.2.1+cu13.0torch2.11-py3-none-any.whl"
+    make_wheel(bare.root / "wheels", "torch", "2.11.0")
+    (bare.root / "requirements" / "fp4-nunchaku.txt").write_text(
+        f"# why\ntorch==2.11.0\nnunchaku @ file://{wheel} ; python_version >= '3.11'\n"
+        f"nunchaku @ file:///nowhere.whl ; python_version < '3.11'\n"
+    )
+    return bare
+
+
+def test_setup_nunchaku_makes_an_environment_of_its_own_once(with_nunchaku: Checkout) -> None:
+    status, said = with_nunchaku.setup("--nunchaku")
+    assert status == 0, said
+    assert "into .venv-nunchaku" in said
+    assert with_nunchaku.imports("torch", "nunchaku", venv=".venv-nunchaku")
+    assert not (with_nunchaku.root / ".venv").exists()
+    assert with_nunchaku.setup("--nunchaku") == (0, "")
+
+
+def test_setup_is_not_repeated_when_nunchakus_list_changes(installed: Checkout) -> None:
+    assert installed.setup()[0] == 0
+    (installed.root / "requirements" / "fp4-nunchaku.txt").write_text("torch==2.11.0\n")
+    assert installed.setup() == (0, "")
+
+
+def test_setup_nunchaku_leaves_one_that_was_made_by_hand(with_nunchaku: Checkout) -> None:
+    """As for a driver that needs other builds than the list names."""
+    venv.create(with_nunchaku.root / ".venv-nunchaku", symlinks=True)
+    (packages,) = (with_nunchaku.root / ".venv-nunchaku").glob("lib/python3*/site-packages")
+    name = "nunchaku-1.2.1+cu12.8torch2.11"
+    (packages / "nunchaku.py").write_text("NunchakuFluxTransformer2dModel = None\n")
+    _describe(packages / f"{name}.dist-info", "nunchaku", name.partition("-")[2])
+    _describe(packages / "torch-2.11.0+cu128.dist-info", "torch", "2.11.0+cu128")
+    assert with_nunchaku.setup("--nunchaku") == (0, "")
+    assert (packages / f"{name}.dist-info").exists()
+
+
+def _describe(folder: Path, name: str, version: str) -> None:
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+def test_setup_nunchaku_on_a_machine_without_a_wheel_says_so_and_makes_nothing(
+    with_nunchaku: Checkout,
+) -> None:
+    """As on a machine of another make, which here is only said."""
+    path = with_nunchaku.root / "models" / "fp4" / "nunchaku_support.py"
+    path.write_text(path.read_text().replace('("Linux", "x86_64")', '("Linux", "vax")'))
+    status, said = with_nunchaku.setup("--nunchaku")
+    assert status == 1
+    assert "nunchaku 1.2.1 has wheels for Linux on x86_64" in said
+    assert not (with_nunchaku.root / ".venv-nunchaku").exists()
+
+
+def test_setup_nunchaku_when_the_wheel_cannot_be_fetched_says_how_by_hand(
+    with_nunchaku: Checkout,
+) -> None:
+    for wheel in (with_nunchaku.root / "wheels").glob("nunchaku-*"):
+        wheel.unlink()
+    status, said = with_nunchaku.setup("--nunchaku")
+    assert status == 1
+    assert (
+        "By hand: python3 -m venv .venv-nunchaku && "
+        ".venv-nunchaku/bin/python -m pip install -r requirements/fp4-nunchaku.txt"
+    ) in said
 
 
 def _path_with(folder: Path, name: str, script: str) -> str:

@@ -15,7 +15,8 @@ import psutil
 import pytest
 from PIL import Image
 
-from tests.operations.checkout import clean_environment, copy_checkout
+from models.precision import known_precisions, profile_of
+from tests.operations.checkout import clean_environment, copy_checkout, set_loader
 from tests.service import free_port
 
 UP_SECONDS = 120
@@ -42,8 +43,11 @@ class Started:
         return self.output.read_text()
 
     def wait_until_up(self) -> None:
+        self.wait_until_said("curl ")
+
+    def wait_until_said(self, text: str) -> None:
         deadline = time.monotonic() + UP_SECONDS
-        while "curl " not in self.said():
+        while text not in self.said():
             assert self.process.poll() is None, self.said()
             assert time.monotonic() < deadline, self.said()
             time.sleep(0.1)
@@ -51,8 +55,8 @@ class Started:
     def family(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
 
-    def service(self) -> psutil.Process:
-        return next(p for p in self.family() if "main_bf16.py" in p.cmdline())
+    def service(self, precision: str = "bf16") -> psutil.Process:
+        return next(p for p in self.family() if f"main_{precision}.py" in p.cmdline())
 
     def ctrl_c(self) -> int:
         os.killpg(self.process.pid, signal.SIGINT)
@@ -93,7 +97,13 @@ def test_start_draws_a_picture_by_its_curl_line_and_ctrl_c_ends_it_all(
     started = start()
     started.wait_until_up()
     said = started.said()
-    assert "the FP4 service is not built yet" in said
+    for name in known_precisions():
+        port = started.ports[f"{name.upper()}_PORT"]
+        if profile_of(name).loader is None:
+            assert profile_of(name).not_built in said
+            continue
+        assert re.search(rf"{profile_of(name).title} +http://127.0.0.1:{port} ", said)
+        assert httpx2.get(f"http://127.0.0.1:{port}/info").json()["precision"] == name
     assert re.search(r"model +embedded: \S", said)
     assert httpx2.get(f"http://127.0.0.1:{started.ports['PAGE_PORT']}/").status_code == 200
 
@@ -106,7 +116,7 @@ def test_start_draws_a_picture_by_its_curl_line_and_ctrl_c_ends_it_all(
         assert (picture.format, picture.size) == ("PNG", (256, 256))
 
     family = started.family()
-    assert len(family) >= 3, "the service, its worker and the page"
+    assert len(family) >= 3, "a service, its worker and the page"
     assert started.ctrl_c() == 0
     assert_all_gone(family)
 
@@ -120,39 +130,11 @@ def test_start_lets_the_page_call_the_service(start: Callable[..., Started]) -> 
     assert answer.headers["access-control-allow-origin"] == page
 
 
-def test_start_replaces_an_earlier_one_on_its_ports(start: Callable[..., Started]) -> None:
-    earlier = start()
-    earlier.wait_until_up()
-    family = earlier.family()
-    later = start(**earlier.ports)
-    later.wait_until_up()
-    assert "ending the earlier instance" in later.said()
-    assert earlier.process.wait(60) == 1
-    assert_all_gone(family)
-    later.service()
-    assert later.process.poll() is None
-
-
-def test_start_when_a_service_dies_shows_its_log_and_ends_the_rest(
-    start: Callable[..., Started],
-) -> None:
-    started = start()
-    started.wait_until_up()
-    family = started.family()
-    started.service().kill()
-    assert started.process.wait(60) == 1
-    said = started.said()
-    assert "the BF16 service ended (exit status 137)" in said
-    assert "the end of logs/bf16.log" in said
-    assert "action=listening" in said
-    assert_all_gone(family)
-
-
 def test_start_when_the_service_refuses_says_why(start: Callable[..., Started]) -> None:
     started = start(FLUX_MODEL="no-such-model")
     assert started.process.wait(60) == 1
     assert "no-such-model" in started.said()
-    assert "the BF16 service ended (exit status 78)" in started.said()
+    assert re.search(r"the (FP4|BF16) service ended \(exit status 78\)", started.said())
 
 
 @pytest.mark.parametrize("name", ["BF16_PORT", "PAGE_PORT"])
@@ -171,3 +153,135 @@ def test_start_with_a_wrong_page_port_names_it(start: Callable[..., Started]) ->
     started = start(PAGE_PORT="nine")
     assert started.process.wait(60) == 2
     assert "PAGE_PORT takes a port from 1 to 65535, not 'nine'" in started.said()
+
+
+# With services that are made up, and FP4 built or not, whatever this version has of it.
+
+STAND_IN = """
+import json, os, signal, sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        name = Path(sys.argv[0]).stem
+        body = json.dumps({"default_model": name, "default_model_reason": "made up"}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+print("made-up service", flush=True)
+ThreadingHTTPServer(("127.0.0.1", int(os.environ["FLUX_PORT"])), Handler).serve_forever()
+"""
+
+
+def made_up(folder: Path, loader: str | None) -> Path:
+    copy = copy_checkout(folder)
+    for name in ("bf16", "fp4"):
+        (copy / f"main_{name}.py").write_text(STAND_IN)
+    set_loader(copy, loader)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def both_built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_up(tmp_path_factory.mktemp("both") / "flux", "models.bf16_flux_model:load")
+
+
+@pytest.fixture(scope="module")
+def bf16_built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    copy = made_up(tmp_path_factory.mktemp("one") / "flux", None)
+    (copy / "main_fp4.py").write_text("print('FP4 is not built yet')\nraise SystemExit(69)\n")
+    return copy
+
+
+@pytest.fixture
+def run() -> Iterator[Callable[..., Started]]:
+    all_started: list[Started] = []
+
+    def begin(checkout: Path, **environ: str | int) -> Started:
+        all_started.append(Started(checkout, **environ))
+        return all_started[-1]
+
+    yield begin
+    for started in all_started:
+        started.close()
+
+
+def test_start_with_both_services_keeps_one_when_the_other_dies(run, both_built: Path) -> None:
+    started = run(both_built)
+    started.wait_until_up()
+    urls = {
+        name: f"http://127.0.0.1:{started.ports[f'{name.upper()}_PORT']}"
+        for name in ("bf16", "fp4")
+    }
+    for name, url in urls.items():
+        assert re.search(rf"{name.upper()} +{url} ", started.said())
+        assert f"main_{name}: made up" in started.said()
+    family = started.family()
+
+    started.service("fp4").kill()
+    started.wait_until_said("going on without it: the BF16 service")
+    said = started.said()
+    assert "the FP4 service ended (exit status 137)" in said
+    assert "the end of logs/fp4.log" in said
+    assert "made-up service" in said
+    assert httpx2.get(f"{urls['bf16']}/info").status_code == 200
+
+    started.service("bf16").kill()
+    assert started.process.wait(60) == 1
+    assert "the BF16 service ended (exit status 137)" in started.said()
+    assert_all_gone(family)
+
+
+def test_start_goes_on_without_a_service_that_is_not_built_until_the_other_dies(
+    run, bf16_built: Path
+) -> None:
+    started = run(bf16_built)
+    started.wait_until_up()
+    assert "FP4 is not built yet" in started.said()
+    assert str(started.ports["FP4_PORT"]) not in started.said()
+    family = started.family()
+    started.service().kill()
+    assert started.process.wait(60) == 1
+    assert "the BF16 service ended (exit status 137)" in started.said()
+    assert "the end of logs/bf16.log" in started.said()
+    assert_all_gone(family)
+
+
+def test_start_replaces_an_earlier_one_on_its_ports(run, both_built: Path) -> None:
+    earlier = run(both_built)
+    earlier.wait_until_up()
+    family = earlier.family()
+    later = run(both_built, **earlier.ports)
+    later.wait_until_up()
+    assert "ending the earlier instance" in later.said()
+    assert earlier.process.wait(60) == 1
+    assert_all_gone(family)
+    assert later.service("bf16").is_running() and later.service("fp4").is_running()
+    assert later.process.poll() is None
+
+
+def test_start_when_the_page_dies_ends_the_rest(run, both_built: Path) -> None:
+    started = run(both_built)
+    started.wait_until_up()
+    family = started.family()
+    next(process for process in family if "http.server" in process.cmdline()).kill()
+    assert started.process.wait(60) == 1
+    assert "the page ended (exit status 137)" in started.said()
+    assert_all_gone(family)
+
+
+def test_start_when_a_service_fails_before_both_are_up_ends_the_rest(run, tmp_path: Path) -> None:
+    broken = made_up(tmp_path / "flux", "models.bf16_flux_model:load")
+    (broken / "main_fp4.py").write_text("raise SystemExit(1)\n")
+    started = run(broken)
+    assert started.process.wait(60) == 1
+    assert "the FP4 service ended (exit status 1)" in started.said()
+    assert "going on" not in started.said()
+
+
+def test_start_refuses_one_port_for_two_services(run, both_built: Path) -> None:
+    started = run(both_built, FLUX_PORT=free_port())
+    assert started.process.wait(60) == 2
+    assert "set BF16_PORT and FP4_PORT" in started.said()
