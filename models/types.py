@@ -39,8 +39,33 @@ class Stage(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoraRef:
+    """A LoRA of a request: which file, how strongly, and the words that call it.
+
+    `sha256` is of the file's bytes and decides; `name` is what people called it. `weight` is
+    diffusers' adapter weight.
+    """
+
+    name: str
+    sha256: str
+    weight: float
+    trigger_words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraApplied:
+    """How much of a LoRA found its layer, counted in tensors of its file."""
+
+    name: str
+    sha256: str
+    weight: float
+    matched_keys: int
+    unmatched_keys: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """One request with nothing left open: model, size, steps and seed are decided.
+    """One request with nothing left open: model, size, steps, seed and LoRAs are decided.
 
     Sizes in pixels. Image i of `num_images` uses `seed + i`. `true_cfg_scale` acts only
     with a `negative_prompt`.
@@ -60,6 +85,23 @@ class GenerationRequest:
     output_format: OutputFormat
     output_quality: int
     tags: tuple[str, ...]
+    loras: tuple[LoraRef, ...] = ()
+
+    @property
+    def prompt_to_encode(self) -> str:
+        """The prompt after the trigger words that it lacks, in the order of the LoRAs.
+
+        A LoRA of weight 0 changes nothing, so its words are not asked for.
+        """
+        there = self.prompt.casefold()
+        words = dict.fromkeys(
+            word
+            for lora in self.loras
+            if lora.weight
+            for word in lora.trigger_words
+            if word.casefold() not in there
+        )
+        return ", ".join([*words, self.prompt])
 
     @property
     def batch_key(self) -> tuple[Any, ...]:
@@ -72,17 +114,23 @@ class GenerationRequest:
             self.num_inference_steps,
             self.guidance_scale,
             self.true_cfg_scale if has_cfg else None,
+            tuple((lora.sha256, lora.weight) for lora in self.loras),
         )
 
     def to_json(self) -> dict[str, Any]:
         # Not `asdict`, which copies every value deeply: all of these are frozen.
-        return {name: getattr(self, name) for name in self.__slots__}
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return values | {"loras": [dataclasses.asdict(lora) for lora in self.loras]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> GenerationRequest:
         values = dict(data)
         values["output_format"] = OutputFormat(values["output_format"])
         values["tags"] = tuple(values["tags"])
+        values["loras"] = tuple(
+            LoraRef(**lora | {"trigger_words": tuple(lora["trigger_words"])})
+            for lora in values.get("loras", ())
+        )
         return cls(**values)
 
 
@@ -106,6 +154,7 @@ class GenerationResult:
     precision: str
     device: str
     timings_ms: Mapping[str, float]
+    loras: tuple[LoraApplied, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -114,6 +163,7 @@ class GenerationResult:
             "precision": self.precision,
             "device": self.device,
             "timings_ms": dict(self.timings_ms),
+            "loras": [dataclasses.asdict(lora) for lora in self.loras],
         }
 
     @classmethod
@@ -124,6 +174,7 @@ class GenerationResult:
             precision=data["precision"],
             device=data["device"],
             timings_ms=dict(data["timings_ms"]),
+            loras=tuple(LoraApplied(**lora) for lora in data.get("loras", ())),
         )
 
 
@@ -140,12 +191,14 @@ class LoadOptions:
     """How a loader is to load a model.
 
     `devices` are torch's names ("cuda:0", "cpu"); with several, the model's components are spread
-    over them. `on_progress(what, fraction)` is told how far a long preparation is, 0 to 1.
+    over them. `on_progress(what, fraction)` is told how far a long preparation is, 0 to 1. A
+    request's LoRAs are files `<sha256>.safetensors` in `loras_dir`; None: there are none.
     """
 
     devices: tuple[str, ...]
     models_dir: Path
     allow_download: bool
+    loras_dir: Path | None = None
     engine: str = "auto"  # one of the profile's engines, or "auto": the best that runs here
     fp8_weights: str = "memory"  # "memory" or "speed": see ModelSettings
     on_progress: Callable[[str, float], None] = lambda what, fraction: None
@@ -179,6 +232,13 @@ class ImageModel(Protocol):
     engine: str  # one of the profile's engines
     compute: str  # how it multiplies on this device, in words for /info
     batches_exactly: bool  # whether pictures drawn together have the bytes they have alone
+
+    def use_loras(self, loras: Sequence[LoraRef]) -> tuple[LoraApplied, ...]:
+        """Draw with exactly these from now on, whatever was used before; returns how they matched.
+
+        Those of weight 0 leave no trace. Raises `models.lora.errors.LoraError`, saying why, for one
+        that does not fit the model or matches no layer; what was used before is then used on.
+        """
 
     def generate(
         self,
