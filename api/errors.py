@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -10,8 +11,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from api.schemas import ALIASES, LIMITED_FIELDS, PICTURE_PATHS, suggestion
-from config.errors import FieldError, FluxError, InvalidRequest, NotFound
+from api.schemas import ALIASES, LIMITED_FIELDS, NOT_BUILT, PICTURE_PATHS, why_not_taken
+from config.errors import FieldError, FluxError, InvalidRequest, NotBuilt, NotFound
 
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 20  # faults of one body that are named
@@ -120,8 +121,14 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
-        found = from_validation(error.errors())
-        return problem(_with_limits(request, error.body, found), _request_id(request))
+        is_picture = request.scope["path"] in PICTURE_PATHS
+        fields = faults_of(error.errors(), is_picture=is_picture)
+        if is_picture:
+            fields += _faults_of_limits(request, error.body, fields)
+        is_all_to_come = is_picture and all(item.field in NOT_BUILT for item in fields)
+        kind = NotBuilt if is_all_to_come else InvalidRequest
+        message = "; ".join(f"{item.field}: {item.message}" for item in fields)
+        return problem(kind(message, fields=fields), _request_id(request))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -130,39 +137,32 @@ def install(app: FastAPI) -> None:
         return answer
 
 
-def from_validation(items: Any) -> InvalidRequest:
-    """Pydantic's findings as one error; fields in dotted form without the leading `body` or `query`."""
-    fields = [_field_error(item) for item in items[:MAX_ERRORS]]
+def faults_of(items: Sequence[Any], *, is_picture: bool = False) -> list[FieldError]:
+    """Pydantic's findings; fields in dotted form without the leading `body` or `query`."""
+    fields = [_field_error(item, is_picture) for item in items[:MAX_ERRORS]]
     if len(items) > MAX_ERRORS:
         fields.append(FieldError("body", f"has {len(items) - MAX_ERRORS} more faults"))
-    return InvalidRequest(
-        "; ".join(f"{error.field}: {error.message}" for error in fields), fields=fields
-    )
+    return fields
 
 
-def _with_limits(request: Request, body: Any, found: InvalidRequest) -> InvalidRequest:
-    """Add what the model's limits have against the fields that are sound, so that one answer names all faults."""
+def _faults_of_limits(request: Request, body: Any, found: list[FieldError]) -> list[FieldError]:
+    """What the model's limits have against the fields that are sound, so that one answer names all faults."""
     services = getattr(request.app.state, "services", None)
-    if services is None or request.scope["path"] not in PICTURE_PATHS or not isinstance(body, dict):
-        return found
-    faulty = {error.field.partition(".")[0] for error in found.fields}
+    if services is None or not isinstance(body, dict):
+        return []
+    faulty = {error.field.partition(".")[0] for error in found}
     sound = {
-        name: body[name]
+        name: body[name].strip() if kind is str else body[name]
         for name, kind in LIMITED_FIELDS.items()
         if name not in faulty and type(body.get(name)) is kind
     }
-    more = [
-        error
-        for error in services.plan.resolver.faults(**sound)
-        if error.field in sound and ("model" not in faulty or error.field == "seed")
-    ]
-    fields = [*found.fields, *more]
-    return InvalidRequest(
-        "; ".join(f"{error.field}: {error.message}" for error in fields), fields=fields
-    )
+    if "model" in faulty:
+        sound["model"] = ""  # a model that does not exist has no limits
+    more = services.plan.resolver.faults(**sound)
+    return [error for error in more if error.field not in faulty]
 
 
-def _field_error(item: Any) -> FieldError:
+def _field_error(item: Any, is_picture: bool) -> FieldError:
     location = [str(part) for part in item["loc"]]
     if item["type"] == "json_invalid":
         reason = item.get("ctx", {}).get("error", "")
@@ -172,7 +172,9 @@ def _field_error(item: Any) -> FieldError:
     field = (".".join(location) or "body")[:MAX_NAME_CHARACTERS]
     match item["type"]:
         case "extra_forbidden":
-            return FieldError(field, f"there is no such field{suggestion(field)}")
+            return FieldError(
+                field, why_not_taken(field) if is_picture else "there is no such field"
+            )
         case "missing":
             return FieldError(field, "is missing")
         case "model_attributes_type" | "model_type" | "dict_type" if field == "body":

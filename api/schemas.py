@@ -17,7 +17,6 @@ from pydantic import (
 )
 
 from config.catalog import MAX_STEPS
-from config.errors import FieldError, InvalidRequest, NotBuilt
 from models.types import MAX_IMAGES, MAX_SEED, OutputFormat
 from utils.requests import DRAWN_SEED, Wanted
 
@@ -135,19 +134,21 @@ class GenerateBody(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known_names(cls, data: Any) -> Any:
+        """Nothing is refused here, because that would hide the other faults: a name that stays is refused."""
         if not isinstance(data, dict):
             return data
-        _refuse_not_built(data)
-        data = {name: value for name, value in data.items() if name not in NOT_BUILT}
+        # Empty values ask for nothing: `loras: []` means none.
+        data = {
+            name: value
+            for name, value in data.items()
+            if name not in NOT_BUILT or value not in (None, [], "")
+        }
         for alias, name in ALIASES.items():
-            value = data.pop(alias, None)
-            if value is None:
-                continue
-            if data.get(name) is not None and data[name] != value:
-                raise InvalidRequest.of(
-                    alias, f"is the same field as {name}, and both have a value; send one"
-                )
-            data[name] = value
+            value, named = data.get(alias), data.get(name)
+            if value is None or named is None or (type(value), value) == (type(named), named):
+                data.pop(alias, None)
+                if value is not None:
+                    data[name] = value
         return data
 
     @field_validator("num_images", "output_format", "output_quality", "metadata", mode="before")
@@ -176,23 +177,11 @@ class ModelBody(BaseModel):
     )
 
 
-def suggestion(name: str) -> str:
-    """A hint for a field that does not exist."""
+def why_not_taken(name: str) -> str:
+    """What to say about a name that is in a GenerateBody and no field of it."""
+    if name in ALIASES:
+        return f"is the same field as {ALIASES[name]}, and both have a value; send one"
+    if name in NOT_BUILT:
+        return f"{NOT_BUILT[name]} is not built yet in this version; leave the field out"
     close = difflib.get_close_matches(name, [*GenerateBody.model_fields, *ALIASES], n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _refuse_not_built(data: dict[str, Any]) -> None:
-    # Empty values ask for nothing: `loras: []` means none.
-    used = [name for name in NOT_BUILT if data.get(name) not in (None, [], "")]
-    if used:
-        raise NotBuilt(
-            "; ".join(
-                f"{name}: {NOT_BUILT[name]} is not built yet in this version; leave the field out"
-                for name in used
-            ),
-            fields=[
-                FieldError(name, f"{NOT_BUILT[name]} is not built yet in this version")
-                for name in used
-            ],
-        )
+    return "there is no such field" + (f"; did you mean {close[0]}?" if close else "")

@@ -48,8 +48,8 @@ async def generate(
     format: Annotated[AnswerFormat | None, Query(description="`json` (default) or `raw`.")] = None,
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> Response:
-    services.queue.require_worker()  # who waits must know for what
     wanted = services.plan.resolver.resolve(body.wanted())
+    services.queue.require_worker()  # who waits must know for what
     job = await services.queue.submit(wanted, owner=owner_of(request))
     done = await _wait_or_cancel(request, services, job)
     if format is AnswerFormat.RAW or (format is None and _wants_image(accept)):

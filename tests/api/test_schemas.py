@@ -251,15 +251,6 @@ def test_body_last_seed_at_the_limit_is_taken(engine_service: RunningService) ->
     assert answer.json()["images"][-1]["seed"] == MAX_SEED
 
 
-def test_body_several_fields_at_fault_are_all_named(engine_service: RunningService) -> None:
-    problem = refused(engine_service, body(prompt="", seed="1", width=1.5))
-    assert fields(problem) == {"prompt", "seed", "width"}
-
-
-def test_body_both_sides_at_fault_are_both_named(engine_service: RunningService) -> None:
-    assert fields(refused(engine_service, body(width=100, height=100))) == {"width", "height"}
-
-
 def test_body_without_prompt_is_refused(engine_service: RunningService) -> None:
     assert fields(refused(engine_service, b"{}")) == {"prompt"}
 
@@ -545,26 +536,41 @@ def test_body_of_any_json_is_drawn_or_refused_as_a_problem(
         assert fields(answer.json())
 
 
-def test_generate_names_the_schemas_faults_and_the_models_in_one_answer(
-    engine_service: RunningService,
-) -> None:
-    body = {
-        "prompt": "",
-        "width": 100,
-        "height": 4096,
-        "seed": "one",
-        "backend": "none",
-        "stepz": 1,
-    }
-    answer = engine_service.client.post("/generate", json=body)
-    named = {error["field"] for error in answer.json()["errors"]}
-    assert answer.status_code == 400
-    assert named == {"prompt", "width", "height", "seed", "backend", "stepz"}
+# Several faults in one answer
 
 
-def test_generate_with_an_unknown_model_names_no_limits_of_another(
-    engine_service: RunningService,
+@pytest.mark.parametrize("path", ["/generate", "/jobs", "/generate?format=raw"])
+@pytest.mark.parametrize(
+    ("faults", "named"),
+    [
+        ({"prompt": "", "seed": "1", "width": 1.5}, None),
+        ({"width": 100, "height": 4096}, None),
+        ({"prompt": "", "width": 100, "height": 4096, "seed": "one", "backend": "x", "stepz": 1}, None),
+        ({"metadata": {"tags": [1]}, "width": 100}, {"metadata.tags.0", "width"}),
+        ({"steps": 0, "width": 100}, {"num_inference_steps", "width"}),
+        ({"steps": 2, "num_inference_steps": 3, "width": 100, "seed": -2}, {"steps", "width", "seed"}),
+        ({"steps": True, "num_inference_steps": 1, "width": 100}, {"steps", "width"}),
+        ({"steps": 0, "num_inference_steps": 101}, None),
+        ({"mask": "aGVsbG8=", "prompt": "", "width": 100}, None),
+        ({"seed": MAX_SEED, "num_images": 2, "output_quality": 0}, {"seed", "output_quality"}),
+        ({"seed": MAX_SEED, "num_images": 9, "width": 100}, {"num_images", "width"}),
+        ({"model": " embedded ", "width": 100, "seed": -2}, {"width", "seed"}),
+        ({"prompt": "", "model": "none", "width": 100}, {"prompt", "model"}),
+        ({"prompt": "", "model": "none", "backend": "none"}, None),
+        ({"prompt": "", "model": 1, "backend": "none", "width": 100}, {"prompt", "model", "backend"}),
+        ({"model": 1, "backend": "flux"}, {"model"}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_body_with_several_faults_names_all_in_one_answer(
+    engine_service: RunningService, path: str, faults: dict[str, Any], named: set[str] | None
 ) -> None:
-    body = {"prompt": "", "model": "none", "width": 100}
-    errors = engine_service.client.post("/generate", json=body).json()["errors"]
-    assert [error["field"] for error in errors] == ["prompt", "model"]
+    """A model that is not there has no limits to name."""
+    problem = refused(engine_service, body(**faults), path=path)
+    assert fields(problem) == (set(faults) if named is None else named)
+    assert len(problem["errors"]) == len(fields(problem))
+
+
+def test_query_and_body_at_fault_are_named_in_one_answer(engine_service: RunningService) -> None:
+    problem = refused(engine_service, body(width=100, seed=-2), path="/generate?format=xml")
+    assert fields(problem) == {"format", "width", "seed"}
