@@ -55,15 +55,26 @@ class Dequantized:
 
     def prepare(self, layer: Fp4Linear) -> None:
         if self._keep:
-            layer.kept["weight"] = layer.dense().to(self._dtype)
+            layer.kept["weight"] = layer.dense_without_extra().to(self._dtype)
+        self.prepare_branch(layer)
+
+    def prepare_branch(self, layer: Fp4Linear) -> None:
+        if not self._keep:
+            layer.kept["branches"] = layer.branches
+        elif layer.extra is not None:  # the layer's own branch is in the weight
+            layer.kept["branches"] = (layer.extra,)
         else:
-            layer.kept["branch"] = layer.branch
+            layer.kept.pop("branches", None)
 
     def multiply(self, layer: Fp4Linear, inputs: torch.Tensor) -> torch.Tensor:
         bias = _like(layer.bias, inputs)
-        if self._keep:
-            return F.linear(inputs, layer.kept["weight"].to(inputs.dtype), bias)
         rows = inputs.reshape(-1, layer.in_features)
+        if self._keep:
+            product = F.linear(inputs, layer.kept["weight"].to(inputs.dtype), bias)
+            if "branches" not in layer.kept:
+                return product
+            flat = product.reshape(-1, layer.out_features)
+            return _with_branch(layer, rows, flat, None).reshape(product.shape)
         smooth = _smoothed(layer, rows)
         parts = layer.packed, layer.block_scale, layer.global_scale
         if rows.is_cuda and rows.shape[0] <= FEW_ROWS:
@@ -88,12 +99,15 @@ class Fp8:
         )
 
     def prepare(self, layer: Fp4Linear) -> None:
-        layer.kept["branch"] = layer.branch
+        self.prepare_branch(layer)
         if not self._fits(layer):
             return
         layer.kept["unit"] = (layer.global_scale * FP8_UNIT).expand(1, layer.out_features)
         if self._convert_once:
             layer.kept["weight"] = self._tile(layer, 0, layer.out_features)
+
+    def prepare_branch(self, layer: Fp4Linear) -> None:
+        layer.kept["branches"] = layer.branches
 
     def multiply(self, layer: Fp4Linear, inputs: torch.Tensor) -> torch.Tensor:
         if not self._fits(layer):
@@ -150,9 +164,12 @@ class NativeFp4:
         self.describe = f"NVFP4 weights and inputs, native FP4 scaled products{self._kernels.note}"
 
     def prepare(self, layer: Fp4Linear) -> None:
-        layer.kept["branch"] = layer.branch
+        self.prepare_branch(layer)
         if self._fits(layer):
             layer.kept["scales"] = swizzled(layer.block_scale)
+
+    def prepare_branch(self, layer: Fp4Linear) -> None:
+        layer.kept["branches"] = layer.branches
 
     def multiply(self, layer: Fp4Linear, inputs: torch.Tensor) -> torch.Tensor:
         if not self._fits(layer):
@@ -194,10 +211,10 @@ def _with_branch(
     """Add U·(V·x) and the bias to `product` (M, N)."""
     if bias is not None:
         product = product + bias
-    up, down = layer.kept.get("branch") or layer.branch
-    if up.shape[1] == 0:
-        return product
-    return torch.addmm(product, rows @ down.to(rows.dtype).T, up.to(rows.dtype).T)
+    for up, down in layer.kept.get("branches") or layer.branches:
+        if up.shape[1]:
+            product = torch.addmm(product, rows @ down.to(rows.dtype).T, up.to(rows.dtype).T)
+    return product
 
 
 def _like(tensor: torch.Tensor | None, inputs: torch.Tensor) -> torch.Tensor | None:

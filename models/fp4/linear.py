@@ -28,7 +28,10 @@ class ComputePath(Protocol):
     describe: str  # a sentence for /info
 
     def prepare(self, layer: Fp4Linear) -> None:
-        """Make what is kept with the layer; again after its tensors or extra columns changed."""
+        """Make what is kept with the layer; again after its tensors changed."""
+
+    def prepare_branch(self, layer: Fp4Linear) -> None:
+        """The part of `prepare` that is done again after the extra columns changed."""
 
     def multiply(self, layer: Fp4Linear, inputs: torch.Tensor) -> torch.Tensor:
         """(..., K) to (..., N), in the dtype of `inputs`."""
@@ -101,6 +104,22 @@ class Fp4Linear(nn.Module):
         return torch.cat([self.up, up], dim=1), torch.cat([self.down, down], dim=0)
 
     @property
+    def branches(self) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+        """The products U·(V·x) that make up the branch: one, with all ranks side by side.
+
+        Two while the layer waits in main memory between its uses: the extra columns, which are few,
+        stay where it computes.
+        """
+        if self._extra is None or self._extra[0].device == self.up.device:
+            return (self.branch,)
+        return (self.up, self.down), self._extra
+
+    @property
+    def extra(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The extra columns as they were given; None without any."""
+        return self._extra
+
+    @property
     def extra_rank(self) -> int:
         return 0 if self._extra is None else self._extra[0].shape[1]
 
@@ -113,8 +132,8 @@ class Fp4Linear(nn.Module):
     def set_extra(self, up: torch.Tensor, down: torch.Tensor) -> None:
         """Add `up` (N, e) · `down` (e, K) to the weight, in place of what was added before.
 
-        Several LoRAs are their ranks side by side: up = [w₁s₁B₁, w₂s₂B₂ …], down = [A₁; A₂ …].
-        Raises ValueError for shapes that do not fit the layer.
+        Several LoRAs are their ranks side by side: up = [w₁s₁B₁, w₂s₂B₂ …], down = [A₁; A₂ …], both on
+        the device the layer computes on, best in the dtype it computes in. Raises ValueError for shapes that do not fit the layer.
         """
         ranks = up.shape[-1], down.shape[0]
         fits = up.shape == (self.out_features, ranks[0]) and down.shape == (
@@ -126,22 +145,21 @@ class Fp4Linear(nn.Module):
                 f"extra columns {tuple(up.shape)} · {tuple(down.shape)} do not fit a layer of "
                 f"{self.out_features} outputs and {self.in_features} inputs"
             )
-        self._extra = (up.to(self.up), down.to(self.down))
-        self._refresh()
+        self._change_extra((up, down))
 
     def clear_extra(self) -> None:
         """Take the extra columns away; the layer computes the same bits as before they came."""
         if self._extra is not None:
-            self._extra = None
-            self._refresh()
+            self._change_extra(None)
 
     def dense(self) -> torch.Tensor:
         """The weight that the layer stands for, extra columns included: (N, K) float32."""
-        weight = nvfp4.dequantize(self.quantized)
-        if self.inverse_smoothing is not None:
-            weight = weight * self.inverse_smoothing
         up, down = self.branch
-        return weight + up.float() @ down.float()
+        return self._widened() + up.float() @ down.float()
+
+    def dense_without_extra(self) -> torch.Tensor:
+        """The layer's own weight: (N, K) float32."""
+        return self._widened() + self.up.float() @ self.down.float()
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         assert self.path is not None, "a path is chosen when the model is loaded"
@@ -150,9 +168,18 @@ class Fp4Linear(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, rank={self.rank}+{self.extra_rank}"
 
-    def _refresh(self) -> None:
-        if self.path is not None:
-            self.use(self.path)
+    def _widened(self) -> torch.Tensor:
+        weight = nvfp4.dequantize(self.quantized)
+        return weight if self.inverse_smoothing is None else weight * self.inverse_smoothing
+
+    def _change_extra(self, extra: tuple[torch.Tensor, torch.Tensor] | None) -> None:
+        before, self._extra = self._extra, extra
+        try:
+            if self.path is not None:
+                self.path.prepare_branch(self)
+        except BaseException:  # no room for the branch: the layer is what it was
+            self._extra = before
+            raise
 
     def _apply(self, fn: Any, recurse: bool = True) -> Fp4Linear:
         """Move to a device. Dtypes are part of the format: a cast of the model passes them by."""
@@ -164,7 +191,8 @@ class Fp4Linear(nn.Module):
         super()._apply(keep_dtype, recurse)
         if self._extra is not None:
             self._extra = keep_dtype(self._extra[0]), keep_dtype(self._extra[1])
-        self._refresh()
+        if self.path is not None:
+            self.use(self.path)
         return self
 
 

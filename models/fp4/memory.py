@@ -178,6 +178,8 @@ class _Planned:
 
     def prepare(self, layer: Fp4Linear) -> None: ...
 
+    def prepare_branch(self, layer: Fp4Linear) -> None: ...
+
     def multiply(self, layer: Fp4Linear, inputs: torch.Tensor) -> torch.Tensor:
         up, down = layer.branch
         if not layer.weight_only or inputs.ndim > 2:
