@@ -26,6 +26,9 @@ _TITLES = {
     "method_not_allowed": "Method not allowed",
     "unsupported_gpu": "The model cannot run here",
     "too_large": "The body is too large",
+    "too_slow": "The body did not come in",
+    "bad_file": "The file cannot be taken",
+    "lora_incompatible": "The LoRA does not fit",
     "idempotency_mismatch": "The key belongs to another request",
     "client_gone": "The client is gone",
     "queue_full": "The queue is full",
@@ -60,6 +63,8 @@ def problem(error: FluxError, request_id: str) -> JSONResponse:
     headers = {"X-Request-Id": request_id}
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(error.retry_after_seconds)
+    if error.status == 408:
+        headers["Connection"] = "close"  # whoever sends so slowly is not waited for again
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(body, error.status, headers, media_type=MEDIA_TYPE)

@@ -7,6 +7,7 @@
     ├── NotFound                   not_found            404   unknown job, image or route
     ├── UnsupportedHardware        unsupported_gpu      409   the model cannot run on this machine
     ├── TooLarge                   too_large            413   a body over the route's limit
+    ├── TooSlow                    too_slow             408   a body that does not come in
     ├── IdempotencyMismatch        idempotency_mismatch 422   a key used again with another body
     ├── ClientGone                 client_gone          499   the client hung up; nobody reads the answer
     ├── QueueFull                  queue_full           429   as many jobs wait as may wait
@@ -14,6 +15,8 @@
     ├── Unavailable                unavailable          503   no worker, or shutting down
     ├── ModelUnavailable           model_unavailable    503   the model's files are not there
     ├── StorageUnavailable         storage              503   disk or database refuses
+    ├── NoRoom                     storage              507   an upload that the disk has no room for
+    ├── LoraError                  models/lora/errors.py      what is wrong with a LoRA
     └── JobFailed                  (of the job)               the job ended without a picture
         internal, oom, poison, worker_lost: 500 · model_unavailable, storage: 503 · cancelled: 409 · timeout: 504
 
@@ -24,6 +27,7 @@ One handler in `api/errors.py` turns a FluxError into an answer.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +60,14 @@ class FluxError(Exception):
         self.fields = tuple(fields)
         self.retry_after_seconds = retry_after_seconds
 
+    @classmethod
+    def of(cls, field: str, message: str) -> Self:
+        """The common case: one field is at fault."""
+        return cls(f"{field}: {message}", fields=[FieldError(field, message)])
+
 
 class InvalidRequest(FluxError):
     code, status = "invalid_request", 400
-
-    @classmethod
-    def of(cls, field: str, message: str) -> "InvalidRequest":
-        """The common case: one field is at fault."""
-        return cls(f"{field}: {message}", fields=[FieldError(field, message)])
 
 
 class Unauthorized(FluxError):
@@ -84,6 +88,10 @@ class UnsupportedHardware(FluxError):
 
 class TooLarge(FluxError):
     code, status = "too_large", 413
+
+
+class TooSlow(FluxError):
+    code, status = "too_slow", 408
 
 
 class IdempotencyMismatch(FluxError):
@@ -112,6 +120,10 @@ class ModelUnavailable(FluxError):
 
 class StorageUnavailable(FluxError):
     code, status = "storage", 503
+
+
+class NoRoom(FluxError):
+    code, status = "storage", 507
 
 
 _STATUS_OF_JOB_ERRORS = {

@@ -69,6 +69,15 @@ class ServerSettings(Section):
     max_body_bytes: int = Field(
         30 * 2**20, ge=1024, description="Largest body of a request for pictures, bytes."
     )
+    max_lora_bytes: int = Field(
+        2 * 2**30,
+        ge=1024,
+        le=2 * 2**30,
+        description="Largest LoRA that is taken, uploaded or fetched, bytes.",
+    )
+    upload_patience_seconds: float = Field(
+        30.0, gt=0, description="An upload that brings less than 64 KiB in such a time is ended."
+    )
     drain_seconds: float = Field(
         10.0, ge=0, description="How long a stop waits for the running jobs."
     )
@@ -188,6 +197,10 @@ class StorageSettings(Section):
         ROOT / "generated_images", description="Where pictures are written."
     )
     data_dir: ProjectPath = Field(ROOT / "data", description="Where the job database lies.")
+    lora_dir: ProjectPath = Field(
+        ROOT / "uploads" / "lora_files",
+        description="Where LoRAs are kept; the services of a machine may share it.",
+    )
     min_free_mib: int = Field(
         512, ge=0, description="With less free disk no new job is taken, MiB."
     )

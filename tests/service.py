@@ -45,6 +45,7 @@ class RunningService:
             "FLUX_PORT": str(self.port),
             "FLUX_OUTPUT_DIR": str(folder / "generated_images"),
             "FLUX_DATA_DIR": str(folder / "data"),
+            "FLUX_LORA_DIR": str(folder / "loras"),
             "FLUX_GPUS": "none",
             "FLUX_MODELS_DIR": str(folder / "models"),
             "FLUX_ALLOW_DOWNLOAD": "false",

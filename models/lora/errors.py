@@ -4,6 +4,7 @@ FluxError
 └── LoraError                  code                 HTTP
     ├── NotSafetensors         bad_file             415   a pickle, an archive, a picture, text
     ├── BadLoraFile            bad_file             422   safetensors that breaks a rule of its format or of ours
+    ├── ReadOnlyLora           forbidden            403   it ships with the project and cannot be changed
     └── LoraIncompatible       lora_incompatible    409   cannot be applied, or not to this model
 """
 
@@ -24,6 +25,10 @@ class NotSafetensors(LoraError):
 
 class BadLoraFile(LoraError):
     code, status = "bad_file", 422
+
+
+class ReadOnlyLora(LoraError):
+    code, status = "forbidden", 403
 
 
 class LoraIncompatible(LoraError):

@@ -35,6 +35,7 @@ MAX_HEADER_BYTES = 4 * 1024**2
 MAX_METADATA_BYTES = 64 * 1024
 MAX_TENSORS = 20_000
 MAX_DIMENSIONS = 4
+START_BYTES = 9 + 64  # of a file, that tell what kind it is
 
 # Bytes of one number. Weights are floating point; the others are taken as single numbers, which is
 # how some trainers write alpha.
@@ -89,7 +90,7 @@ def read_header(path: Path | str, *, max_bytes: int = MAX_FILE_BYTES) -> Header:
         size = os.fstat(file.fileno()).st_size
         if size > max_bytes:
             raise TooLarge(f"the file has {size} bytes; a LoRA may have {max_bytes}")
-        length = _header_length(file.read(9 + 64), size)
+        length = _header_length(file.read(START_BYTES), size)
         file.seek(8)
         raw = file.read(length)
     if len(raw) != length:
@@ -122,11 +123,16 @@ def _check_regular(mode: int) -> None:
         raise BadLoraFile(f"not a regular file: a {kind}")
 
 
+def check_start(first: bytes) -> None:
+    """Raise NotSafetensors if a file that begins so is of another kind."""
+    # The brace decides: a length may look like another format's first bytes ("MZ" is 23117).
+    if first[8:9] != b"{" or int.from_bytes(first[:8], "little") > MAX_HEADER_BYTES:
+        _refuse_foreign(first)
+
+
 def _header_length(first: bytes, size: int) -> int:
     length = int.from_bytes(first[:8], "little")
-    # The brace decides: a length may look like another format's first bytes ("MZ" is 23117).
-    if first[8:9] != b"{" or length > MAX_HEADER_BYTES:
-        _refuse_foreign(first)
+    check_start(first)
     if size < 10:
         raise BadLoraFile(f"the file has {size} bytes; the smallest safetensors file has 10")
     if first[8:9] != b"{":
