@@ -74,13 +74,14 @@ def fit_block(
         statistics, weight = watch.of(name), layer.weight.float()
         if activations < 16 and not plan.weight_only:
             smooth = best_smoothing(statistics, weight, plan.rank)
-            metric, weight = Metric(statistics.scaled(1 / smooth)), weight * smooth
+            metric = Metric(statistics.scaled(1 / smooth), name=name)
+            weight = weight * smooth
             tensors[f"{name}.inverse_smoothing"] = 1 / smooth
         else:
             key = SAME_INPUTS.get(name, name)
             if key not in metrics:
                 metrics.clear()  # layers with the same inputs follow each other
-                metrics[key] = Metric(statistics)
+                metrics[key] = Metric(statistics, name=name)
             metric, smooth = metrics[key], None
         rounds = _ROUNDS_LARGE if weight.numel() > _LARGE_WEIGHTS else lowrank.ROUNDS
         fit = lowrank.fit(weight, metric, plan.rank, rounds=rounds, name=name)

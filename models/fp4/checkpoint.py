@@ -1,8 +1,9 @@
 """The FP4 folder: what stands in it, how it is written, and how strictly it is read.
 
     fp4.json                    format version, rank, what it was made from (size and digest of every
-                                file), and for each component: its files with SHA-256, its four-bit
-                                layers with shape and rank, the layers kept in 16 bit with the reason
+                                file), and for each component: its files and its configuration with
+                                SHA-256, its four-bit layers with shape and rank, the layers kept in
+                                16 bit with the reason
     quality.json                what the four bits cost, layer by layer (`quantize.py`)
     transformer/config.json     diffusers' configuration of the 16-bit model
     transformer/*.safetensors   one file per block and one for the rest; a layer's tensors are
@@ -18,8 +19,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,8 +36,8 @@ from models.fp4.layers import LayerPlan
 from models.fp4.linear import Fp4Linear
 from models.fp4.source import file_sha256
 
-FORMAT, VERSION = "flux-api-fp4", 1
-MANIFEST = "fp4.json"
+FORMAT, VERSION = "flux-api-fp4", 2
+MANIFEST, CONFIG = "fp4.json", "config.json"
 AGAIN = "make the FP4 folder again with scripts/quantize_fp4.py"
 
 
@@ -44,6 +46,7 @@ class Component:
     """A model of the pipeline in four bits."""
 
     files: Mapping[str, Mapping[str, Any]]  # by name: size in bytes, sha256
+    config: Mapping[str, Any]  # the same of config.json
     layers: Mapping[str, LayerPlan]
     kept_16bit: Mapping[str, str]  # the reason by name
 
@@ -54,7 +57,7 @@ class Manifest:
 
     model: str  # the catalog's id
     rank: int
-    activations: int  # bits the inputs may be rounded to: 16, or 4 for a smoothed checkpoint
+    activations: int  # 4: smoothed, so that inputs may be rounded to four bits; 16: they may not
     source: Mapping[str, Any]  # "name", and "files" as `source.fingerprint` gives them
     components: Mapping[str, Component] = field(default_factory=dict)
 
@@ -78,44 +81,88 @@ class Manifest:
                 f"{label} is of format {found[0]!r} version {found[1]!r}, not {FORMAT!r} version {VERSION}; {AGAIN}"
             )
         try:
-            return cls(**{**data, "components": _components(data["components"])})
+            manifest = cls(**{**data, "components": _components(data["components"])})
+            _check_kinds(manifest)
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise ModelUnavailable(f"{label} is not complete: {error!r}; {AGAIN}") from error
+        return manifest
 
 
 def _components(data: Mapping[str, Any]) -> dict[str, Component]:
     return {
         name: Component(
-            files=dict(part["files"]),
-            layers={
-                layer: LayerPlan(**{**plan, "shape": tuple(plan["shape"])})
-                for layer, plan in part["layers"].items()
-            },
-            kept_16bit=dict(part["kept_16bit"]),
+            files={file: _entry(file, entry) for file, entry in part["files"].items()},
+            config=_entry(CONFIG, part["config"]),
+            layers={layer: _layer(layer, plan) for layer, plan in part["layers"].items()},
+            kept_16bit=dict(part["kept_16bit"].items()),
         )
         for name, part in data.items()
     }
 
 
+def _entry(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A file's size and digest."""
+    size, digest = entry["size"], entry["sha256"]
+    if type(size) is not int or type(digest) is not str:
+        raise ValueError(f"{name} has no size or no digest")
+    return {"size": size, "sha256": digest}
+
+
+def _layer(name: str, plan: Mapping[str, Any]) -> LayerPlan:
+    made = LayerPlan(**{**plan, "shape": tuple(plan["shape"])})
+    if type(made.bias) is not bool or type(made.weight_only) is not bool:
+        raise ValueError(f"layer {name} does not say whether it has a bias or is weight-only")
+    return made
+
+
+def _check_kinds(manifest: Manifest) -> None:
+    if manifest.activations not in (4, 16) or type(manifest.activations) is not int:
+        raise ValueError(f"activations is {manifest.activations!r}, not 4 or 16")
+    if type(manifest.rank) is not int or type(manifest.model) is not str:
+        raise ValueError("rank is no number or model no name")
+    if not isinstance(manifest.source.get("files"), dict):
+        raise ValueError("source has no files")
+
+
 def write_atomically(path: Path, data: bytes) -> None:
-    """Whole or not at all, also after a crash."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as stream:
+    """Whole or not at all, also after a crash. Raises OSError; nothing is left behind then."""
+    with _in_place_of(path) as temporary, temporary.open("wb") as stream:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
-    temporary.replace(path)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Write a safetensors file, whole or not at all; returns its entry for the manifest."""
-    temporary = path.with_name(path.name + ".tmp")
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
-    with temporary.open("rb") as stream:
-        os.fsync(stream.fileno())
-    os.chmod(temporary, 0o644)
-    temporary.replace(path)
+    """Write a safetensors file, whole or not at all; returns its entry for the manifest.
+
+    Raises OSError, naming the file, for one that cannot be written; nothing is left behind then.
+    """
+    with _in_place_of(path) as temporary:
+        try:
+            save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary)
+        except SafetensorError as error:  # what safetensors makes of a full disk
+            raise OSError(f"{path.parent.name}/{path.name} cannot be written: {error}") from error
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+    return entry_of(path)
+
+
+def entry_of(path: Path) -> dict[str, Any]:
+    """A file's entry for the manifest."""
     return {"size": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+@contextmanager
+def _in_place_of(path: Path) -> Iterator[Path]:
+    """A name to write under; it becomes `path` if nothing was raised, and else is gone."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def load_component(
@@ -130,7 +177,7 @@ def load_component(
         raise ModelUnavailable(f"{folder.name}/{MANIFEST} has no {component!r}; {AGAIN}")
     part = manifest.components[component]
     label = f"{folder.name}/{component}"
-    _check_files(folder / component, label, part)
+    _check_files(folder / component, label, {**part.files, CONFIG: part.config})
     replace_layers(
         model, part.layers, f"{folder.name}/{MANIFEST}", smooth=manifest.activations < 16
     )
@@ -194,25 +241,25 @@ def _shape_of(module: nn.Module) -> object:
     return type(module).__name__
 
 
-def _check_files(folder: Path, label: str, part: Component) -> None:
+def _check_files(folder: Path, label: str, files: Mapping[str, Mapping[str, Any]]) -> None:
     """Sizes first, which is quick, then digests, in parallel."""
-    for name, entry in part.files.items():
+    for name, entry in files.items():
         path = folder / name
         if Path(name).name != name or not path.is_file():
             raise ModelUnavailable(f"{label}/{name} is missing; {AGAIN}")
         size = path.stat().st_size
-        if size != entry.get("size"):
+        if size != entry["size"]:
             raise ModelUnavailable(
-                f"{label}/{name} has {size} bytes, {MANIFEST} says {entry.get('size')}: "
+                f"{label}/{name} has {size} bytes, {MANIFEST} says {entry['size']}: "
                 f"it is cut short or another file; {AGAIN}"
             )
     with ThreadPoolExecutor(max_workers=4) as pool:
-        digests = pool.map(lambda name: file_sha256(folder / name), part.files)
-        for (name, entry), digest in zip(part.files.items(), digests, strict=True):
-            if digest != entry.get("sha256"):
+        digests = pool.map(lambda name: file_sha256(folder / name), files)
+        for (name, entry), digest in zip(files.items(), digests, strict=True):
+            if digest != entry["sha256"]:
                 raise ModelUnavailable(
                     f"{label}/{name} has SHA-256 {digest[:12]}…, {MANIFEST} says "
-                    f"{str(entry.get('sha256'))[:12]}…: it is damaged or another file; {AGAIN}"
+                    f"{entry['sha256'][:12]}…: it is damaged or another file; {AGAIN}"
                 )
 
 

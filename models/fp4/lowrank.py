@@ -47,13 +47,18 @@ _EXACT_INPUTS = 4096  # up to this many inputs statistics and factors are kept i
 
 
 class InputStatistics:
-    """Mean and covariance of a layer's inputs, gathered batch by batch."""
+    """Mean and covariance of a layer's inputs, gathered batch by batch.
+
+    Inputs are counted from the first batch's mean. Some channels of large transformers are large and
+    hardly move; squares of what they are would leave nothing of their covariance in float32.
+    """
 
     def __init__(self, inputs: int, device: torch.device | str = "cpu") -> None:
         exact = inputs <= _EXACT_INPUTS and torch.device(device).type == "cpu"
         dtype = torch.float64 if exact else torch.float32
         self._products = torch.zeros(inputs, inputs, dtype=dtype, device=device)
         self._sum = torch.zeros(inputs, dtype=dtype, device=device)
+        self._origin: torch.Tensor | None = None  # (K,)
         self._largest = torch.zeros(inputs, dtype=dtype, device=device)
         self._rows: list[torch.Tensor] = []
         self.count = 0
@@ -61,8 +66,11 @@ class InputStatistics:
     def add(self, inputs: torch.Tensor) -> None:
         """Count a batch of inputs, (..., K)."""
         rows = inputs.detach().reshape(-1, inputs.shape[-1]).to(self._products)
-        self._products.addmm_(rows.T, rows)
-        self._sum += rows.sum(dim=0)
+        if self._origin is None:
+            self._origin = rows.mean(dim=0)
+        moved = rows - self._origin
+        self._products.addmm_(moved.T, moved)
+        self._sum += moved.sum(dim=0)
         self._largest = torch.maximum(self._largest, rows.abs().amax(dim=0))
         self.count += rows.shape[0]
         if len(self._rows) * _SAMPLE_ROWS_EACH < _SAMPLE_ROWS:
@@ -76,15 +84,17 @@ class InputStatistics:
 
     @property
     def mean(self) -> torch.Tensor:
-        return self._sum / self.count  # (K,)
+        moved = self._sum / self.count  # (K,)
+        return moved if self._origin is None else self._origin + moved
 
     @property
     def largest(self) -> torch.Tensor:
         return self._largest  # (K,) magnitudes
 
     @property
-    def second_moment(self) -> torch.Tensor:
-        return self._products / self.count  # (K, K)
+    def covariance(self) -> torch.Tensor:
+        moved = self._sum / self.count
+        return self._products / self.count - moved[:, None] * moved  # (K, K)
 
     def scaled(self, factor: torch.Tensor) -> InputStatistics:
         """The statistics of inputs multiplied, channel by channel, by `factor` (K,)."""
@@ -92,18 +102,27 @@ class InputStatistics:
         factor = factor.to(self._sum)
         other._products = self._products * factor[:, None] * factor
         other._sum, other._largest = self._sum * factor, self._largest * factor.abs()
+        other._origin = None if self._origin is None else self._origin * factor
         other._rows = [rows * factor.float() for rows in self._rows]
         other.count = self.count
         return other
 
 
 class Metric:
-    """The factors of a covariance that `fit` needs; layers with the same inputs share one."""
+    """The factors of a covariance that `fit` needs; layers with the same inputs share one.
 
-    def __init__(self, inputs: InputStatistics, damping: float = DAMPING) -> None:
-        mean = inputs.mean
-        covariance = inputs.second_moment - mean[:, None] * mean
+    Raises ValueError, naming the layer, for inputs with infinite values or NaN.
+    """
+
+    def __init__(
+        self, inputs: InputStatistics, damping: float = DAMPING, *, name: str = "weight"
+    ) -> None:
+        mean, covariance = inputs.mean, inputs.covariance
         diagonal = covariance.diagonal()
+        if not diagonal.isfinite().all():
+            raise ValueError(
+                f"{name}: its inputs become infinite or NaN; weights before it are damaged"
+            )
         # Inputs that are constantly zero would leave nothing to divide by.
         floor = diagonal.mean().clamp(min=torch.finfo(covariance.dtype).tiny * 1e6)
         diagonal += damping * floor

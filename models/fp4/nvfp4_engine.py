@@ -24,6 +24,7 @@ from models.fp4.quantize import QUANTIZED, Job, quantize_folder
 from models.fp4.source import fingerprint
 from models.fp4.streaming import empty_t5, empty_transformer
 from models.fp4.work import locked
+from models.precision import profile_of
 from models.types import ImageModel, LoadOptions
 
 log = logging.getLogger("models.fp4")
@@ -53,7 +54,14 @@ def load(row: ModelRow, options: LoadOptions) -> ImageModel:
         )
     folder = find_or_make(row, options)
     pipeline, path = load_pipeline(folder, row, options)
-    model = Flux1Model(pipeline, row, engine="nvfp4", compute=path.describe)
+    model = Flux1Model(
+        pipeline,
+        row,
+        engine="nvfp4",
+        compute=path.describe,
+        lora_mode=profile_of("fp4").lora_mode,
+        loras_dir=options.loras_dir,
+    )
     device = torch.device(options.devices[-1])
     if device.type == "cuda" and _is_lean(pipeline, options):
         _make_room(pipeline, torch.device(options.devices[0]))
@@ -202,11 +210,18 @@ def _make(
     try:
         quantize_folder(job)
     except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise ModelUnavailable(
-            f"model {row.id}: its four-bit weights could not be made: {reason}; "
+            f"model {row.id}: its four-bit weights could not be made: {_in_short(error)}; "
             "what is finished is kept, and the next try goes on from there"
         ) from error
+
+
+def _in_short(error: OSError | ValueError) -> str:
+    """What an error says, without the folders of this machine: clients read it."""
+    if isinstance(error, OSError) and error.strerror:
+        file = f" ({Path(str(error.filename)).name})" if error.filename else ""
+        return f"{error.strerror}{file}"
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def snapshot(row: ModelRow, options: LoadOptions) -> Path:

@@ -28,9 +28,11 @@ from config.errors import ModelUnavailable
 from models.fp4 import calibration, lowrank, prompts, text_encoding
 from models.fp4.block_fit import Examination, Watch, fit_block
 from models.fp4.checkpoint import (
+    CONFIG,
     VERSION,
     Component,
     Manifest,
+    entry_of,
     write_atomically,
     write_tensors,
 )
@@ -98,7 +100,8 @@ def quantize_folder(job: Job) -> Manifest:
         )
     model = empty_transformer(job.source)
     rank = default_rank(model.inner_dim) if job.rank is None else job.rank
-    plan_layers(model, rank)  # before minutes go into a wrong rank
+    plan_layers(model, rank)  # before minutes go into a wrong rank, or weights of another model
+    SourceWeights(job.source, "transformer").check_fits(model)
     job = replace(job, rank=rank)
     settings = settings_of(job)
     notes = Notes.open(job.partial, settings)
@@ -232,13 +235,14 @@ def _write(
 def _component(
     job: Job, notes: Notes, component: str, plans: dict[str, LayerPlan], kept: dict[str, str]
 ) -> Component:
-    shutil.copyfile(job.source / component / "config.json", job.partial / component / "config.json")
+    config = job.partial / component / CONFIG
+    write_atomically(config, (job.source / component / CONFIG).read_bytes())
     files = {
         name.removeprefix(f"{component}/"): entry
         for name, entry in sorted(notes.files.items())
         if name.startswith(f"{component}/")
     }
-    return Component(files=files, layers=plans, kept_16bit=kept)
+    return Component(files=files, config=entry_of(config), layers=plans, kept_16bit=kept)
 
 
 def _finish(job: Job, notes: Notes, manifest: Manifest) -> None:

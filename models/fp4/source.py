@@ -72,7 +72,34 @@ class SourceWeights:
                     f"{tuple(wanted.shape)}; weights and config.json are not of one model"
                 )
             state[name] = tensor.to(device, dtype)
+            if not state[name].isfinite().all():
+                raise ModelUnavailable(
+                    f"{self.label}: {prefix + name} has infinite values or NaN; fetch the model again"
+                )
         module.load_state_dict(state, assign=True)
+
+    def check_fits(self, model: nn.Module) -> None:
+        """Raises ModelUnavailable unless these are the tensors of `model`, no more and no fewer.
+
+        Only names and shapes are read.
+        """
+        wanted = {self._alias(name): t.shape for name, t in model.state_dict().items()}
+        surplus = sorted(set(self.names) - wanted.keys())
+        if surplus:
+            raise ModelUnavailable(
+                f"{self.label} holds {len(surplus)} tensors that its config.json has no place for, "
+                f"{surplus[0]!r} first; weights and config.json are not of one model"
+            )
+        for name, shape in wanted.items():
+            if name not in self._where:
+                raise ModelUnavailable(
+                    f"{self.label} has no tensor {name!r}; fetch the model again"
+                )
+            if self.shape(name) != tuple(shape):
+                raise ModelUnavailable(
+                    f"{self.label}: {name} is {self.shape(name)}, its config says {tuple(shape)}; "
+                    "weights and config.json are not of one model"
+                )
 
     def _alias(self, name: str) -> str:
         """T5's embedding has two names, and files hold it under either."""

@@ -7,10 +7,12 @@ prompts at 4 steps of 512 px some 2 GB at FLUX.1's size).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -127,6 +129,7 @@ def streamed_t5(
     """
     model = empty_t5(folder)
     source = SourceWeights(folder, "text_encoder_2")
+    source.check_fits(model)
     encoder = model.encoder
     source.fill(encoder.embed_tokens, "encoder.embed_tokens.", device, dtype)
     source.fill(encoder.final_layer_norm, "encoder.final_layer_norm.", device, dtype)
@@ -151,26 +154,53 @@ def streamed_t5(
     yield model
 
 
-def empty_transformer(folder: Path) -> FluxTransformer2DModel:
+def empty_transformer(folder: Path) -> nn.Module:
     """FLUX.1's transformer on the meta device, by the configuration in `folder/transformer`.
 
-    Raises ModelUnavailable for the configuration of another kind of model.
+    Raises ModelUnavailable, naming the file, for a configuration that is missing, damaged or of
+    another kind of model.
     """
-    config = FluxTransformer2DModel.load_config(folder, subfolder="transformer")
+    label = f"{folder.name}/transformer/config.json"
+    config = _configuration(folder / "transformer" / "config.json", label)
     if config.get("_class_name") != FluxTransformer2DModel.__name__:
         raise ModelUnavailable(
-            f"{folder.name}/transformer/config.json is of a {config.get('_class_name')}, "
+            f"{label} is of a {config.get('_class_name')}, "
             "four bits are for FLUX.1's FluxTransformer2DModel"
         )
-    with init_empty_weights():
-        model = FluxTransformer2DModel.from_config(config)
-    return model.requires_grad_(False).eval()
+    return _empty(label, lambda: FluxTransformer2DModel.from_config(config))
 
 
 def empty_t5(folder: Path) -> nn.Module:
-    """T5's encoder on the meta device, by the configuration in `folder/text_encoder_2`."""
+    """T5's encoder on the meta device, by the configuration in `folder/text_encoder_2`.
+
+    Raises ModelUnavailable as `empty_transformer` does.
+    """
     from transformers import T5Config, T5EncoderModel
 
-    with init_empty_weights():
-        model = T5EncoderModel(T5Config.from_pretrained(folder / "text_encoder_2"))
+    label = f"{folder.name}/text_encoder_2/config.json"
+    config = _configuration(folder / "text_encoder_2" / "config.json", label)
+    return _empty(label, lambda: T5EncoderModel(T5Config.from_dict(config)))
+
+
+def _configuration(path: Path, label: str) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelUnavailable(f"{label} is missing; fetch the model again") from error
+    except (OSError, ValueError) as error:
+        raise ModelUnavailable(f"{label} cannot be read: {error}; fetch the model again") from error
+    if not isinstance(config, dict):
+        raise ModelUnavailable(f"{label} is no configuration; fetch the model again")
+    return config
+
+
+def _empty(label: str, make: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        with init_empty_weights():
+            model = make()
+    except Exception as error:  # what a wrong value breaks inside has no common type
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()[:200]
+        raise ModelUnavailable(
+            f"{label} describes no model that can be built: {reason}; fetch the model again"
+        ) from error
     return model.requires_grad_(False).eval()

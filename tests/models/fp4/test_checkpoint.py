@@ -82,7 +82,7 @@ def test_a_manifest_that_cannot_be_read(folder: Path, text: str) -> None:
     assert_refused(folder, f"tiny-fp4/{MANIFEST} cannot be read")
 
 
-@pytest.mark.parametrize(("key", "value"), [("version", 2), ("format", "gguf"), ("version", None)])
+@pytest.mark.parametrize(("key", "value"), [("version", 1), ("format", "gguf"), ("version", None)])
 def test_a_manifest_of_another_format(folder: Path, key: str, value: object) -> None:
     change_manifest(folder, lambda data: data.update({key: value}))
     assert_refused(folder, MANIFEST, str(value))
@@ -165,11 +165,65 @@ def test_a_manifest_of_another_models_shapes(folder: Path) -> None:
 
 
 def test_a_config_of_another_model(folder: Path) -> None:
-    config = folder / "transformer" / "config.json"
-    config.write_text(
-        config.read_text().replace('"num_attention_heads": 2', '"num_attention_heads": 4')
-    )
+    change_config(folder, '"num_attention_heads": 2', '"num_attention_heads": 4')
     assert_refused(folder, MANIFEST, "not of one model")
+
+
+@pytest.mark.parametrize(
+    ("value", "other"), [('"guidance_embeds": false', '"guidance_embeds": true'), ("[", " [")]
+)
+def test_a_config_that_was_changed_since(folder: Path, value: str, other: str) -> None:
+    """Weights may fit it all the same, and the pictures be others."""
+    config = folder / "transformer" / "config.json"
+    config.write_text(config.read_text().replace(value, other, 1))
+    assert_refused(folder, "tiny-fp4/transformer/config.json", "another file")
+
+
+def change_config(folder: Path, value: str, other: str) -> None:
+    """Change the configuration and note its new size and digest."""
+    config = folder / "transformer" / "config.json"
+    text = config.read_text()
+    assert value in text
+    config.write_text(text.replace(value, other))
+    entry = {"size": config.stat().st_size, "sha256": file_sha256(config)}
+    change_manifest(folder, lambda data: data["components"]["transformer"].update(config=entry))
+
+
+WRONG_KINDS = [None, -1, 1.5, "x", "", [], {}, ["b"], {"a": 1}]
+RIGHT_KINDS = {  # what is only told, or compared
+    ("rank",): int,
+    ("source", "files"): dict,
+    ("components", "transformer", "kept_16bit"): dict,
+}
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        ("version",), ("rank",), ("activations",), ("source",), ("source", "files"), ("components",),
+        ("components", "transformer"),
+        *(("components", "transformer", key) for key in ("files", "config", "layers", "kept_16bit")),
+        ("components", "transformer", "files", BLOCK),
+        ("components", "transformer", "files", BLOCK, "size"),
+        ("components", "transformer", "files", BLOCK, "sha256"),
+        ("components", "transformer", "layers", TO_Q),
+        *(("components", "transformer", "layers", TO_Q, k)
+          for k in ("shape", "rank", "bias", "weight_only")),
+    ],
+    ids=".".join,
+)  # fmt: skip
+def test_a_manifest_with_a_value_of_another_kind(folder: Path, place: tuple[str, ...]) -> None:
+    original = json.loads((folder / MANIFEST).read_text())
+    for wrong in WRONG_KINDS:
+        data = json.loads(json.dumps(original))
+        parent = data
+        for key in place[:-1]:
+            parent = parent[key]
+        if place in RIGHT_KINDS and type(wrong) is RIGHT_KINDS[place]:
+            continue
+        parent[place[-1]] = wrong
+        (folder / MANIFEST).write_text(json.dumps(data))
+        assert_refused(folder)
 
 
 def test_a_layer_that_the_model_lacks(folder: Path) -> None:

@@ -39,12 +39,12 @@ def output_error(weight: torch.Tensor, made: torch.Tensor, shift: torch.Tensor |
     return float((inputs @ made.T + shift - wanted).norm() / wanted.norm())
 
 
-def test_statistics_are_mean_and_second_moment_of_all_batches() -> None:
+def test_statistics_are_mean_and_covariance_of_all_batches() -> None:
     inputs = make_inputs(350, 32, 5).double()
     statistics = statistics_of(inputs)
     assert statistics.count == 350
     torch.testing.assert_close(statistics.mean, inputs.mean(dim=0))
-    torch.testing.assert_close(statistics.second_moment, inputs.T @ inputs / 350)
+    torch.testing.assert_close(statistics.covariance, inputs.T.cov(correction=0))
     assert torch.equal(statistics.largest, inputs.abs().amax(dim=0))
 
 
@@ -52,7 +52,7 @@ def test_scaled_statistics_are_those_of_scaled_inputs() -> None:
     inputs = make_inputs(200, 32, 5).double()
     factor = torch.linspace(-2, 3, 32).double()
     scaled, direct = statistics_of(inputs).scaled(factor), statistics_of(inputs * factor)
-    torch.testing.assert_close(scaled.second_moment, direct.second_moment)
+    torch.testing.assert_close(scaled.covariance, direct.covariance)
     torch.testing.assert_close(scaled.mean, direct.mean)
     torch.testing.assert_close(scaled.largest, direct.largest)
 
@@ -149,6 +149,30 @@ def test_fit_refuses_values_that_are_no_numbers(case, value: float) -> None:
     broken[3, 7] = value
     with pytest.raises(ValueError, match="to_q: .*damaged"):
         lowrank.fit(broken, Metric(statistics), 4, name="to_q")
+
+
+@pytest.mark.parametrize(("spread", "mean"), [(1.0, 1e4), (1e-2, 100.0), (1e-3, 1e4), (0.0, 3.0)])
+def test_inputs_that_hardly_move_are_fitted_in_float32_too(
+    monkeypatch: pytest.MonkeyPatch, spread: float, mean: float
+) -> None:
+    """As on a GPU. The squares of such inputs have no digits left for how they move."""
+    monkeypatch.setattr(lowrank, "_EXACT_INPUTS", 0)
+    inputs = make_inputs(2000, 128, 1) * spread + mean * (1 + torch.arange(128) % 3)
+    weight = torch.randn(96, 128, generator=torch.Generator().manual_seed(3))
+    metric = Metric(statistics_of(inputs))
+    assert metric.root.dtype == torch.float32
+    fit = lowrank.fit(weight, metric, 8)
+    wanted = inputs.double() @ weight.double().T
+    got = inputs.double() @ fit.dense().double().T + fit.bias_shift
+    plain = inputs.double() @ nvfp4.dequantize(nvfp4.quantize(weight)).double().T
+    assert float((got - wanted).norm()) < 0.1 * float((plain - wanted).norm())
+
+
+def test_inputs_that_are_no_numbers_are_refused_by_the_layers_name() -> None:
+    inputs = make_inputs(300, 64, 1)
+    inputs[17, 5] = float("nan")
+    with pytest.raises(ValueError, match="attn.to_q: its inputs become infinite or NaN"):
+        Metric(statistics_of(inputs), name="attn.to_q")
 
 
 def test_smoothing_evens_out_a_channel_of_large_inputs() -> None:

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FluxPipeline
+from safetensors import SafetensorError
 
 from config.catalog import ModelRow
 from config.errors import ModelUnavailable
 from config.settings import ROOT
-from models.fp4 import layers, nvfp4_engine, prompts, quantize
+from models.fp4 import checkpoint, layers, nvfp4_engine, prompts, quantize
 from models.fp4.checkpoint import MANIFEST, Manifest
 from models.fp4.compute import Dequantized, Fp8
 from models.fp4.linear import fp4_layers
@@ -121,11 +122,55 @@ def test_a_model_that_is_not_here_says_what_to_do(options: LoadOptions) -> None:
 
 
 def test_a_copy_that_cannot_be_made_is_no_surprise(tiny_copy: Path, options: LoadOptions) -> None:
-    (tiny_copy / "transformer" / "config.json").unlink()
+    shutil.rmtree(tiny_copy / "scheduler")
     row = TINY.model_copy(update={"source": str(tiny_copy)})
     with pytest.raises(ModelUnavailable, match="tiny: its four-bit weights could not be made"):
         nvfp4_engine.load(row, options)
     assert not (options.models_dir / "fp4" / "tiny").exists()
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder_2"])
+def test_a_model_without_its_configuration_is_named(
+    tiny_copy: Path, options: LoadOptions, part: str
+) -> None:
+    (tiny_copy / part / "config.json").unlink()
+    row = TINY.model_copy(update={"source": str(tiny_copy)})
+    with pytest.raises(ModelUnavailable, match=f"tiny-flux/{part}/config.json is missing"):
+        nvfp4_engine.load(row, options)
+    assert not (options.models_dir / "fp4" / "tiny").exists()
+
+
+def test_a_full_disk_is_said_without_this_machines_folders_and_the_next_try_goes_on(
+    tiny_source: Path, tiny_fp4: Path, options: LoadOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = TINY.model_copy(update={"source": str(tiny_source)})
+    save_file, kept = checkpoint.save_file, []
+
+    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if "single" in path.name:
+            path.write_bytes(b"the first bytes")
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        kept.append(path.name)
+        save_file(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(
+        ModelUnavailable, match="could not be made.*No space left.*goes on"
+    ) as caught:
+        nvfp4_engine.load(row, options)
+    assert "transformer/single_transformer_blocks.0.safetensors" in caught.value.message
+    assert str(options.models_dir) not in caught.value.message
+    folder = options.models_dir / "fp4"
+    assert [path.name for path in folder.iterdir()] == ["tiny.partial"]
+    assert not list(folder.rglob("*.tmp")) and len(kept) > 1
+
+    again: list[str] = []
+    monkeypatch.setattr(
+        checkpoint, "save_file", lambda t, path: (again.append(path.name), save_file(t, path))
+    )
+    nvfp4_engine.load(row, options)
+    assert not set(again) & set(kept), "what was finished is kept"
+    assert [path.name for path in folder.iterdir()] == ["tiny"]
 
 
 def test_a_models_folder_that_cannot_be_written_is_named_by_its_setting(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from config.errors import ModelUnavailable
 from models.fp4 import source
+from models.fp4.quantize import quantize_folder
 from models.fp4.source import SourceWeights, file_sha256, fingerprint
-from models.fp4.streaming import StreamedFlux
+from models.fp4.streaming import StreamedFlux, empty_t5, empty_transformer
+from tests.models.fp4.conftest import tiny_job
 
 CPU = torch.device("cpu")
 
@@ -75,6 +78,70 @@ def test_a_missing_tensor_is_named(tiny_copy: Path) -> None:
             save_file(tensors, file)
     with pytest.raises(ModelUnavailable, match=r"no tensor 'x_embedder\.bias'"):
         StreamedFlux(tiny_copy, CPU, torch.float32)
+
+
+def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    for file in folder.glob("*.safetensors"):
+        tensors = load_file(file)
+        change(tensors)
+        save_file(tensors, file)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_tensor_with_values_that_are_no_numbers_is_named(tiny_copy: Path, value: float) -> None:
+    def damage(tensors: dict[str, torch.Tensor]) -> None:
+        if "x_embedder.bias" in tensors:
+            tensors["x_embedder.bias"][3] = value
+
+    change_tensors(tiny_copy / "transformer", damage)
+    with pytest.raises(ModelUnavailable, match="tiny-flux/transformer: x_embedder.bias has inf"):
+        StreamedFlux(tiny_copy, CPU, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("part", "made", "said"),
+    [
+        ("transformer", '"num_single_layers": 2', '"num_single_layers": 1'),
+        ("text_encoder_2", '"num_layers": 2', '"num_layers": 1'),
+    ],
+)
+def test_weights_of_more_layers_than_the_config_says_are_refused(
+    tiny_copy: Path, tmp_path: Path, part: str, made: str, said: str
+) -> None:
+    """The first layers alone would fit, and draw something."""
+    config = tiny_copy / part / "config.json"
+    assert made in config.read_text()
+    config.write_text(config.read_text().replace(made, said))
+    with pytest.raises(ModelUnavailable, match=rf"tiny-flux/{part} holds \d+ tensors.*not of one"):
+        quantize_folder(tiny_job(tiny_copy, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"FluxTransformer2DModel"'])
+@pytest.mark.parametrize("part", ["transformer", "text_encoder_2"])
+def test_a_config_that_is_none_is_named(tiny_copy: Path, part: str, text: str) -> None:
+    (tiny_copy / part / "config.json").write_text(text)
+    empty = empty_transformer if part == "transformer" else empty_t5
+    with pytest.raises(ModelUnavailable, match=f"tiny-flux/{part}/config.json .*fetch the model"):
+        empty(tiny_copy)
+
+
+@pytest.mark.parametrize("value", [None, -1, "x", 1.5, {}])
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [
+        ("transformer", "num_attention_heads"), ("transformer", "num_layers"),
+        ("transformer", "in_channels"), ("text_encoder_2", "d_model"),
+    ],
+)  # fmt: skip
+def test_a_config_of_impossible_values_is_named(
+    tiny_copy: Path, part: str, key: str, value: object
+) -> None:
+    config = tiny_copy / part / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), key: value}))
+    with pytest.raises(ModelUnavailable, match=f"tiny-flux/{part}"):
+        empty = empty_transformer if part == "transformer" else empty_t5
+        SourceWeights(tiny_copy, part).check_fits(empty(tiny_copy))
 
 
 def test_fingerprint_knows_one_changed_byte(tiny_copy: Path) -> None:
