@@ -15,6 +15,7 @@ import torch
 from config.catalog import ModelRow
 from config.errors import ModelUnavailable
 from models.families.flux1 import Flux1Model, place
+from models.precision import profile_of
 from models.types import ImageModel, LoadOptions
 
 
@@ -43,13 +44,21 @@ def load(row: ModelRow, options: LoadOptions) -> ImageModel:
         )
     except (OSError, ValueError) as error:
         raise ModelUnavailable(_missing(row, options.allow_download, error)) from error
-    if must_offload(row, options.devices):
-        compute = "BF16, weights waiting in main memory"
-        model = Flux1Model(pipeline, row, engine="diffusers", compute=compute)
-        model.enable_offloading(device)
-        return model
     compute = "BF16 weights widened to FP32" if device.type == "cpu" else "BF16"
-    return Flux1Model(place(pipeline, options.devices), row, engine="diffusers", compute=compute)
+    offloads = must_offload(row, options.devices)
+    if offloads:
+        compute = "BF16, weights waiting in main memory"
+    model = Flux1Model(
+        pipeline if offloads else place(pipeline, options.devices),
+        row,
+        engine="diffusers",
+        compute=compute,
+        lora_mode=profile_of("bf16").lora_mode,
+        loras_dir=options.loras_dir,
+    )
+    if offloads:
+        model.enable_offloading(device)
+    return model
 
 
 def must_offload(row: ModelRow, devices: Sequence[str]) -> bool:

@@ -7,8 +7,16 @@ because importing it imports torch, which only a worker may do.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from config.errors import ConfigurationError
+
+
+class LoraMode(StrEnum):
+    """How a request's LoRAs come into the model."""
+
+    NATIVE = "native"  # as PEFT's adapters, each by itself: `models/lora/adapters.py`
+    MERGED = "merged"  # as one sum in a branch beside each layer: `models/lora/merged.py`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +25,7 @@ class PrecisionProfile:
     title: str  # for people
     weights: str  # how weights are kept
     engines: tuple[str, ...]  # what can compute with them, best first where several run
+    lora_mode: LoraMode
     loader: str | None  # "module:function" that loads a catalog row; None: not built
     not_built: str = ""  # why there is no loader
 
@@ -31,6 +40,7 @@ _PROFILES = {
         title="BF16",
         weights="bfloat16",
         engines=("diffusers",),
+        lora_mode=LoraMode.NATIVE,
         loader="models.bf16_flux_model:load",
     ),
     "fp4": PrecisionProfile(
@@ -38,6 +48,7 @@ _PROFILES = {
         title="FP4",
         weights="4-bit floating point",
         engines=("nunchaku", "nvfp4"),
+        lora_mode=LoraMode.MERGED,
         loader="models.fp4_flux_model:load",
     ),
 }

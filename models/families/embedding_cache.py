@@ -7,7 +7,7 @@ the text encoders, a quarter of FLUX.1's weights, then have nothing to do.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import torch
 
@@ -23,17 +23,21 @@ class EmbeddingCache:
     def __init__(self, encode: Callable[[str], Embeddings], *, max_bytes: int = MAX_BYTES) -> None:
         self._encode = encode
         self._max_bytes = max_bytes
-        self._entries: OrderedDict[str, Embeddings] = OrderedDict()
+        self._entries: OrderedDict[tuple[str, Hashable], Embeddings] = OrderedDict()
         self.size_bytes = 0
 
-    def __call__(self, text: str) -> Embeddings:
-        """The embeddings of a text, in main memory; whoever gets them must not write to them."""
-        if text in self._entries:
-            self._entries.move_to_end(text)
-            return self._entries[text]
+    def __call__(self, text: str, encoders: Hashable = None) -> Embeddings:
+        """The embeddings of a text, in main memory; whoever gets them must not write to them.
+
+        `encoders` tells apart what the text encoders compute with, such as their LoRAs.
+        """
+        key = text, encoders
+        if key in self._entries:
+            self._entries.move_to_end(key)
+            return self._entries[key]
         tokens, pooled = self._encode(text)
         entry = (tokens.cpu(), pooled.cpu())
-        self._entries[text] = entry
+        self._entries[key] = entry
         self.size_bytes += _bytes_of(entry)
         while self.size_bytes > self._max_bytes:
             _, oldest = self._entries.popitem(last=False)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,12 +22,18 @@ from models import preview
 from models.families import frugal as saving
 from models.families.embedding_cache import EmbeddingCache, Embeddings
 from models.families.exact_batches import rows_alone
-from models.types import Drawing, GenerationRequest, PreviewOf, Stage
+from models.lora.adapters import PeftAdapters
+from models.lora.in_use import Carrier, LorasInUse
+from models.lora.merged import MergedLoras
+from models.lora.opened import OpenedLoras
+from models.precision import LoraMode
+from models.types import Drawing, GenerationRequest, LoraApplied, LoraRef, PreviewOf, Stage
 
 OnStep = Callable[[int, int, PreviewOf], None]
 
 TEXT_PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 IMAGE_PARTS = ("transformer", "vae")
+LORA_PARTS = ("transformer", "text_encoder", "text_encoder_2")
 
 
 class Stopwatch:
@@ -57,10 +64,21 @@ def place(pipeline: FluxPipeline, devices: Sequence[str]) -> FluxPipeline:
 class Flux1Model:
     """A loaded FLUX.1 pipeline; implements `models.types.ImageModel`.
 
-    Computes where the weights are: the text encoders may be on another device than the rest.
+    Computes where the weights are: the text encoders may be on another device than the rest. LoRAs are
+    files in `loras_dir`; a `carrier` is for transformers that take them in a way of their own.
     """
 
-    def __init__(self, pipeline: FluxPipeline, row: ModelRow, *, engine: str, compute: str) -> None:
+    def __init__(
+        self,
+        pipeline: FluxPipeline,
+        row: ModelRow,
+        *,
+        engine: str,
+        compute: str,
+        lora_mode: LoraMode,
+        loras_dir: Path | None = None,
+        carrier: Carrier | None = None,
+    ) -> None:
         parts = dict(pipeline.components)
         self._text = FluxPipeline(**parts | dict.fromkeys(IMAGE_PARTS))
         self._image = FluxPipeline(**parts | dict.fromkeys(TEXT_PARTS))
@@ -71,10 +89,16 @@ class Flux1Model:
         self._embeddings = EmbeddingCache(self._encode_text)
         self._preview_map: preview.PreviewMap | None = None
         self._waits_in_main_memory = False
+        self._opened = OpenedLoras(loras_dir)
+        self._loras = LorasInUse(self._opened, carrier or self._carrier(lora_mode))
         self.engine = engine
         self.compute = compute
         # A GPU picks its kernels by the size of the whole batch.
         self.batches_exactly = self._device.type == "cpu"
+
+    def use_loras(self, loras: Sequence[LoraRef]) -> tuple[LoraApplied, ...]:
+        """As `models.types.ImageModel` says. Nothing is changed where these are in use already."""
+        return self._loras.use(loras)
 
     @torch.no_grad()  # not inference_mode: weights moved within it could never be written to again
     def generate(
@@ -124,12 +148,37 @@ class Flux1Model:
         self._image.vae.to(device)
         self._text_device = self._device = device
         self.batches_exactly = False
+        # Offloading knows the layers and weights there are when it begins; a branch is neither.
+        self._loras = LorasInUse(self._opened, self._carrier(LoraMode.MERGED))
         saving.enable_offloading(*self._weighty(), prefetch=True)
         self._waits_in_main_memory = True
 
+    def compile(self, *, lora_rank: int, **options: Any) -> None:
+        """Compile the transformer's blocks, once for whatever LoRAs they will draw with.
+
+        Each layer gets a branch of `lora_rank`, into which a request's LoRAs are written; their ranks
+        added up must not be more, or the blocks are compiled again for twice as many. `options` are
+        those of `torch.compile`. Must be called before `enable_offloading`.
+        """
+        self.use_loras(())
+        merged = self._carrier(LoraMode.MERGED, fixed_rank=lora_rank)
+        self._loras = LorasInUse(self._opened, merged)
+        self._image.transformer.compile_repeated_blocks(**options)
+
     def unload(self) -> None:
         """Let go of the weights; the caller collects and empties the CUDA cache."""
-        del self._text, self._image, self._embeddings, self._preview_map
+        del self._text, self._image, self._embeddings, self._preview_map, self._loras, self._opened
+
+    def _carrier(self, mode: LoraMode, *, fixed_rank: int | None = None) -> Carrier:
+        parts = {name: self._part(name) for name in LORA_PARTS}
+        devices = {name: self._text_device for name in parts} | {"transformer": self._device}
+        if mode is LoraMode.NATIVE:
+            return PeftAdapters(parts, devices, self._opened.take_native)
+        dtypes = {name: part.dtype for name, part in parts.items()}
+        return MergedLoras(parts, devices, dtypes, fixed_rank=fixed_rank)
+
+    def _part(self, name: str) -> Any:
+        return getattr(self._text if name in TEXT_PARTS else self._image, name)
 
     @contextmanager
     def _sparing(self, frugal: bool) -> Iterator[None]:
@@ -153,14 +202,15 @@ class Flux1Model:
 
     def _encode(self, drawings: Sequence[Drawing]) -> dict[str, torch.Tensor]:
         request = drawings[0].request
-        embeddings = self._encode_all([drawing.request.prompt for drawing in drawings])
+        embeddings = self._encode_all([drawing.request.prompt_to_encode for drawing in drawings])
         if request.negative_prompt is None or request.true_cfg_scale <= 1:
             return embeddings
         negative = self._encode_all([str(drawing.request.negative_prompt) for drawing in drawings])
         return embeddings | {f"negative_{name}": value for name, value in negative.items()}
 
     def _encode_all(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-        tokens, pooled = zip(*(self._embeddings(text) for text in texts), strict=True)
+        encoders = self._loras.text_key
+        tokens, pooled = zip(*(self._embeddings(text, encoders) for text in texts), strict=True)
         return {
             "prompt_embeds": torch.cat(tokens).to(self._device),  # (B, seq, C)
             "pooled_prompt_embeds": torch.cat(pooled).to(self._device),  # (B, C)

@@ -1,0 +1,92 @@
+"""LoRAs merged: the sum of a set, ranks side by side, in the branch of every layer it changes.
+
+What is merged is kept by contents and weights, on the device: to change to a set that was used before
+is to exchange references. Layers with room for a branch are four-bit ones and `branch.BranchedLinear`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.lora.branch import Pair, make_room
+from models.lora.in_use import Chosen, log_loss
+from models.lora.kept import Kept
+from models.lora.merge import Shape, merge
+
+MAX_BYTES = 2**30  # of merged sets, on the device
+# transformers 4 has CLIP's encoder in a text_model, transformers 5 has it bare; LoRAs are named by the latter.
+_WRAPPER = "text_model."
+
+Layers = Mapping[str, Pair]  # by layer, component first
+
+
+class MergedLoras:
+    """Carries LoRAs in the branches of `components`, each of which computes on its device.
+
+    `dtypes` are what four-bit layers compute in; others compute in their weight's. With `fixed_rank` the transformer's branches have that
+    rank from the start (see `branch.py`).
+    """
+
+    def __init__(
+        self,
+        components: Mapping[str, nn.Module],
+        devices: Mapping[str, torch.device],
+        dtypes: Mapping[str, torch.dtype],
+        *,
+        fixed_rank: int | None = None,
+        max_bytes: int = MAX_BYTES,
+    ) -> None:
+        self._devices, self._dtypes = devices, dtypes
+        self._places: dict[str, Any] = {}
+        self._sets: Kept[Layers] = Kept(max_bytes)
+        self._layers: Layers = {}
+        for name, component in components.items():
+            fixed = fixed_rank if name == "transformer" else None
+            make_room(component, devices[name], fixed_rank=fixed)
+            for path, part in component.named_modules():
+                if hasattr(part, "set_extra"):
+                    self._places[f"{name}.{path.removeprefix(_WRAPPER)}"] = part
+        self.shapes: Mapping[str, Shape] = {
+            name: (place.out_features, place.in_features) for name, place in self._places.items()
+        }
+
+    def carry(self, chosen: Sequence[Chosen]) -> None:
+        layers = self._merged(chosen)
+        before = self._layers
+        try:
+            self._put(layers)
+        except BaseException:
+            self._put({})
+            self._put(before)
+            raise
+
+    def _merged(self, chosen: Sequence[Chosen]) -> Layers:
+        key = tuple(one.key for one in chosen)
+        layers = self._sets.get(key)
+        if layers is None:
+            log_loss(chosen)
+            merged = merge([(one.lora, one.ref.weight) for one in chosen], self.shapes)
+            layers = {
+                name: (self._moved(name, added.up), self._moved(name, added.down))
+                for name, added in merged.layers.items()
+            }
+            self._sets.put(key, layers, sum(u.nbytes + d.nbytes for u, d in layers.values()))
+        return layers
+
+    def _moved(self, layer: str, tensor: torch.Tensor) -> torch.Tensor:
+        component, weight = layer.partition(".")[0], self._places[layer].weight
+        dtype = self._dtypes[component] if weight is None else weight.dtype
+        return tensor.to(self._devices[component], dtype)
+
+    def _put(self, layers: Layers) -> None:
+        for name in self._layers.keys() - layers.keys():
+            self._places[name].clear_extra()
+        # Before the first is set: what fails half-way is then taken away by name.
+        self._layers = dict(self._layers) | dict(layers)
+        for name, (up, down) in layers.items():
+            self._places[name].set_extra(up, down)
+        self._layers = layers
