@@ -48,6 +48,7 @@ export interface GenerateBody {
   prompt: string;
   negative_prompt?: string;
   model?: string;
+  backend?: string;
   width?: number;
   height?: number;
   num_inference_steps?: number;
@@ -56,6 +57,17 @@ export interface GenerateBody {
   seed?: number;
   num_images?: number;
   output_format?: string;
+  loras?: readonly LoraWanted[];
+  image?: string;
+  mask?: string;
+  strength?: number;
+  reference_images?: readonly string[];
+}
+
+export interface LoraWanted {
+  name: string;
+  weight: number;
+  trigger_word?: string;
 }
 
 /** A request with nothing left open, as the service keeps it. */

@@ -1,0 +1,45 @@
+/** Graphs to begin with. */
+
+/** @import { Graph } from "../../types/graph" */
+
+import { Builder, graphOf } from "./restore.js";
+
+/** Model → Prompt → Sampler → Image. @param {string} service @returns {Graph} */
+export function firstGraph(service) {
+  return graphOf({}, service);
+}
+
+/**
+ * The built-in examples. `service` draws where one is enough.
+ * @type {readonly {name: string, about: string, build: (service: string) => Graph}[]}
+ */
+export const EXAMPLES = [
+  {
+    name: "Four at once",
+    about: "One prompt, four seeds, landscape",
+    build: (service) => graphOf({ prompt: "a red balloon on the left over green hills at sunset", num_images: 4, width: 288, height: 224, seed: 7 }, service),
+  },
+  {
+    name: "Keep something away",
+    about: "A negative prompt beside the prompt",
+    build: (service) => graphOf({ prompt: "three stars over a desert at night", negative_prompt: "a house", true_cfg_scale: 3, seed: 11 }, service),
+  },
+  {
+    name: "FP4 against BF16",
+    about: "The same seed at both precisions, compared",
+    build: () => {
+      const builder = new Builder();
+      const fp4 = builder.node("model", 0, 0, { service: "fp4" });
+      const bf16 = builder.node("model", 0, 236, { service: "bf16" });
+      const prompt = builder.node("prompt", 0, 472, { text: "a blue house on the right in front of a wheat field at dawn" });
+      const values = { seed_mode: "fixed", seed: 3 };
+      const first = builder.node("sampler", 388, 0, values);
+      const second = builder.node("sampler", 388, 560, values);
+      const compare = builder.node("compare", 744, 160);
+      builder.wire(`${fp4}.model`, `${first}.model`).wire(`${bf16}.model`, `${second}.model`);
+      builder.wire(`${prompt}.text`, `${first}.prompt`).wire(`${prompt}.text`, `${second}.prompt`);
+      builder.wire(`${first}.image`, `${compare}.a`).wire(`${second}.image`, `${compare}.b`);
+      return builder.graph;
+    },
+  },
+];
