@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,23 +45,54 @@ def look_at(row: ModelRow, hub: Path) -> tuple[bool, str]:
     return look_at_folder(folder)
 
 
-def copy_of(row: ModelRow, precision: str, models_dir: Path) -> str | None:
-    """Where a copy of the model in another precision lies, and how large it is; None without one.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copy:
+    """A model's copy in another precision."""
+
+    text: str  # where it lies and how large it is
+    fault: str = ""  # what is wrong with it, and what to do
+
+
+def copy_of(row: ModelRow, precision: str, models_dir: Path) -> Copy | None:
+    """The copy of a model that a service of `precision` would take; None without one.
 
     It has a manifest, `<precision>.json`, and lies beside a model of this project (`embedded-fp4`), or
-    in `<models_dir>/<precision>/<id>`.
+    in `<models_dir>/<precision>/<id>`. A service takes no other model in place of a damaged copy.
     """
     places = [models_dir / precision / row.id]
     if comes_with_the_project(row):
         places.insert(0, ROOT / f"{row.source}-{precision}")
     for place in places:
-        try:
-            about = json.loads((place / f"{precision}.json").read_text(encoding="utf-8"))
-            size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
-        except (OSError, ValueError):
+        manifest = place / f"{precision}.json"
+        if not manifest.is_file():
             continue
-        if isinstance(about, dict) and about.get("model") == row.id:
-            return f"{precision.upper()} copy in {place}, {size / GIB:.2g} GiB"
+        wrong = _what_is_wrong(manifest)
+        size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+        return Copy(
+            text=f"{precision.upper()} copy in {place}, {size / GIB:.2g} GiB",
+            fault=(
+                f"{wrong}; delete {place}, and it is made again at the first use" if wrong else ""
+            ),
+        )
+    return None
+
+
+def _what_is_wrong(manifest: Path) -> str | None:
+    """Whether a copy lacks files that its manifest names, or has them in another size."""
+    try:
+        components = json.loads(manifest.read_text(encoding="utf-8"))["components"]
+        wanted = {
+            manifest.parent / name / file: entry["size"]
+            for name, part in components.items()
+            for file, entry in {**part["files"], "config.json": part["config"]}.items()
+        }
+        for file, size in wanted.items():
+            if file.stat().st_size != size:
+                return f"{file} is cut short or another file"
+    except FileNotFoundError as error:
+        return f"{error.filename} is missing"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        return f"{manifest} is damaged ({error!r})"
     return None
 
 

@@ -144,9 +144,11 @@ class Checkup:
             why_not = self._plan.resolver.why_not_here(row)
             if settings.engine == "nunchaku":
                 why_not = why_not or nunchaku_engine.why_no_checkpoint(row)
-            state, text = State.OK, "; ".join(filter(None, [copy, where]))
+            state, text = State.OK, f"{copy.text}; {where}" if copy else where
             if why_not is not None:
                 state, text = State.FAULT, f"{why_not} ({text})"
+            elif copy is not None and copy.fault and settings.engine != "nunchaku":
+                state, text = State.FAULT, copy.fault
             elif not is_there:
                 state, more = _fetching(row, settings)
                 text = f"{text}; {more}"

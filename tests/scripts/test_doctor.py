@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -441,25 +442,53 @@ def test_model_of_which_a_part_is_missing_is_not_there(
     assert str(hub_model) in line(report, "BF16 service", "model flux-schnell (default)")["text"]
 
 
-@pytest.mark.parametrize(
-    ("manifest", "is_copy"),
-    [('{"model": "flux-schnell"}', True), ('{"model": "flux-dev"}', False), ("{", False)],
-)
-def test_copy_in_another_precision_is_found_by_its_manifest(
-    tmp_path: Path, manifest: str, is_copy: bool
-) -> None:
+def put_copy(models_dir: Path) -> Path:
+    """A four-bit copy of flux-schnell, which is the one that ships under another name."""
+    return shutil.copytree(ROOT / "models" / "embedded-fp4", models_dir / "fp4" / "flux-schnell")
+
+
+def test_copy_in_another_precision_is_found_by_its_manifest(tmp_path: Path) -> None:
     row = load_catalog()["flux-schnell"]
     assert models_on_disk.copy_of(row, "fp4", tmp_path) is None
-    folder = tmp_path / "fp4" / "flux-schnell"
-    folder.mkdir(parents=True)
-    (folder / "fp4.json").write_text(manifest)
+    folder = put_copy(tmp_path)
     found = models_on_disk.copy_of(row, "fp4", tmp_path)
-    assert (f"FP4 copy in {folder}" in found) if is_copy else found is None
+    assert found is not None
+    assert f"FP4 copy in {folder}" in found.text and not found.fault
+
+
+@pytest.mark.parametrize(
+    ("file", "length", "said"),
+    [
+        ("fp4.json", 0, "fp4.json is damaged"),
+        ("fp4.json", 900, "fp4.json is damaged"),
+        ("transformer/config.json", 20, "config.json is cut short"),
+        ("transformer/rest.safetensors", 1000, "rest.safetensors is cut short"),
+        ("transformer/rest.safetensors", None, "rest.safetensors is missing"),
+    ],
+)
+def test_copy_that_is_damaged_stops_the_service_that_would_take_it(
+    make_machine, say, tmp_path: Path, file: str, length: int | None, said: str
+) -> None:
+    """The same file that the service would refuse; BF16 has no use for the copy."""
+    damaged = put_copy(tmp_path / "models") / file
+    if length is None:
+        damaged.unlink()
+    else:
+        damaged.write_bytes(damaged.read_bytes()[:length])
+    make_machine("NVIDIA H200", capability=(9, 0), FLUX_MODEL="flux-schnell")
+    _, report = say()
+    found = line(report, "FP4 service", "model flux-schnell (default)")
+    assert found["state"] == "fault"
+    assert said in found["text"] and "delete" in found["text"]
+    (fp4,) = [service for service in report["services"] if service["precision"] == "fp4"]
+    assert not fp4["ok"]
+    assert said not in line(report, "BF16 service", "model flux-schnell (default)")["text"]
 
 
 def test_copy_of_the_embedded_model_lies_beside_it(tmp_path: Path) -> None:
     found = models_on_disk.copy_of(load_catalog()["embedded"], "fp4", tmp_path)
-    assert (found is not None) == (ROOT / "models" / "embedded-fp4" / "fp4.json").exists()
+    assert found is not None
+    assert str(ROOT / "models" / "embedded-fp4") in found.text and not found.fault
 
 
 # Folders and ports
