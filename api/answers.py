@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from config.settings import Settings
+from models.lora.entry import MAX_UNKNOWN_KEYS, LoraEntry
+from models.lora.library import Library
+from models.lora.names import SUFFIX
 from models.types import GenerationRequest
 from utils.job import Job, StoredImage
+from utils.lora_choice import DefaultLora
+from utils.lora_fetcher import Fetching
 from utils.queue_manager import JobProgress, QueueManager
 from utils.worker.parent import Worker
 
@@ -14,7 +20,6 @@ from utils.worker.parent import Worker
 def request_json(request: GenerationRequest) -> dict[str, Any]:
     values = request.to_json()
     values["metadata"] = {"tags": list(values.pop("tags"))}
-    values["loras"] = []
     return values
 
 
@@ -64,7 +69,7 @@ def result_json(job: Job) -> dict[str, Any]:
         "filename": images[0]["filename"],
         "image_url": images[0]["image_url"],
         "download_url": images[0]["download_url"],
-        "loras_applied": [],
+        "loras_applied": [asdict(lora) for lora in result.loras],
         "timings_ms": dict(result.timings_ms),
         "generation_time_ms": generation_time_ms(job),
     }
@@ -92,6 +97,64 @@ def job_json(job: Job, queue: QueueManager) -> dict[str, Any]:
         "error": ({"code": job.error.code, "message": job.error.message} if job.error else None),
         "node": None,
         "gpu": job.worker,
+    }
+
+
+def lora_json(entry: LoraEntry, compatible_models: list[str]) -> dict[str, Any]:
+    info = entry.info
+    return {
+        "name": entry.name,
+        "filename": entry.filename,
+        "stored_filename": f"{entry.sha256}{SUFFIX}",
+        "sha256": entry.sha256,
+        "size_bytes": info.size_bytes,
+        "status": "ready",
+        "format": info.format,
+        "base_model": info.base.name,
+        "family": info.base.family.value,
+        "hidden_size": info.base.hidden_size,
+        "rank": max(info.ranks, default=None),
+        "ranks": list(info.ranks),
+        "alpha": max(info.alphas, default=None),
+        "alphas": list(info.alphas),
+        "targets": list(info.targets),
+        "text_encoders": list(info.text_encoders),
+        "modules": info.modules,
+        "tensors": info.tensors,
+        "unknown_keys": list(info.unknown_keys[:MAX_UNKNOWN_KEYS]),
+        "trigger_words": list(entry.trigger_words),
+        "compatible_models": compatible_models,
+        "refusal": info.refusal,
+        "builtin": entry.is_builtin,
+        "source": entry.source,
+        "hub_ids": list(entry.hub_ids),
+        "created_at": entry.created_at,
+    }
+
+
+def default_lora_json(default: DefaultLora, library: Library) -> dict[str, Any]:
+    """`available` is false when it was deleted by another service: requests are refused then."""
+    entry = library.by_sha256(default.sha256)
+    words = () if entry is None else entry.trigger_words
+    if default.trigger_word is not None:
+        words = (default.trigger_word,) if default.trigger_word else ()
+    return {
+        "name": default.name if entry is None else entry.name,
+        "sha256": default.sha256,
+        "weight": default.weight,
+        "trigger_words": list(words),
+        "available": entry is not None,
+    }
+
+
+def fetching_json(fetching: Fetching) -> dict[str, Any]:
+    """A LoRA that is on its way into the library."""
+    return {
+        "name": fetching.name,
+        "status": "fetching",
+        "size_bytes": fetching.size_bytes,
+        "received_bytes": fetching.received_bytes,
+        "fraction": fetching.fraction,
     }
 
 

@@ -10,7 +10,18 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from api import errors
 from api.middleware import AnswerFailures, Authenticate, BodyLimit, HostAndOrigin, RequestContext
-from api.routes import events, generate, images, jobs, models, not_built, page, queue, service
+from api.routes import (
+    events,
+    generate,
+    images,
+    jobs,
+    loras,
+    models,
+    not_built,
+    page,
+    queue,
+    service,
+)
 from api.services import Plan, running
 from api.version import VERSION
 from config.errors import ConfigurationError
@@ -42,13 +53,13 @@ def create_app(plan: Plan) -> FastAPI:
     errors.describe_in_openapi(app)
     errors.install(app)
 
-    for module in (jobs, generate, events, images, models, queue, service, page, not_built):
+    for module in (jobs, generate, events, images, loras, models, queue, service, page, not_built):
         app.include_router(module.router)
     page.mount(app)
 
     # Added from the inside out.
     app.add_middleware(AnswerFailures)
-    app.add_middleware(BodyLimit, picture_bytes=server.max_body_bytes)
+    app.add_middleware(BodyLimit, settings=server)
     app.add_middleware(Authenticate, settings=server)
     app.add_middleware(
         CORSMiddleware,

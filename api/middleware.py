@@ -39,6 +39,8 @@ OPEN_PREFIXES = ("/ui",)
 
 # Bodies: requests for pictures may hold pictures, everything else is a few fields.
 SMALL_BODY_BYTES = 64 * 2**10
+LORA_FORM_PATHS = frozenset({"/loras", "/upload-lora"})
+FORM_BYTES = 64 * 2**10  # of a form beside its files
 # Of a key's SHA-256 in hex: enough to tell keys apart, not enough to guess one.
 OWNER_DIGITS = 16
 
@@ -208,23 +210,21 @@ class Authenticate:
 class BodyLimit:
     """Cuts a body that is longer than its route's limit, by its declared length or while it comes in.
 
-    `picture_bytes` is the limit where pictures may be in the body; elsewhere it is `SMALL_BODY_BYTES`.
+    Where pictures may be in the body, or LoRAs, the settings have the limit; elsewhere it is `SMALL_BODY_BYTES`.
     """
 
-    def __init__(self, app: ASGIApp, picture_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self._app = app
-        self._picture_bytes = picture_bytes
+        self._settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        limit = SMALL_BODY_BYTES
-        if scope["path"] in PICTURE_PATHS:
-            limit = self._picture_bytes
+        limit = self._limit(scope)
         headers = Headers(scope=scope)
         declared = headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > limit:
-            error = _too_large(limit)
+            error = self._too_large(scope)
             return await problem(error, scope["state"]["request_id"])(scope, receive, send)
         if "content-length" in headers and "transfer-encoding" not in headers:
             return await self._app(scope, receive, send)  # the server lets no more in than that
@@ -237,7 +237,7 @@ class BodyLimit:
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
                 if received > limit:
-                    raise _too_large(limit)
+                    raise self._too_large(scope)
             return message
 
         async def noted(message: Message) -> None:
@@ -252,16 +252,28 @@ class BodyLimit:
                 raise
             await problem(error, scope["state"]["request_id"])(scope, receive, send)
 
+    def _limit(self, scope: Scope) -> int:
+        path = scope["path"]
+        if path in PICTURE_PATHS:
+            return self._settings.max_body_bytes
+        if scope["method"] == "PUT" and path.startswith("/loras/"):
+            return self._settings.max_lora_bytes
+        if scope["method"] == "POST" and path in LORA_FORM_PATHS:
+            return self._settings.max_lora_bytes + FORM_BYTES
+        return SMALL_BODY_BYTES
+
+    def _too_large(self, scope: Scope) -> TooLarge:
+        limit = self._limit(scope)
+        is_lora = scope["path"].startswith("/loras/") or scope["path"] in LORA_FORM_PATHS
+        setting = "FLUX_MAX_LORA_BYTES" if is_lora else "FLUX_MAX_BODY_BYTES"
+        named = "" if limit == SMALL_BODY_BYTES else f" ({setting})"
+        message = f"the body is longer than {limit} bytes{named}"
+        return TooLarge(message, fields=[FieldError("body", message)])
+
 
 def owner_of(request: Request) -> str:
     """Whose key a request came with, as digits that do not tell the key; empty where none is asked for."""
     return request.scope["state"].get("owner", "")
-
-
-def _too_large(limit: int) -> TooLarge:
-    setting = "" if limit == SMALL_BODY_BYTES else " (FLUX_MAX_BODY_BYTES)"
-    message = f"the body is longer than {limit} bytes{setting}"
-    return TooLarge(message, fields=[FieldError("body", message)])
 
 
 @functools.lru_cache(maxsize=256)

@@ -12,12 +12,16 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from config.catalog import MAX_STEPS
+from models.lora.inspect import MAX_TRIGGER_CHARS, MAX_TRIGGER_WORDS
+from models.lora.names import MAX_HUB_ID_CHARACTERS, NAME
 from models.types import MAX_IMAGES, MAX_SEED, OutputFormat
+from utils.lora_choice import MAX_LORAS, MAX_WEIGHT, LoraChoice
 from utils.requests import DRAWN_SEED, Wanted
 
 # Words of other APIs for ours, translated here and nowhere else.
@@ -37,9 +41,6 @@ LIMITED_FIELDS = {
 
 # In the contract, not in this version: named when they are used, never ignored.
 NOT_BUILT = {
-    "loras": "LoRAs",
-    "lora_name": "LoRAs",
-    "lora_weight": "LoRAs",
     "image": "image to image",
     "mask": "inpainting",
     "strength": "image to image",
@@ -72,6 +73,143 @@ Id = Annotated[str, BeforeValidator(_clean_text), Field(min_length=1, max_length
 Scale = Annotated[float, Field(ge=0, le=20, allow_inf_nan=False)]
 
 
+LoraName = Annotated[Text, Field(min_length=1, max_length=MAX_HUB_ID_CHARACTERS)]
+LoraWeight = Annotated[float, Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False)]
+
+
+class LoraBody(BaseModel):
+    """One LoRA of a request."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    name: LoraName = Field(
+        description="A name from GET /loras, a file name, or a Hugging Face id: `owner/repo` or "
+        "`owner/repo/file.safetensors`, which is fetched once."
+    )
+    weight: LoraWeight = Field(1.0, description="How strongly it acts; negative: the other way.")
+    trigger_word: Annotated[Text, Field(max_length=MAX_TRIGGER_CHARS)] | None = Field(
+        None,
+        description="Put before the prompt unless it is in it. Left out: the LoRA's own words; empty: none.",
+    )
+
+    @field_validator("weight", mode="before")
+    @classmethod
+    def _null_is_default(cls, value: Any) -> Any:
+        return 1.0 if value is None else value
+
+    def choice(self) -> LoraChoice:
+        return LoraChoice(**self.model_dump())
+
+
+class LorasBody(BaseModel):
+    """LoRAs in either form: a list, or the name of one and its weight."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    loras: Annotated[list[LoraBody], Field(max_length=MAX_LORAS)] | None = Field(
+        None, description="`[]`: none. Left out: the service's default LoRAs."
+    )
+    lora_name: LoraName | None = Field(None, description="The short form of a list of one.")
+    lora_weight: LoraWeight | None = Field(None, description="Of `lora_name`.")
+
+    @field_validator("lora_name", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+    @field_validator("lora_name")
+    @classmethod
+    def _one_form(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("loras") is not None:
+            raise ValueError("there is a list in loras as well; send one of the two")
+        return value
+
+    @field_validator("lora_weight")
+    @classmethod
+    def _has_a_name(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("lora_name", "") is None:
+            raise ValueError("is the weight of lora_name, which is missing")
+        return value
+
+    def choices(self) -> tuple[LoraChoice, ...] | None:
+        """What is asked for; None where the choice is left to the service."""
+        if self.lora_name is not None:
+            weight = 1.0 if self.lora_weight is None else self.lora_weight
+            return (LoraChoice(name=self.lora_name, weight=weight),)
+        return None if self.loras is None else tuple(lora.choice() for lora in self.loras)
+
+
+class ApplyLoraBody(LorasBody):
+    """The LoRAs that requests get which name none. `name` and `weight` are `lora_name` and `lora_weight`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"name": "pencil-sketch", "weight": 0.8}}
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_names(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        short = {"name": "lora_name", "weight": "lora_weight"}
+        named = {short.get(name, name): value for name, value in data.items()}
+        return named if len(named) == len(data) else data  # both names of one: refused by its own
+
+    @model_validator(mode="after")
+    def _something(self) -> ApplyLoraBody:
+        if self.choices() is None:
+            raise ValueError("names no LoRA; send `loras`, or `name` and `weight`")
+        return self
+
+
+class RemoveLoraBody(BaseModel):
+    """Which default LoRA to end; left out: all of them."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    name: LoraName | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _long_name(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "lora_name" in data and "name" not in data:
+            return {
+                **{k: v for k, v in data.items() if k != "lora_name"},
+                "name": data["lora_name"],
+            }
+        return data
+
+
+class ChangeLoraBody(BaseModel):
+    """What to change of a LoRA in the library; left out or null: as it is."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    name: Text | None = Field(None, description="1 to 64 of a-z, 0-9, - and _.")
+    trigger_words: (
+        Annotated[
+            list[Annotated[Text, Field(min_length=1, max_length=MAX_TRIGGER_CHARS)]],
+            Field(max_length=MAX_TRIGGER_WORDS),
+        ]
+        | None
+    ) = Field(None, description="Put before a prompt that lacks them. `[]`: none.")
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, value: str | None) -> str | None:
+        if value is not None and not NAME.fullmatch(value):
+            raise ValueError(
+                "must be 1 to 64 lower-case letters, digits, - and _, with a letter or digit first"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _something(self) -> ChangeLoraBody:
+        if self.name is None and self.trigger_words is None:
+            raise ValueError("changes nothing; send name, trigger_words or both")
+        return self
+
+
 class Metadata(BaseModel):
     """What the client wants remembered with the job."""
 
@@ -82,7 +220,7 @@ class Metadata(BaseModel):
     )
 
 
-class GenerateBody(BaseModel):
+class GenerateBody(LorasBody):
     """One request for pictures. Left out or null: the model's default."""
 
     model_config = ConfigDict(
@@ -159,8 +297,8 @@ class GenerateBody(BaseModel):
         return value
 
     def wanted(self) -> Wanted:
-        values = self.model_dump(exclude={"metadata"})
-        return Wanted(**values, tags=tuple(self.metadata.tags))
+        values = self.model_dump(exclude={"metadata", *LorasBody.model_fields})
+        return Wanted(**values, tags=tuple(self.metadata.tags), loras=self.choices())
 
     def digest(self) -> str:
         """SHA-256 of the body's meaning, to compare two bodies sent under one key."""
@@ -183,5 +321,8 @@ def why_not_taken(name: str) -> str:
         return f"is the same field as {ALIASES[name]}, and both have a value; send one"
     if name in NOT_BUILT:
         return f"{NOT_BUILT[name]} is not built yet in this version; leave the field out"
-    close = difflib.get_close_matches(name, [*GenerateBody.model_fields, *ALIASES], n=1)
+    known = [*GenerateBody.model_fields, *ALIASES]
+    if name.startswith("loras."):
+        known = list(LoraBody.model_fields)
+    close = difflib.get_close_matches(name.rpartition(".")[2], known, n=1)
     return "there is no such field" + (f"; did you mean {close[0]}?" if close else "")

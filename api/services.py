@@ -16,12 +16,14 @@ from config.catalog import Catalog, DefaultModel, choose_default, load_catalog
 from config.errors import ConfigurationError
 from config.settings import Settings
 from models.precision import PrecisionProfile, known_precisions, profile_of
+from models.types import GenerationRequest
 from utils import systemd
 from utils.clock import Chance
 from utils.gpu_manager import Placement, place_workers
 from utils.job_store import JobStore
+from utils.lora_manager import LoraManager
 from utils.queue_manager import QueueManager
-from utils.requests import RequestResolver
+from utils.requests import RequestResolver, Wanted
 from utils.worker.parent import Worker
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ class Plan:
     placement: Placement
     default: DefaultModel
     resolver: RequestResolver
+    loras: LoraManager
     chance: Chance
     node: str
 
@@ -48,6 +51,13 @@ class Services:
     plan: Plan
     queue: QueueManager
 
+    async def resolve(self, wanted: Wanted) -> GenerationRequest:
+        """A client's request with nothing left open, its LoRAs fetched if need be. Raises FluxError."""
+        if wanted.loras:
+            self.plan.resolver.checked(wanted)  # before anything is fetched for it
+        await self.plan.loras.prepare(wanted.loras or ())
+        return self.plan.resolver.resolve(wanted)
+
 
 def make_plan(settings: Settings, profile: PrecisionProfile, chance: Chance | None = None) -> Plan:
     """Raises ConfigurationError when the settings ask for what is not there."""
@@ -58,7 +68,8 @@ def make_plan(settings: Settings, profile: PrecisionProfile, chance: Chance | No
     default = choose_default(
         catalog, settings.models.model, placement.gpu_names, placement.why_no_gpu
     )
-    resolver = RequestResolver(catalog, default, profile, placement, chance)
+    loras = LoraManager(settings, profile, catalog, chance)
+    resolver = RequestResolver(catalog, default, profile, placement, chance, loras)
     return Plan(
         settings=settings,
         profile=profile,
@@ -66,6 +77,7 @@ def make_plan(settings: Settings, profile: PrecisionProfile, chance: Chance | No
         placement=placement,
         default=resolver.default,
         resolver=resolver,
+        loras=loras,
         chance=chance,
         node=socket.gethostname(),
     )
@@ -110,6 +122,7 @@ async def running(plan: Plan) -> AsyncIterator[Services]:
         plan.settings,
         plan.chance,
         plan.default.id,
+        plan.loras.pins,
     )
     log.info(
         "%s draws with %s: %s",
@@ -119,6 +132,7 @@ async def running(plan: Plan) -> AsyncIterator[Services]:
         extra={"action": "service_start", "model": plan.default.id},
     )
     try:
+        await plan.loras.start(store, queue.bus)
         await queue.start()
     except BaseException:
         await store.close()
@@ -127,6 +141,7 @@ async def running(plan: Plan) -> AsyncIterator[Services]:
     try:
         yield Services(plan=plan, queue=queue)
     finally:
+        await plan.loras.stop()
         await queue.stop()
         watchdog.cancel()
 

@@ -267,6 +267,10 @@ class JobStore:
     async def running(self) -> list[Job]:
         return [_job_of(row) for row in await self._all("running_jobs", {})]
 
+    async def loras_of_open_jobs(self) -> set[str]:
+        """SHA-256 of every LoRA that a job which waits or runs has."""
+        return {row["sha256"] for row in await self._all("loras_of_open_jobs", {})}
+
     async def list(self, *, status: JobStatus | None, limit: int, offset: int) -> list[Job]:
         page = {"limit": limit, "offset": offset}
         if status is None:

@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,7 +42,13 @@ class Ledger:
     """Jobs by their changes of state. `open` before use."""
 
     def __init__(
-        self, store: JobStore, bus: EventBus, pace: Pace, output_dir: Path, chance: Chance
+        self,
+        store: JobStore,
+        bus: EventBus,
+        pace: Pace,
+        output_dir: Path,
+        chance: Chance,
+        on_end: Callable[[Job], None] = lambda job: None,
     ) -> None:
         self.store = store
         self.line = Line()
@@ -50,6 +57,7 @@ class Ledger:
         self._pace = pace
         self._output_dir = output_dir
         self._chance = chance
+        self._on_end = on_end
         self._waiters: dict[str, set[asyncio.Future[Job]]] = {}
         self._endings: set[asyncio.Task[None]] = set()
 
@@ -293,6 +301,7 @@ class Ledger:
             timings = job.result.timings_ms
             self._pace.job_took((timings["total"] - timings["queued"]) / 1000)
         self._bus.publish(job.status.value, job.id, job=job)
+        self._on_end(job)
         if was_waiting:
             self._bus.nudge()
         for future in self._waiters.get(job.id, ()):
@@ -326,13 +335,7 @@ def _with_waits(job: Job, result: GenerationResult, now: str) -> GenerationResul
         **result.timings_ms,
         "total": _ms_between(job.created_at, now),
     }
-    return GenerationResult(
-        images=result.images,
-        engine=result.engine,
-        precision=result.precision,
-        device=result.device,
-        timings_ms=timings,
-    )
+    return replace(result, timings_ms=timings)
 
 
 def _ms_between(earlier: str, later: str) -> float:

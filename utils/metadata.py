@@ -17,6 +17,7 @@ from models.types import GenerationRequest
 PARAMETERS_KEY = "parameters"
 REQUEST_KEY = "flux_api"
 SCHEMA_VERSION = 1
+SHORT_HASH_DIGITS = 10  # of a SHA-256, by which sites that share LoRAs know a file (AutoV2)
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MAX_TEXT_BYTES = 2**20
@@ -47,7 +48,15 @@ def describe(request: GenerationRequest, *, seed: int, origin: Origin) -> dict[s
             "true_cfg_scale": request.true_cfg_scale,
             "seed": seed,
             "num_images": 1,
-            "loras": [],
+            "loras": [
+                {
+                    "name": lora.name,
+                    "sha256": lora.sha256,
+                    "weight": lora.weight,
+                    "trigger_words": list(lora.trigger_words),
+                }
+                for lora in request.loras
+            ],
             "output_format": request.output_format.value,
             "output_quality": request.output_quality,
         },
@@ -60,7 +69,8 @@ def describe(request: GenerationRequest, *, seed: int, origin: Origin) -> dict[s
 
 def infotext(request: GenerationRequest, *, seed: int) -> str:
     """The same in A1111's words, one paragraph: prompt, negative prompt, parameters."""
-    lines = [request.prompt]
+    called = [f"<lora:{lora.name}:{lora.weight:g}>" for lora in request.loras]
+    lines = [" ".join([request.prompt_to_encode, *called])]
     cfg = request.guidance_scale
     if request.negative_prompt is not None:
         lines.append(f"Negative prompt: {request.negative_prompt}")
@@ -68,8 +78,14 @@ def infotext(request: GenerationRequest, *, seed: int) -> str:
     lines.append(
         f"Steps: {request.num_inference_steps}, Sampler: Euler, Schedule type: Simple, CFG scale: {cfg:g}, "
         f"Seed: {seed}, Size: {request.width}x{request.height}, Model: {request.model}"
+        f"{_lora_hashes(request)}"
     )
     return "\n".join(lines)
+
+
+def _lora_hashes(request: GenerationRequest) -> str:
+    hashes = (f"{lora.name}: {lora.sha256[:SHORT_HASH_DIGITS]}" for lora in request.loras)
+    return f', Lora hashes: "{", ".join(hashes)}"' if request.loras else ""
 
 
 def read_png_texts(data: bytes) -> dict[str, str]:

@@ -32,6 +32,7 @@ from utils.event_bus import EventBus
 from utils.job import Job, JobError, JobStatus
 from utils.job_store import JobStore
 from utils.ledger import Ledger, to_the_end
+from utils.lora_pins import LoraPins
 from utils.pace import Pace
 from utils.worker import events
 from utils.worker.parent import DEATHS_DEGRADED, Death, Worker, WorkerState
@@ -78,6 +79,7 @@ class QueueManager:
         settings: Settings,
         chance: Chance,
         default_model: str,
+        pins: LoraPins | None = None,
     ) -> None:
         self.store = store
         self.bus = EventBus(int(chance.now().timestamp() * 1000))
@@ -89,7 +91,10 @@ class QueueManager:
         self._output_dir = settings.storage.output_dir
         self._default_model = default_model
         self._progress: dict[str, JobProgress] = {}
-        self._ledger = Ledger(store, self.bus, self.pace, self._output_dir, chance)
+        self._pins = pins
+        self._ledger = Ledger(
+            store, self.bus, self.pace, self._output_dir, chance, on_end=self._forget_loras
+        )
         self._dispatcher = Dispatcher(
             self.workers,
             self._ledger,
@@ -113,6 +118,8 @@ class QueueManager:
             ) from error
         for job in await self._ledger.open():
             await self._give_up(job, "worker_lost", "the service ended while the job ran")
+        if self._pins is not None:
+            await self._pins.start(self.store.loras_of_open_jobs)
         self.is_paused = await self.store.read_state(PAUSED) == "true"
         for worker in self.workers:
             worker.start()
@@ -148,6 +155,8 @@ class QueueManager:
         await asyncio.gather(*(worker.stop() for worker in self.workers))
         await self._ledger.settle(max(self._drained_at, asyncio.get_running_loop().time() + 1))
         self._release_everybody()
+        if self._pins is not None:
+            await self._pins.stop()
         await self.store.close()
 
     # Jobs
@@ -160,14 +169,17 @@ class QueueManager:
         idempotency_key: str | None = None,
         body_sha256: str | None = None,
     ) -> Job:
-        """Append a job; it is on disk when this returns. Raises QueueFull, StorageUnavailable, Unavailable."""
+        """Append a job; it is on disk when this returns, and keeps its LoRAs.
+
+        Raises QueueFull, StorageUnavailable, Unavailable, NotFound for a LoRA that is gone.
+        """
         if idempotency_key is not None:
             earlier = await self._earlier(owner, idempotency_key, body_sha256)
             if earlier is not None:
                 return earlier
         self._require_open(owner)
         try:
-            job = await self._ledger.append(request, owner, idempotency_key, body_sha256)
+            job = await self._append(request, owner, idempotency_key, body_sha256)
         except Exception as error:
             if idempotency_key is not None and not isinstance(error, FluxError):
                 # The same key came twice at once, and the other one was first.
@@ -177,6 +189,21 @@ class QueueManager:
             raise
         self._dispatcher.wake()
         return job
+
+    async def _append(self, request: GenerationRequest, *key: Any) -> Job:
+        if not request.loras or self._pins is None:
+            return await self._ledger.append(request, *key)
+        pins = self._pins
+
+        async def with_its_loras() -> Job:
+            async with pins.held(request.loras):
+                return await self._ledger.append(request, *key)
+
+        return await to_the_end(with_its_loras())
+
+    def _forget_loras(self, job: Job) -> None:
+        if self._pins is not None:
+            self._pins.job_ended(job.request.loras)
 
     async def wait(self, job: Job) -> Job:
         """The job when it has ended. Raises Unavailable when the service stops before."""

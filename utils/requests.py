@@ -10,6 +10,8 @@ from models.precision import PrecisionProfile
 from models.types import MAX_SEED, GenerationRequest, OutputFormat
 from utils.clock import Chance
 from utils.gpu_manager import Placement, WorkerSlot
+from utils.lora_choice import LoraChoice
+from utils.lora_manager import LoraManager
 
 DRAWN_SEED = -1
 
@@ -32,6 +34,7 @@ class Wanted:
     output_format: OutputFormat = OutputFormat.PNG
     output_quality: int = 95
     tags: tuple[str, ...] = ()
+    loras: tuple[LoraChoice, ...] | None = None  # None: the service's defaults
 
 
 class RequestResolver:
@@ -44,33 +47,25 @@ class RequestResolver:
         profile: PrecisionProfile,
         placement: Placement,
         chance: Chance,
+        loras: LoraManager,
     ) -> None:
         self.catalog = catalog
         self._profile = profile
         self._placement = placement
         self._chance = chance
+        self._loras = loras
         self.default = self._that_runs_here(default)
 
     def resolve(self, wanted: Wanted) -> GenerationRequest:
-        """Raises InvalidRequest naming every field at fault, or UnsupportedHardware."""
-        wrong = self.faults(
-            model=wanted.model,
-            backend=wanted.backend,
-            width=wanted.width,
-            height=wanted.height,
-            seed=wanted.seed,
-            num_images=wanted.num_images,
-        )
-        if wrong:
-            raise InvalidRequest(
-                "; ".join(f"{error.field}: {error.message}" for error in wrong), fields=wrong
-            )
-        row = self.catalog[wanted.model if wanted.model is not None else self.default.id]
+        """Raises InvalidRequest naming every field at fault, UnsupportedHardware, or why a LoRA is not used.
+
+        Of LoRAs it knows what `LoraManager.prepare` has seen last.
+        """
+        row = self.checked(wanted)
         width = wanted.width if wanted.width is not None else row.default_width
         height = wanted.height if wanted.height is not None else row.default_height
         steps = wanted.num_inference_steps
         seed = wanted.seed
-        self.require_runs_here(row)
         return GenerationRequest(
             prompt=wanted.prompt,
             negative_prompt=wanted.negative_prompt or None,
@@ -86,7 +81,26 @@ class RequestResolver:
             output_format=wanted.output_format,
             output_quality=wanted.output_quality,
             tags=wanted.tags,
+            loras=self._loras.refs(wanted.loras, row),
         )
+
+    def checked(self, wanted: Wanted) -> ModelRow:
+        """The model of a request that is sound but for its LoRAs; raises what `resolve` raises."""
+        wrong = self.faults(
+            model=wanted.model,
+            backend=wanted.backend,
+            width=wanted.width,
+            height=wanted.height,
+            seed=wanted.seed,
+            num_images=wanted.num_images,
+        )
+        if wrong:
+            raise InvalidRequest(
+                "; ".join(f"{error.field}: {error.message}" for error in wrong), fields=wrong
+            )
+        row = self.catalog[wanted.model if wanted.model is not None else self.default.id]
+        self.require_runs_here(row)
+        return row
 
     def why_not_here(self, row: ModelRow) -> str | None:
         """Why this service on this machine cannot run the model; None when one of its workers can."""

@@ -48,7 +48,7 @@ async def generate(
     format: Annotated[AnswerFormat | None, Query(description="`json` (default) or `raw`.")] = None,
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> Response:
-    wanted = services.plan.resolver.resolve(body.wanted())
+    wanted = await services.resolve(body.wanted())
     services.queue.require_worker()  # who waits must know for what
     job = await services.queue.submit(wanted, owner=owner_of(request))
     done = await _wait_or_cancel(request, services, job)

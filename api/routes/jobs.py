@@ -40,7 +40,7 @@ JobId = Annotated[str, Path(min_length=1, max_length=64)]
 )
 async def submit(request: Request, body: GenerateBody, services: ServicesDep) -> dict[str, Any]:
     idempotency_key = _idempotency_key(request)
-    wanted = services.plan.resolver.resolve(body.wanted())
+    wanted = await services.resolve(body.wanted())
     job = await services.queue.submit(
         wanted,
         owner=owner_of(request),

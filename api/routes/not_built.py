@@ -10,16 +10,6 @@ from config.errors import NotBuilt
 
 NOT_BUILT = (
     ("POST", "/images/inspect", "reading a request back from a picture"),
-    ("PUT", "/loras/{filename}", "LoRA upload"),
-    ("POST", "/loras", "LoRA upload"),
-    ("POST", "/upload-lora", "LoRA upload"),
-    ("GET", "/loras", "the LoRA library"),
-    ("GET", "/loras/{name}", "the LoRA library"),
-    ("PATCH", "/loras/{name}", "the LoRA library"),
-    ("DELETE", "/loras/{name}", "the LoRA library"),
-    ("GET", "/lora-status", "default LoRAs"),
-    ("POST", "/apply-lora", "default LoRAs"),
-    ("POST", "/remove-lora", "default LoRAs"),
     ("GET", "/usage", "usage counts"),
     ("GET", "/metrics", "Prometheus metrics"),
     ("POST", "/submit-request", "the older name of POST /jobs"),

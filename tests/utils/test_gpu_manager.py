@@ -11,10 +11,11 @@ import pytest
 
 from config.catalog import Catalog, choose_default, load_catalog
 from config.errors import ConfigurationError, InvalidRequest, UnsupportedHardware
-from config.settings import WorkerSettings, load_settings
+from config.settings import Settings, WorkerSettings, load_settings
 from models.precision import profile_of
 from utils.clock import Chance
 from utils.gpu_manager import Gpu, WorkerSlot, list_gpus, place_workers, read_load
+from utils.lora_manager import LoraManager
 from utils.requests import RequestResolver, Wanted
 from utils.worker.parent import child_environment
 
@@ -323,7 +324,9 @@ def resolver(precision: str = "bf16") -> RequestResolver:
     catalog = load_catalog()
     placement = place_workers(WorkerSettings(), {})
     default = choose_default(catalog, "auto", placement.gpu_names, placement.why_no_gpu)
-    return RequestResolver(catalog, default, profile_of(precision), placement, Chance())
+    profile, chance = profile_of(precision), Chance()
+    loras = LoraManager(Settings(), profile, catalog, chance)
+    return RequestResolver(catalog, default, profile, placement, chance, loras)
 
 
 def test_model_that_fits_the_card_is_taken(install: Install) -> None:

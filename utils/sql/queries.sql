@@ -83,6 +83,12 @@ RETURNING *;
 -- name: running_jobs
 SELECT * FROM job WHERE status = 'running' ORDER BY seq;
 
+-- name: loras_of_open_jobs
+-- The LoRAs, by content, of jobs that wait or run.
+SELECT DISTINCT json_extract(lora.value, '$.sha256') AS sha256
+FROM job, json_each(job.request, '$.loras') AS lora
+WHERE job.status IN ('queued', 'running');
+
 -- name: list_jobs
 SELECT * FROM job ORDER BY seq DESC LIMIT :limit OFFSET :offset;
 

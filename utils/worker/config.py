@@ -15,6 +15,7 @@ class WorkerConfig:
     loader: str
     output_dir: Path
     models_dir: Path
+    loras_dir: Path
     allow_download: bool
     engine: str
     fp8_weights: str
@@ -32,4 +33,5 @@ class WorkerConfig:
         values = json.loads(argument)
         values["output_dir"] = Path(values["output_dir"])
         values["models_dir"] = Path(values["models_dir"])
+        values["loras_dir"] = Path(values["loras_dir"])
         return cls(**values)

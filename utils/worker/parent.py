@@ -24,6 +24,7 @@ from config.settings import ROOT, Settings
 from models.precision import PrecisionProfile
 from models.types import Stage
 from utils.gpu_manager import WorkerSlot
+from utils.lora_pins import pins_folder
 from utils.worker import events
 from utils.worker.config import WorkerConfig
 
@@ -356,6 +357,11 @@ class Worker:
             loader=self._profile.loader,
             output_dir=self._settings.storage.output_dir,
             models_dir=self._settings.models.models_dir,
+            loras_dir=pins_folder(
+                self._settings.storage.lora_dir,
+                self._profile.name,
+                self._settings.storage.data_dir,
+            ),
             allow_download=self._settings.models.allow_download,
             engine=self._settings.models.engine,
             fp8_weights=self._settings.models.fp8_weights,
