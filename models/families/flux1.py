@@ -24,7 +24,7 @@ from models.families.embedding_cache import EmbeddingCache, Embeddings
 from models.families.exact_batches import rows_alone
 from models.lora.adapters import PeftAdapters
 from models.lora.in_use import Carrier, LorasInUse
-from models.lora.merged import MergedLoras
+from models.lora.merged import MergedLoras, places_in
 from models.lora.opened import OpenedLoras
 from models.precision import LoraMode
 from models.types import Drawing, GenerationRequest, LoraApplied, LoraRef, PreviewOf, Stage
@@ -175,7 +175,7 @@ class Flux1Model:
         if mode is LoraMode.NATIVE:
             return PeftAdapters(parts, devices, self._opened.take_native)
         dtypes = {name: part.dtype for name, part in parts.items()}
-        return MergedLoras(parts, devices, dtypes, fixed_rank=fixed_rank)
+        return MergedLoras(places_in(parts, devices, fixed_rank=fixed_rank), devices, dtypes)
 
     def _part(self, name: str) -> Any:
         return getattr(self._text if name in TEXT_PARTS else self._image, name)

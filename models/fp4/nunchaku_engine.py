@@ -6,7 +6,7 @@ pipeline (CLIP, VAE, tokenizers, scheduler) comes from the model's repository, i
 
 Written from nunchaku's source and documentation; not run on hardware by this project yet. Source:
 Li et al. 2024, "SVDQuant: Absorbing Outliers by Low-Rank Components for 4-Bit Diffusion Models";
-nunchaku 1.2.1: `transformer_flux.py`, `t5_encoder.py`, `lora/flux/compose.py`, `docs/source/usage`.
+nunchaku 1.2.1: `transformer_flux.py`, `t5_encoder.py`, `docs/source/usage`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from config.catalog import ModelRow
-from config.errors import InvalidRequest, ModelUnavailable
+from config.errors import ModelUnavailable
 from models.fp4 import nunchaku_support as support
+from models.precision import profile_of
 from models.types import ImageModel, LoadOptions
 
 RANK = 32  # of the low-rank branch in every checkpoint named here
@@ -39,9 +40,6 @@ T5_CHECKPOINT = ("nunchaku-tech/nunchaku-t5", "awq-int4-flux.1-t5xxl.safetensors
 # What a checkpoint's own description calls its weights, by the word in its file name.
 _WEIGHT_TYPES = {"int4": "int4", "fp4": "fp4_e2m1_all"}
 _TITLES = {"int4": "INT4", "fp4": "NVFP4"}
-
-# A LoRA: a safetensors file, or its tensors by name in diffusers' format; and its strength.
-Lora = tuple[str | Path | Mapping[str, Any], float]
 
 
 def why_not(options: LoadOptions) -> str | None:
@@ -87,6 +85,7 @@ def load(row: ModelRow, options: LoadOptions) -> ImageModel:
     if reason:
         raise ModelUnavailable(f"model {row.id}: {reason}")
     from models.families.flux1 import Flux1Model
+    from models.fp4.nunchaku_loras import carrier
 
     hardware = support.ARCHITECTURES[_capability(options.devices[-1])]
     options.on_progress("4-bit checkpoints", 0.0)
@@ -99,7 +98,15 @@ def load(row: ModelRow, options: LoadOptions) -> ImageModel:
     options.on_progress("4-bit checkpoints", 1.0)
     pipeline = _pipeline(row, options, hardware.dtype, transformer, t5)
     compute = f"SVDQuant {_TITLES[hardware.checkpoint]} weights and activations, rank {RANK}"
-    return Flux1Model(pipeline, row, engine="nunchaku", compute=compute)
+    return Flux1Model(
+        pipeline,
+        row,
+        engine="nunchaku",
+        compute=compute,
+        lora_mode=profile_of("fp4").lora_mode,
+        loras_dir=options.loras_dir,
+        carrier=carrier(pipeline),
+    )
 
 
 def check_checkpoint(path: Path, word: str | None, row: ModelRow) -> None:
@@ -133,51 +140,6 @@ def check_checkpoint(path: Path, word: str | None, row: ModelRow) -> None:
     if bool(config.get("guidance_embeds")) != row.guidance:
         has = "has" if config.get("guidance_embeds") else "has no"
         raise _unusable(row, path, f"it is another model's: it {has} guidance embeddings")
-
-
-def update_lora_params(transformer: Any, lora: str | Path | Mapping[str, Any]) -> None:
-    """Put one LoRA beside the low-rank branch, in place of those before; its strength is 1."""
-    transformer.update_lora_params(lora if isinstance(lora, Mapping) else str(lora))
-
-
-def set_lora_strength(transformer: Any, strength: float) -> None:
-    """Scale everything that `update_lora_params` put in; right for a single LoRA only."""
-    transformer.set_lora_strength(strength)
-
-
-def compose(loras: Sequence[Lora]) -> Mapping[str, Any]:
-    """Several LoRAs as one, each with its strength in it: nunchaku concatenates their ranks.
-
-    Raises InvalidRequest for one that cannot be composed, such as a file in nunchaku's own format.
-    """
-    compose_lora = importlib.import_module("nunchaku.lora.flux.compose").compose_lora
-    given = [
-        (dict(lora) if isinstance(lora, Mapping) else str(lora), strength)
-        for lora, strength in loras
-    ]
-    try:
-        return compose_lora(given)
-    except (AssertionError, KeyError, OSError, RuntimeError) as error:
-        names = ", ".join(lora if isinstance(lora, str) else "a dictionary" for lora, _ in given)
-        raise InvalidRequest.of(
-            "loras",
-            f"nunchaku cannot combine {names} ({type(error).__name__}: {error}); use LoRAs for FLUX.1 in the "
-            "format of diffusers or kohya that change the same layers, or one at a time",
-        ) from error
-
-
-def apply_loras(transformer: Any, loras: Sequence[Lora]) -> None:
-    """Give the transformer exactly these LoRAs; none takes all away."""
-    if not loras:
-        transformer.reset_lora()
-        return
-    if len(loras) == 1:
-        update_lora_params(transformer, loras[0][0])
-        set_lora_strength(transformer, loras[0][1])
-        return
-    update_lora_params(transformer, compose(loras))
-    # The scale belongs to the layers and outlives the LoRAs it was set for.
-    set_lora_strength(transformer, 1.0)
 
 
 def _capability(device: str) -> tuple[int, int] | str:

@@ -6,8 +6,8 @@ is to exchange references. Layers with room for a branch are four-bit ones and `
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -24,34 +24,60 @@ _WRAPPER = "text_model."
 Layers = Mapping[str, Pair]  # by layer, component first
 
 
-class MergedLoras:
-    """Carries LoRAs in the branches of `components`, each of which computes on its device.
+class Place(Protocol):
+    """A layer with room for extra columns. `weight` is None where it says nothing about the dtype."""
 
-    `dtypes` are what four-bit layers compute in; others compute in their weight's. With `fixed_rank` the transformer's branches have that
-    rank from the start (see `branch.py`).
+    in_features: int
+    out_features: int
+    weight: torch.Tensor | None
+
+    def set_extra(self, up: torch.Tensor, down: torch.Tensor) -> None: ...
+
+    def clear_extra(self) -> None: ...
+
+
+def places_in(
+    components: Mapping[str, nn.Module],
+    devices: Mapping[str, torch.device],
+    *,
+    fixed_rank: int | None = None,
+) -> dict[str, Place]:
+    """The layers that can have a LoRA, by name, component first; those of torch's are given a branch.
+
+    With `fixed_rank` the transformer's branches have that rank from the start (see `branch.py`).
+    """
+    places: dict[str, Place] = {}
+    for name, component in components.items():
+        fixed = fixed_rank if name == "transformer" else None
+        make_room(component, devices[name], fixed_rank=fixed)
+        for path, part in component.named_modules():
+            if hasattr(part, "set_extra"):
+                places[f"{name}.{path.removeprefix(_WRAPPER)}"] = part
+    return places
+
+
+class MergedLoras:
+    """Carries LoRAs in `places`.
+
+    `devices` and `dtypes` are what each component computes on and in; a place with a weight computes
+    in the weight's dtype. `on_change` is called when a set is in place, for those who have to be told.
     """
 
     def __init__(
         self,
-        components: Mapping[str, nn.Module],
+        places: Mapping[str, Place],
         devices: Mapping[str, torch.device],
         dtypes: Mapping[str, torch.dtype],
         *,
-        fixed_rank: int | None = None,
+        on_change: Callable[[], None] = lambda: None,
         max_bytes: int = MAX_BYTES,
     ) -> None:
-        self._devices, self._dtypes = devices, dtypes
-        self._places: dict[str, Any] = {}
+        self._places, self._devices, self._dtypes = places, devices, dtypes
+        self._on_change = on_change
         self._sets: Kept[Layers] = Kept(max_bytes)
         self._layers: Layers = {}
-        for name, component in components.items():
-            fixed = fixed_rank if name == "transformer" else None
-            make_room(component, devices[name], fixed_rank=fixed)
-            for path, part in component.named_modules():
-                if hasattr(part, "set_extra"):
-                    self._places[f"{name}.{path.removeprefix(_WRAPPER)}"] = part
         self.shapes: Mapping[str, Shape] = {
-            name: (place.out_features, place.in_features) for name, place in self._places.items()
+            name: (place.out_features, place.in_features) for name, place in places.items()
         }
 
     def carry(self, chosen: Sequence[Chosen]) -> None:
@@ -90,3 +116,4 @@ class MergedLoras:
         for name, (up, down) in layers.items():
             self._places[name].set_extra(up, down)
         self._layers = layers
+        self._on_change()

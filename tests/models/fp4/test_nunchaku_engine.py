@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import shutil
@@ -17,12 +18,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from config.catalog import ModelRow, load_catalog
-from config.errors import InvalidRequest, ModelUnavailable
+from config.errors import ModelUnavailable
 from config.settings import ROOT
 from models import bf16_flux_model
 from models.fp4 import nunchaku_engine as engine
 from models.fp4 import nunchaku_support as support
-from models.types import Drawing, GenerationRequest, LoadOptions, OutputFormat
+from models.types import Drawing, GenerationRequest, LoadOptions, LoraRef, OutputFormat
+from tests.models.lora import formats
 
 # The engine speaks to the diffusers that nunchaku needs; the newer one here warns of that word.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated:FutureWarning")
@@ -36,10 +38,6 @@ SCHNELL = EMBEDDED.model_copy(
 )
 OPTIONS = LoadOptions(devices=("cuda:0",), models_dir=Path("/nowhere"), allow_download=False)
 DTYPES = {"int4": "int4", "fp4": "fp4_e2m1_all"}
-A_LORA = {
-    "transformer.x_embedder.lora_A.weight": torch.ones(4, 64),
-    "transformer.x_embedder.lora_B.weight": torch.ones(32, 4),
-}
 
 
 def forget_nunchaku() -> None:
@@ -287,7 +285,12 @@ def load(
     """Loads on the CPU as if it were a GPU; gives the model and the progress that was told."""
     install("right")
 
-    def run(capability: tuple[int, int] = ADA, row: ModelRow = SCHNELL, models_dir: Path = hub):
+    def run(
+        capability: tuple[int, int] = ADA,
+        row: ModelRow = SCHNELL,
+        models_dir: Path = hub,
+        loras_dir: Path | None = None,
+    ):
         monkeypatch.setattr(engine, "why_not", lambda options: None)
         monkeypatch.setattr(engine, "_capability", lambda device: capability)
         monkeypatch.delenv("HF_HOME", raising=False)
@@ -296,6 +299,7 @@ def load(
             devices=("cpu",),
             models_dir=models_dir,
             allow_download=False,
+            loras_dir=loras_dir,
             on_progress=lambda what, fraction: told.append((what, fraction)),
         )
         return engine.load(row, options), told
@@ -455,50 +459,99 @@ def test_load_of_a_truncated_text_encoder_names_the_file(load, hub: Path, tmp_pa
 # LoRAs
 
 
-class Recorder:
-    """A transformer that remembers what was asked of it."""
+@pytest.fixture
+def put_lora(tmp_path: Path) -> Callable[..., LoraRef]:
+    """Writes a LoRA into the folder that a model loaded with `loras_dir=tmp_path` reads from."""
 
-    def __init__(self) -> None:
-        self.calls: list[tuple[Any, ...]] = []
+    def put(state: dict[str, torch.Tensor], weight: float = 1.0) -> LoraRef:
+        path = formats.write(tmp_path / "new", state)
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        path.rename(tmp_path / f"{sha256}.safetensors")
+        return LoraRef(name="a lora", sha256=sha256, weight=weight)
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *values: self.calls.append((name, *values))
-
-
-def test_apply_no_loras_takes_all_away() -> None:
-    transformer = Recorder()
-    engine.apply_loras(transformer, [])
-    assert transformer.calls == [("reset_lora",)]
+    return put
 
 
-def test_apply_one_lora_gives_file_and_strength(tmp_path: Path) -> None:
-    transformer = Recorder()
-    engine.apply_loras(transformer, [(tmp_path / "a.safetensors", 0.7)])
-    assert transformer.calls == [
-        ("update_lora_params", str(tmp_path / "a.safetensors")),
-        ("set_lora_strength", 0.7),
+def lora_calls(model: Any) -> list[Any]:
+    return [call for call in calls_of(model) if "lora" in call[0]]
+
+
+def test_use_loras_hands_over_their_exact_sum_in_diffusers_names_with_strength_1(
+    load, put_lora, tmp_path: Path
+) -> None:
+    model, _ = load(loras_dir=tmp_path)
+    one, other = formats.make_known(1), formats.make_known(2, only=formats.is_for_xlabs)
+    refs = [
+        put_lora(formats.kohya(one)[0], 0.5),
+        put_lora(formats.bfl(other)[0], -2.0),
     ]
+    applied = model.use_loras(refs)
+    assert [lora.unmatched_keys for lora in applied] == [0, 0]
+    update, strength = lora_calls(model)
+    assert (update[0], strength) == ("update_lora_params", ("set_lora_strength", 1.0))
+    tensors = update[1]
+    assert {tensor.dtype for tensor in tensors.values()} == {
+        torch.bfloat16
+    }, "nunchaku takes no FP32"
+    for layer, delta in one.deltas.items():
+        down, up = tensors[f"{layer}.lora_A.weight"], tensors[f"{layer}.lora_B.weight"]
+        wanted = 0.5 * delta - 2.0 * other.deltas.get(layer, torch.zeros(()))
+        assert up.shape[1] == (8 if layer in other.deltas else 4)
+        error = (up.float() @ down.float() - wanted).norm() / wanted.norm()
+        assert error < 0.01, f"{layer}: rounding to BF16 and no more"
 
 
-def test_apply_several_loras_composes_them_and_resets_the_scale(install, tmp_path: Path) -> None:
-    install("right")
-    save_file(A_LORA, tmp_path / "a.safetensors")
-    transformer = Recorder()
-    engine.apply_loras(transformer, [(tmp_path / "a.safetensors", 0.5), (A_LORA, -1.0)])
-    (_, composed), strength = transformer.calls
-    assert strength == ("set_lora_strength", 1.0), "one set for a single LoRA would still be there"
-    down, up = composed.values()
-    assert (down.shape, up.shape) == ((8, 64), (32, 8))
-    assert torch.equal(up @ down, torch.full((32, 64), 4 * (0.5 - 1.0)))
+def test_use_loras_of_none_takes_all_away_and_the_same_again_tells_nothing(
+    load, put_lora, tmp_path: Path
+) -> None:
+    model, _ = load(loras_dir=tmp_path)
+    ref = put_lora(formats.kohya(formats.make_known())[0])
+    model.use_loras([])
+    assert lora_calls(model) == [], "there is nothing to take away"
+    model.use_loras([ref])
+    model.use_loras([ref])
+    model.use_loras([])
+    names = [call[0] for call in lora_calls(model)]
+    assert names == ["update_lora_params", "set_lora_strength", "reset_lora"]
 
 
-def test_compose_of_a_file_in_nunchakus_format_is_refused_by_name(install, tmp_path: Path) -> None:
-    install("right")
-    path = tmp_path / "own.safetensors"
-    save_file({"transformer_blocks.0.mlp_fc1.lora_down": torch.ones(4, 4)}, path)
-    with pytest.raises(InvalidRequest, match="own.safetensors") as caught:
-        engine.compose([(path, 1.0), (A_LORA, 1.0)])
-    assert caught.value.fields[0].field == "loras"
+def test_use_loras_of_the_text_encoder_alone_changes_clip_and_not_the_transformer(
+    load, put_lora, tmp_path: Path
+) -> None:
+    model, _ = load(loras_dir=tmp_path)
+    plain = draw(model)
+    model.use_loras([put_lora(formats.text_encoders("kohya")[0])])
+    assert lora_calls(model) == []
+    assert not torch.equal(draw(model), plain)
+    model.use_loras([])
+    assert torch.equal(draw(model), plain)
+
+
+def test_use_loras_that_nunchaku_refuses_leaves_those_before(
+    load, put_lora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = load(loras_dir=tmp_path)
+    first = put_lora(formats.kohya(formats.make_known(1))[0])
+    second = put_lora(formats.kohya(formats.make_known(2))[0])
+    model.use_loras([first])
+    before, _ = lora_calls(model)
+    original = type(model._image.transformer).update_lora_params
+    refused: list[Any] = []
+
+    def refuse_once(transformer: Any, tensors: Any) -> None:
+        if not refused:
+            refused.append(tensors)
+            raise RuntimeError("out of shared memory")
+        original(transformer, tensors)
+
+    monkeypatch.setattr(type(model._image.transformer), "update_lora_params", refuse_once)
+    with pytest.raises(RuntimeError, match="shared memory"):
+        model.use_loras([second])
+    after = lora_calls(model)[-2]
+    assert after[0] == "update_lora_params"
+    assert {name: id(tensor) for name, tensor in after[1].items()} == {
+        name: id(tensor) for name, tensor in before[1].items()
+    }
 
 
 def test_stand_in_checks_what_the_real_one_checks(install) -> None:
