@@ -39,7 +39,17 @@ from PIL import Image
 
 from config.catalog import ModelRow
 from config.errors import ModelUnavailable
-from models.types import Drawing, GenerationRequest, ImageModel, LoadOptions, PreviewOf, Stage
+from models.lora.errors import LoraIncompatible
+from models.types import (
+    Drawing,
+    GenerationRequest,
+    ImageModel,
+    LoadOptions,
+    LoraApplied,
+    LoraRef,
+    PreviewOf,
+    Stage,
+)
 
 SECRET = "internal detail 4711"
 TICK_SECONDS = 0.02
@@ -108,6 +118,22 @@ class Scripted:
             if drawing.request.prompt.startswith("linger "):
                 _wait_for(self._folder / drawing.request.prompt.removeprefix("linger "))
         return pictures, {"encode": 0.0, "denoise": 0.0, "decode": 0.0}
+
+    def use_loras(self, loras: Sequence[LoraRef]) -> tuple[LoraApplied, ...]:
+        """Takes any, of which four keys fit; one named `misfit` does not fit."""
+        for lora in loras:
+            if lora.name == "misfit":
+                raise LoraIncompatible(f"LoRA {lora.name}: the LoRA is for FLUX.2 Klein 4B")
+        return tuple(
+            LoraApplied(
+                name=lora.name,
+                sha256=lora.sha256,
+                weight=lora.weight,
+                matched_keys=4,
+                unmatched_keys=0,
+            )
+            for lora in loras
+        )
 
     def unload(self) -> None:
         pass

@@ -198,6 +198,7 @@ _PROFILES["fp8"] = PrecisionProfile(
     title="FP8",
     weights="8-bit floating point",
     engines=("rounded",),
+    lora_mode=LoraMode.NATIVE,
     loader="models.fp8_flux_model:load",
 )
 """

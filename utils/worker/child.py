@@ -244,6 +244,7 @@ class Child:
             precision=self._config.precision,
             device=self._device_name(),
             timings_ms={name: round(value, 1) for name, value in job.timings.items()},
+            loras=job.loras,
         )
 
     def _why(self, model_id: str) -> str:
@@ -275,6 +276,7 @@ class Child:
         options = LoadOptions(
             devices=tuple(map(str, self._devices)),
             models_dir=self._config.models_dir,
+            loras_dir=self._config.loras_dir,
             allow_download=self._config.allow_download,
             engine=self._config.engine,
             fp8_weights=self._config.fp8_weights,

@@ -31,7 +31,6 @@ class WorkerConfig:
     @classmethod
     def from_argument(cls, argument: str) -> "WorkerConfig":
         values = json.loads(argument)
-        values["output_dir"] = Path(values["output_dir"])
-        values["models_dir"] = Path(values["models_dir"])
-        values["loras_dir"] = Path(values["loras_dir"])
+        for folder in ("output_dir", "models_dir", "loras_dir"):
+            values[folder] = Path(values[folder])
         return cls(**values)

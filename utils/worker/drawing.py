@@ -11,7 +11,7 @@ import base64
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from config.errors import FluxError
@@ -22,6 +22,7 @@ from models.types import (
     GenerationRequest,
     ImageFile,
     ImageModel,
+    LoraApplied,
     PreviewOf,
     Stage,
 )
@@ -74,8 +75,11 @@ class JobInHand:
     steps_done: int = 0
     is_over: bool = False  # its end was sent
     timings: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("load", "encode", "denoise", "decode", "save"), 0.0)
+        default_factory=lambda: dict.fromkeys(
+            ("load", "lora", "encode", "denoise", "decode", "save"), 0.0
+        )
     )
+    loras: tuple[LoraApplied, ...] = ()
     files: dict[int, ImageFile] = field(default_factory=dict)
 
     @property
@@ -111,7 +115,7 @@ class Run:
         except Exception as error:
             self._fail(self._jobs, error)
             return
-        if model is None:
+        if model is None or not self._use_loras(model):
             return
         chunks = list(self._chunks(model))
         for number, chunk in enumerate(chunks):
@@ -130,6 +134,35 @@ class Run:
         for job in self._jobs:
             job.timings["load"] = milliseconds
         return model
+
+    def _use_loras(self, model: ImageModel) -> bool:
+        """Have the model draw with the jobs' LoRAs and no others; False if it cannot: that is their end."""
+        started = time.perf_counter()
+        try:
+            applied = model.use_loras(self._jobs[0].request.loras)
+        except Exception as error:
+            is_short_of_memory = self._workshop.is_out_of_memory(error)
+            if not is_short_of_memory:
+                self._fail(self._jobs, error)
+            error.__traceback__ = None  # it keeps the tensors alive
+        else:
+            self._note_loras(applied, (time.perf_counter() - started) * 1000)
+            return True
+        if is_short_of_memory:
+            self._workshop.give_back_memory()
+            words = "the LoRAs do not fit into the device's memory beside the model; ask for fewer"
+            for job in self._jobs:
+                self._end(job, events.Failed(job_id=job.id, code="oom", message=words))
+        return False
+
+    def _note_loras(self, applied: Sequence[LoraApplied], milliseconds: float) -> None:
+        for job in self._jobs:
+            job.timings["lora"] = milliseconds
+            # Jobs agree in contents and weights; each has its own names for them.
+            job.loras = tuple(
+                replace(one, name=ref.name)
+                for one, ref in zip(applied, job.request.loras, strict=True)
+            )
 
     def _chunks(self, model: ImageModel) -> Iterator[list[Unit]]:
         size = self._workshop.max_batch_size or (EXACT_BATCH_SIZE if model.batches_exactly else 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config.errors import FluxError, ModelUnavailable
-from models.types import Drawing, GenerationRequest, ImageFile, OutOfMemory, PreviewOf, Stage
+from models.lora.errors import LoraIncompatible
+from models.types import (
+    Drawing,
+    GenerationRequest,
+    ImageFile,
+    LoraApplied,
+    LoraRef,
+    OutOfMemory,
+    PreviewOf,
+    Stage,
+)
 from tests.utils.soak.bench import request
 from utils.worker import events
 from utils.worker.drawing import EXACT_BATCH_SIZE, JobInHand, Run
@@ -46,6 +57,23 @@ class FakeModel:
     def __init__(self, batches_exactly: bool = True) -> None:
         self.batches_exactly = batches_exactly
         self.calls: list[tuple[list[str], bool]] = []  # (pictures, frugal)
+        self.lora_error: Exception | None = None
+        self.loras: list[Sequence[LoraRef]] = []  # of each call
+
+    def use_loras(self, loras: Sequence[LoraRef]) -> tuple[LoraApplied, ...]:
+        self.loras.append(loras)
+        if self.lora_error is not None:
+            raise self.lora_error
+        return tuple(
+            LoraApplied(
+                name=lora.name,
+                sha256=lora.sha256,
+                weight=lora.weight,
+                matched_keys=3,
+                unmatched_keys=1,
+            )
+            for lora in loras
+        )
 
     def generate(
         self,
@@ -429,6 +457,49 @@ def test_run_model_that_poisons_while_loading_ends_the_process() -> None:
     with pytest.raises(Died):
         run_in(workshop, job("a"))
     assert workshop.ends() == {}
+
+
+def with_loras(one: JobInHand, *names: str) -> JobInHand:
+    refs = tuple(LoraRef(name=name, sha256=name[0] * 64, weight=0.5) for name in names)
+    one.request = replace(one.request, loras=refs)
+    return one
+
+
+def test_run_asks_for_the_jobs_loras_once_before_it_draws() -> None:
+    model = FakeModel()
+    plain, styled = job("a", "x", 5), with_loras(job("b", "x", 5), "sepia", "ink")
+    run(plain, model=model)
+    run(styled, model=model)
+    assert model.loras == [(), styled.request.loras]
+    assert len(model.calls) == 4, "in chunks; none asked again"
+    assert (plain.loras, plain.timings["lora"] > 0) == ((), True)
+
+
+def test_run_tells_each_job_how_its_loras_matched_by_its_own_names() -> None:
+    one, other = with_loras(job("a"), "sepia", "ink"), with_loras(job("b"), "sunset", "iris")
+    run(one, other)
+    assert [lora.name for lora in one.loras] == ["sepia", "ink"]
+    assert [lora.name for lora in other.loras] == ["sunset", "iris"]
+    assert {(lora.matched_keys, lora.unmatched_keys) for lora in other.loras} == {(3, 1)}
+
+
+def test_run_lora_that_does_not_fit_fails_every_job_with_its_code_and_the_next_works() -> None:
+    model = FakeModel()
+    model.lora_error = LoraIncompatible("LoRA sepia: the LoRA is for FLUX.2")
+    workshop = run(with_loras(job("a"), "sepia"), with_loras(job("b"), "sepia"), model=model)
+    assert model.calls == [], "before the device is touched"
+    assert {end.code for end in workshop.ends().values()} == {"lora_incompatible"}
+    assert workshop.ends()["b"].message == "LoRA sepia: the LoRA is for FLUX.2"
+    model.lora_error = None
+    assert isinstance(run(job("c"), model=model).ends()["c"], events.Finished)
+
+
+def test_run_loras_that_have_no_room_fail_as_oom_and_memory_is_given_back() -> None:
+    model = FakeModel()
+    model.lora_error = OutOfMemory()
+    workshop = run(with_loras(job("a"), "sepia"), model=model)
+    assert workshop.ends()["a"].code == "oom"
+    assert workshop.memory_given_back == 1
 
 
 def test_run_told_to_stop_leaves_at_the_next_step_without_an_end() -> None:
