@@ -11,6 +11,7 @@ whose mask overlaps best with theirs. The prompt plays no part; `judge` compares
 from dataclasses import dataclass
 
 import numpy
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
 from scripts.embedded.palette import (
@@ -185,12 +186,8 @@ def _overlap(subject: str, things: list[Thing], own: numpy.ndarray, whole: numpy
             _columns(mask, width // 2, reach)
             for mask in shape_template(subject, number, (width, height))
         )
-        total += max(
-            _agreement(seen_own, _moved(template_own, dx, dy))
-            + 0.5 * _agreement(seen_whole, _moved(template_whole, dx, dy))
-            for dx in range(-SHIFT, SHIFT + 1)
-            for dy in range(-SHIFT, SHIFT + 1)
-        )
+        fits = _agreements(seen_own, template_own) + 0.5 * _agreements(seen_whole, template_whole)
+        total += float(fits.max())
     return total
 
 
@@ -199,10 +196,8 @@ def _columns(mask: numpy.ndarray, middle: int, reach: int) -> numpy.ndarray:
     return padded[:, middle : middle + 2 * reach]
 
 
-def _moved(mask: numpy.ndarray, dx: int, dy: int) -> numpy.ndarray:
-    return numpy.roll(mask, (dy, dx), axis=(0, 1))
-
-
-def _agreement(seen: numpy.ndarray, wanted: numpy.ndarray) -> float:
-    """Return intersection over union of two masks with values from 0 to 1."""
-    return float(numpy.minimum(seen, wanted).sum() / max(1e-6, numpy.maximum(seen, wanted).sum()))
+def _agreements(seen: numpy.ndarray, template: numpy.ndarray) -> numpy.ndarray:
+    """Return intersection over union of two masks with values from 0 to 1, for each way to move the template."""
+    moved = sliding_window_view(numpy.pad(template, SHIFT), template.shape)  # (7, 7, height, width)
+    shared = numpy.minimum(moved, seen).sum(axis=(2, 3))
+    return shared / numpy.maximum(1e-6, seen.sum() + template.sum() - shared)

@@ -24,9 +24,9 @@ def picture() -> Image.Image:
 
 
 def test_judge_on_drawn_pictures_errs_less_than_documented() -> None:
-    score = examine_judge(300, seed=21)
+    score = examine_judge(150, seed=21)
 
-    assert score.asked["colour"] == 300
+    assert score.asked["colour"] == 150
     shares = {name: score.share(name) for name in ATTRIBUTES}
     assert {name: share for name, share in shares.items() if share < DOCUMENTED_LEAST} == {}
 
