@@ -52,7 +52,7 @@ def quantize(row: ModelRow, options: argparse.Namespace) -> dict[str, Any]:
     from diffusers.utils.logging import disable_progress_bar
     from tqdm import tqdm
 
-    from models.fp4 import nvfp4_engine
+    from models.fp4 import hardware, nvfp4_engine
     from models.fp4.quantize import Job, quantize_folder
     from models.fp4.work import locked
     from models.types import LoadOptions
@@ -79,7 +79,7 @@ def quantize(row: ModelRow, options: argparse.Namespace) -> dict[str, Any]:
             row=row,
             prompts=calibration_prompts(row, options.calibration),
             rank=options.rank,
-            activations=options.activations,
+            activations=options.activations or hardware.activation_bits(torch.device(device)),
             device=torch.device(device),
             complete=row.folder is None,
             on_progress=on_progress,
@@ -126,8 +126,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--activations",
         type=int,
         choices=(16, 4),
-        default=16,
-        help="4: smoothed, for Blackwell's native path, which rounds inputs to four bits too",
+        help="4: smoothed, for Blackwell's native path, which rounds inputs to four bits too; "
+        "default: 4 on a Blackwell, else 16",
     )
     parser.add_argument("--device", help="torch's name; default: the first GPU, else the CPU")
     parser.add_argument("--models-dir", type=Path, default=ROOT / "models_cache")

@@ -18,7 +18,8 @@ and keeps a byte more for every weight.
 
 `NativeFp4`: inputs are rounded like weights, with a scale per 16 and one per tensor. Outliers would
 take the resolution of their 15 neighbours: checkpoints made for this path (`activations = 4`) divide
-inputs by λ first (SVDQuant's smoothing).
+inputs by λ first (SVDQuant's smoothing), and it is taken for no others. The scales of Q are put into
+the tensor cores' order as they are used: a second copy would be 0.7 GB of FLUX.1.
 
 A path for a GPU is tried on the device with a small product against float64 before it is taken. One
 that fails is passed over, and `describe` says so.
@@ -75,9 +76,9 @@ class Dequantized:
                 return product
             flat = product.reshape(-1, layer.out_features)
             return _with_branch(layer, rows, flat, None).reshape(product.shape)
-        smooth = _smoothed(layer, rows)
+        smooth = _smoothed(layer, rows, self._kernels)
         parts = layer.packed, layer.block_scale, layer.global_scale
-        if rows.is_cuda and rows.shape[0] <= FEW_ROWS:
+        if not rows.is_cpu and rows.shape[0] <= FEW_ROWS:
             product = self._kernels.few_rows(smooth, *parts).to(inputs.dtype)
         else:
             product = smooth @ self._kernels.widen(*parts, inputs.dtype).T
@@ -113,7 +114,7 @@ class Fp8:
         if not self._fits(layer):
             return self._exact.multiply(layer, inputs)
         rows = inputs.reshape(-1, layer.in_features)
-        values, scale = self._kernels.to_fp8(_smoothed(layer, rows))
+        values, scale = self._kernels.to_fp8(_smoothed(layer, rows, self._kernels))
         if self._convert_once:
             product = self._product(values, scale, layer.kept["weight"], layer.kept["unit"])
         else:
@@ -165,8 +166,6 @@ class NativeFp4:
 
     def prepare(self, layer: Fp4Linear) -> None:
         self.prepare_branch(layer)
-        if self._fits(layer):
-            layer.kept["scales"] = swizzled(layer.block_scale)
 
     def prepare_branch(self, layer: Fp4Linear) -> None:
         layer.kept["branches"] = layer.branches
@@ -175,7 +174,7 @@ class NativeFp4:
         if not self._fits(layer):
             return self._exact.multiply(layer, inputs)
         rows = inputs.reshape(-1, layer.in_features)
-        packed, scales, global_scale = self._kernels.to_fp4(_smoothed(layer, rows))
+        packed, scales, global_scale = self._kernels.to_fp4(_smoothed(layer, rows, self._kernels))
         recipe = [ScalingType.BlockWise1x16, ScalingType.TensorWise]
         swizzle = [SwizzleType.SWIZZLE_32_4_4, SwizzleType.NO_SWIZZLE]
         product = F.scaled_mm(
@@ -183,7 +182,7 @@ class NativeFp4:
             layer.packed.view(torch.float4_e2m1fn_x2).T,
             [scales, global_scale],
             recipe,
-            [layer.kept["scales"], layer.global_scale],
+            [swizzled(layer.block_scale), layer.global_scale],
             recipe,
             swizzle_a=swizzle,
             swizzle_b=swizzle,
@@ -199,10 +198,10 @@ class NativeFp4:
         return not layer.weight_only and divisible
 
 
-def _smoothed(layer: Fp4Linear, rows: torch.Tensor) -> torch.Tensor:
+def _smoothed(layer: Fp4Linear, rows: torch.Tensor, kernels: Kernels) -> torch.Tensor:
     if layer.inverse_smoothing is None:
         return rows
-    return (rows * layer.inverse_smoothing).to(rows.dtype)
+    return kernels.smooth(rows, layer.inverse_smoothing)
 
 
 def _with_branch(

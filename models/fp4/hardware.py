@@ -23,11 +23,14 @@ KEPT_WIDENED_BYTES = 2**30  # on a CPU, weights that are at most this large in F
 TOLERANCES = {"native-fp4": 0.2, "fp8": 0.08, "dequantized": 0.01}
 
 
-def choose_path(device: torch.device, *, fp8_weights: str, weights: int) -> ComputePath:
+def choose_path(
+    device: torch.device, *, fp8_weights: str, weights: int, activations: int
+) -> ComputePath:
     """The path for `device`, for a model of `weights` four-bit weights.
 
-    `fp8_weights` is "memory" or "speed", for Ada and Hopper. Raises RuntimeError where a GPU can
-    not even multiply widened weights.
+    `fp8_weights` is "memory" or "speed", for Ada and Hopper. `activations` is the checkpoint's: inputs
+    are rounded to four bits only where it was made for that. Raises RuntimeError where a GPU can not
+    even multiply widened weights.
     """
     if device.type != "cuda":
         return Dequantized(keep=weights * 4 <= KEPT_WIDENED_BYTES, dtype=torch.float32)
@@ -36,6 +39,11 @@ def choose_path(device: torch.device, *, fp8_weights: str, weights: int) -> Comp
     passed_over = []
     for make in candidates(capability, fp8_weights, kernels):
         path = make()
+        if path.name == NativeFp4.name and activations > 4:
+            passed_over.append(
+                f"not {path.name}: these weights are not made for inputs of four bits"
+            )
+            continue
         reason = why_not(path, device)
         if reason is None:
             path.describe += "".join(f"; {text}" for text in passed_over)

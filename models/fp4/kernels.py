@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from models.fp4 import nvfp4
 from models.fp4.nvfp4 import BLOCK, E4M3_MAX
@@ -48,6 +49,11 @@ def few_rows_product(
     return torch.stack([(weight * row).sum(dim=-1) for row in inputs.float()])
 
 
+def smoothed(inputs: torch.Tensor, inverse_smoothing: torch.Tensor) -> torch.Tensor:
+    """(M, K) inputs times 1/λ (K,) float32; compiled, the product in float32 is never in memory."""
+    return (inputs * inverse_smoothing).to(inputs.dtype)
+
+
 def rows_to_fp8(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(M, K) inputs to E4M3 and their scales (M, 1) float32, a scale per row."""
     values = inputs.float()
@@ -63,8 +69,8 @@ def swizzled(scales: torch.Tensor) -> torch.Tensor:
     """
     rows, columns = scales.shape
     tiles = -(-rows // 128), -(-columns // 4)
-    padded = torch.zeros(tiles[0] * 128, tiles[1] * 4, dtype=torch.uint8, device=scales.device)
-    padded[:rows, :columns] = scales.view(torch.uint8)
+    missing = tiles[1] * 4 - columns, tiles[0] * 128 - rows
+    padded = F.pad(scales.view(torch.uint8), (0, missing[0], 0, missing[1]))
     blocks = padded.reshape(tiles[0], 4, 32, tiles[1], 4)  # tile row, r div 32, r mod 32, tile, c
     return blocks.permute(0, 3, 2, 1, 4).reshape(-1).view(torch.float8_e4m3fn)
 
@@ -81,6 +87,7 @@ class Kernels:
 
     widen: Callable[..., torch.Tensor] = widened_as
     few_rows: Callable[..., torch.Tensor] = few_rows_product
+    smooth: Callable[..., torch.Tensor] = smoothed
     to_fp8: Callable[..., tuple[torch.Tensor, torch.Tensor]] = rows_to_fp8
     to_fp4: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = rows_to_fp4
     note: str = ""  # why they are not compiled, for `describe`
@@ -91,6 +98,7 @@ def compiled(device: torch.device) -> Kernels:
     kernels = Kernels(
         widen=torch.compile(widened_as, dynamic=True),
         few_rows=torch.compile(few_rows_product, dynamic=True),
+        smooth=torch.compile(smoothed, dynamic=True),
         to_fp8=torch.compile(rows_to_fp8, dynamic=True),
         to_fp4=torch.compile(rows_to_fp4, dynamic=True),
     )

@@ -2,17 +2,18 @@
 
     python -m models.fp4.memory
 
-The models are built with their true shapes and no memory, and run once; what would be allocated is
-counted as it comes and goes. Weights on the GPU are the four-bit transformer and the autoencoder. Text
-encoders come for the moment they compute (`offload.py`); the autoencoder decodes in tiles of 512 px.
-Not counted: the CUDA context and kernels (some 0.4 GB, outside PyTorch's own count) and what the
-allocator loses between blocks.
+The models are built with their true shapes and no memory, and run once by each path of `compute.py`;
+what would be allocated is counted as it comes and goes. Weights on the GPU are the four-bit transformer
+and the autoencoder. Text encoders come for the moment they compute (`offload.py`); the autoencoder
+decodes in tiles of 512 px. The elementwise parts count as one kernel each, as they are when compiled
+(`kernels.py`): what they are given and what they write. Not counted: the CUDA context and kernels (some
+0.4 GB, outside PyTorch's own count) and what the allocator loses between blocks.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +27,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from models.fp4.checkpoint import replace_layers
+from models.fp4.compute import Dequantized, Fp8, NativeFp4
+from models.fp4.kernels import Kernels, swizzled
 from models.fp4.layers import RANK, TEXT_ENCODER_RANK, plan_layers
-from models.fp4.linear import Fp4Linear, fp4_layers
+from models.fp4.linear import ComputePath, fp4_layers
+from models.fp4.nvfp4 import BLOCK
 
 LIMIT_BYTES = 8_000_000_000  # FLUX.1 [schnell] at 1024 px must stay within
 TILE_PX = 512
@@ -57,10 +61,10 @@ CLIP = {
 class MemoryPlan:
     """Bytes on the GPU: weights that stay, and the most that each stage takes beside them."""
 
-    transformer_weights: int
+    transformer_weights: int  # and what the path keeps beside them
     vae_weights: int
     text_encoding: int  # CLIP, or one block of T5, with activations
-    denoising: int  # activations and the widened weight of one layer
+    denoising: int  # activations, and the weight of one layer as it is multiplied
     decoding: int  # activations of one tile, and the picture
     transformer_weights_bf16: int  # for comparison
     t5_weights: int  # in main memory
@@ -74,34 +78,39 @@ class MemoryPlan:
     def peak(self) -> int:
         return self.resident + max(self.text_encoding, self.denoising, self.decoding)
 
-    def table(self) -> str:
-        """Markdown, in GB (10⁹ bytes)."""
-        lines = ["| component | GB |", "|---|---|"]
-        for title, value in (
-            ("transformer, resident", self.transformer_weights),
-            ("autoencoder, resident", self.vae_weights),
-            ("encoding a prompt, beside them", self.text_encoding),
-            ("denoising, beside them", self.denoising),
-            ("decoding, beside them", self.decoding),
-            ("**peak**", self.peak),
-            ("T5 in main memory", self.t5_weights),
-            ("CLIP in main memory", self.clip_weights),
-        ):
-            lines.append(f"| {title} | {value / 1e9:.2f} |")
-        return "\n".join(lines)
+
+def table(plans: Mapping[str, MemoryPlan]) -> str:
+    """Markdown, in GB (10⁹ bytes), a column for each path."""
+    lines = [f"| GB | {' | '.join(plans)} |", f"|---{'|---' * len(plans)}|"]
+    for title, value in (
+        ("transformer, resident", lambda plan: plan.transformer_weights),
+        ("autoencoder, resident", lambda plan: plan.vae_weights),
+        ("encoding a prompt, beside them", lambda plan: plan.text_encoding),
+        ("denoising, beside them", lambda plan: plan.denoising),
+        ("decoding, beside them", lambda plan: plan.decoding),
+        ("**peak**", lambda plan: plan.peak),
+        ("T5 in main memory", lambda plan: plan.t5_weights),
+        ("CLIP in main memory", lambda plan: plan.clip_weights),
+    ):
+        cells = " | ".join(f"{value(plan) / 1e9:.2f}" for plan in plans.values())
+        lines.append(f"| {title} | {cells} |")
+    return "\n".join(lines)
 
 
 def plan(
-    width: int = 1024, height: int = 1024, *, rank: int = RANK, text_tokens: int = 256
+    path: str, width: int = 1024, height: int = 1024, *, rank: int = RANK, text_tokens: int = 256
 ) -> MemoryPlan:
-    """Plan a picture of `width` x `height` px by FLUX.1's transformer at `rank`."""
+    """Plan a picture of `width` x `height` px by FLUX.1's transformer at `rank`, by a path of `PATHS`.
+
+    Raises KeyError for a path that is none.
+    """
     with torch.no_grad():
-        transformer, full = _transformer(rank)
+        transformer, full = _transformer(rank, PATHS[path]())
         with init_empty_weights():
             vae = _in_bf16(AutoencoderKL(**VAE))
-        t5, clip = _t5(), _clip()
+        t5, clip = _t5(PATHS[path]()), _clip()
         return MemoryPlan(
-            transformer_weights=weight_bytes(transformer),
+            transformer_weights=weight_bytes(transformer) + kept_bytes(transformer),
             vae_weights=weight_bytes(vae),
             text_encoding=max(_t5_peak(t5, text_tokens), _clip_peak(clip)),
             denoising=peak_bytes(lambda: _denoise(transformer, width, height, text_tokens)),
@@ -116,6 +125,17 @@ def weight_bytes(model: nn.Module) -> int:
     """Bytes of parameters and buffers, those with two names once."""
     tensors = {id(t): t.nbytes for t in (*model.parameters(), *model.buffers())}
     return sum(tensors.values())
+
+
+def kept_bytes(model: nn.Module) -> int:
+    """Bytes of what paths keep beside the four-bit layers of a model."""
+    own = {t.untyped_storage() for layer in fp4_layers(model).values() for t in layer.buffers()}
+    kept = {
+        leaf.untyped_storage()
+        for layer in fp4_layers(model).values()
+        for leaf in tree_leaves(list(layer.kept.values()))
+    }
+    return sum(storage.nbytes() for storage in kept - own)
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:
@@ -171,33 +191,48 @@ class _Flash(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _Planned:
-    """Allocates what the compiled paths do: the layer's weight widened to BF16, and the products."""
-
-    name = describe = "planned"
-
-    def prepare(self, layer: Fp4Linear) -> None: ...
-
-    def prepare_branch(self, layer: Fp4Linear) -> None: ...
-
-    def multiply(self, layer: Fp4Linear, inputs: torch.Tensor) -> torch.Tensor:
-        up, down = layer.branch
-        if not layer.weight_only or inputs.ndim > 2:
-            weight = inputs.new_empty(layer.out_features, layer.in_features)
-            product = F.linear(inputs, weight, layer.bias)
-            del weight
-        else:
-            product = inputs.new_empty(inputs.shape[0], layer.out_features)
-        return product + F.linear(F.linear(inputs, down), up)
+def _widen(
+    packed: torch.Tensor, _scale: torch.Tensor, _unit: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    return packed.new_empty(packed.shape[0], 2 * packed.shape[1], dtype=dtype)
 
 
-def _transformer(rank: int) -> tuple[nn.Module, int]:
+def _few_rows(inputs: torch.Tensor, packed: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+    return inputs.new_empty(inputs.shape[0], packed.shape[0], dtype=torch.float32)
+
+
+def _smooth(inputs: torch.Tensor, _inverse_smoothing: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(inputs)
+
+
+def _to_fp8(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    scale = inputs.new_empty(inputs.shape[0], 1, dtype=torch.float32)
+    return inputs.new_empty(inputs.shape, dtype=torch.float8_e4m3fn), scale
+
+
+def _to_fp4(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    rows, columns = inputs.shape
+    scale = inputs.new_empty(rows, columns // BLOCK, dtype=torch.float8_e4m3fn)
+    packed = inputs.new_empty(rows, columns // 2, dtype=torch.uint8)
+    return packed, swizzled(scale), inputs.new_empty((), dtype=torch.float32)
+
+
+# What the compiled kernels write, and nothing between.
+_KERNELS = Kernels(widen=_widen, few_rows=_few_rows, smooth=_smooth, to_fp8=_to_fp8, to_fp4=_to_fp4)
+PATHS: Mapping[str, Callable[[], ComputePath]] = {
+    "dequantized": lambda: Dequantized(keep=False, dtype=torch.bfloat16, kernels=_KERNELS),
+    "fp8": lambda: Fp8(convert_once=False, kernels=_KERNELS),
+    "native-fp4": lambda: NativeFp4(_KERNELS),
+}
+
+
+def _transformer(rank: int, path: ComputePath) -> tuple[nn.Module, int]:
     with init_empty_weights():
         model = _in_bf16(FluxTransformer2DModel())
     full = weight_bytes(model)
     plans, _ = plan_layers(model, rank)
-    replace_layers(model, plans, "plan", smooth=False)
-    _use_planned(model)
+    replace_layers(model, plans, "plan", smooth=path.name == NativeFp4.name)
+    _use(path, model)
     return model, full
 
 
@@ -207,12 +242,12 @@ def _in_bf16(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def _use_planned(model: nn.Module) -> None:
+def _use(path: ComputePath, model: nn.Module) -> None:
     for layer in fp4_layers(model).values():
-        layer.use(_Planned())
+        layer.use(path)
 
 
-def _t5() -> nn.Module:
+def _t5(path: ComputePath) -> nn.Module:
     from transformers import T5Config, T5EncoderModel
 
     with init_empty_weights():
@@ -220,7 +255,7 @@ def _t5() -> nn.Module:
     model.shared = model.encoder.embed_tokens
     plans, _ = plan_layers(model, TEXT_ENCODER_RANK, weight_only=True)
     replace_layers(model, plans, "plan", smooth=False)
-    _use_planned(model)
+    _use(path, model)
     return model
 
 
@@ -263,9 +298,12 @@ def _decode(vae: nn.Module, width: int, height: int) -> None:
 
 
 if __name__ == "__main__":
-    made = plan()
-    print(made.table())
-    print(
-        f"\ntransformer: {made.transformer_weights / made.transformer_weights_bf16:.4f} of BF16; "
-        f"peak {made.peak / 1e9:.2f} GB of {LIMIT_BYTES / 1e9:.0f} GB"
-    )
+    made = {name: plan(name) for name in PATHS}
+    print(table(made))
+    for name, each in made.items():
+        print(
+            f"\n{name}: transformer {each.transformer_weights / each.transformer_weights_bf16:.4f} of "
+            f"BF16; peak {each.peak / 1e9:.2f} GB of {LIMIT_BYTES / 1e9:.0f} GB",
+            end="",
+        )
+    print()

@@ -148,7 +148,7 @@ def load_pipeline(folder: Path, row: ModelRow, options: LoadOptions) -> tuple[An
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise ModelUnavailable(f"model {row.id}: {base.name} cannot be loaded: {reason}") from error
-    path = _use_paths(pipeline, options, device, text_device)
+    path = _use_paths(pipeline, options, device, text_device, manifest.activations)
     pipeline.text_encoder.to(text_device)
     if text_device.type != "cuda" or not _is_lean(pipeline, options):
         pipeline.text_encoder_2.to(text_device)
@@ -159,14 +159,20 @@ def load_pipeline(folder: Path, row: ModelRow, options: LoadOptions) -> tuple[An
 
 
 def _use_paths(
-    pipeline: Any, options: LoadOptions, device: torch.device, text_device: torch.device
+    pipeline: Any,
+    options: LoadOptions,
+    device: torch.device,
+    text_device: torch.device,
+    activations: int,
 ) -> ComputePath:
     """Give every four-bit layer its path; returns the transformer's."""
     chosen = None
     for model, where in ((pipeline.text_encoder_2, text_device), (pipeline.transformer, device)):
         layers = fp4_layers(model)
         weights = sum(layer.in_features * layer.out_features for layer in layers.values())
-        chosen = hardware.choose_path(where, fp8_weights=options.fp8_weights, weights=weights)
+        chosen = hardware.choose_path(
+            where, fp8_weights=options.fp8_weights, weights=weights, activations=activations
+        )
         for layer in layers.values():
             layer.use(chosen)
     assert chosen is not None

@@ -91,8 +91,13 @@ def test_few_rows_are_multiplied_without_the_widened_weight(compiled: Kernels) -
 def test_the_chosen_path_is_the_best_of_this_gpu(compiled: Kernels) -> None:
     capability = torch.cuda.get_device_capability(CUDA)
     best = hardware.candidates(capability, "memory", compiled)[0]().name
-    path = hardware.choose_path(CUDA, fp8_weights="memory", weights=10**9)
+    path = hardware.choose_path(CUDA, fp8_weights="memory", weights=10**9, activations=4)
     assert path.name == best, path.describe
+
+
+def test_inputs_are_rounded_to_four_bits_only_for_weights_that_were_made_for_it() -> None:
+    path = hardware.choose_path(CUDA, fp8_weights="memory", weights=10**9, activations=16)
+    assert path.name != NativeFp4.name
 
 
 def test_extra_columns_leave_no_trace(compiled: Kernels) -> None:
@@ -142,16 +147,17 @@ def test_schnells_transformer_at_1024_px_stays_within_the_plan() -> None:
     from accelerate import init_empty_weights
     from diffusers import FluxTransformer2DModel
 
-    plan = memory.plan()
+    path = hardware.choose_path(CUDA, fp8_weights="memory", weights=10**10, activations=4)
+    plan = memory.plan(path.name)
     with init_empty_weights():
         model = FluxTransformer2DModel()
-    replace_layers(model, plan_layers(model, 32)[0], "test", smooth=False)
+    smooth = path.name == NativeFp4.name
+    replace_layers(model, plan_layers(model, 32)[0], "test", smooth=smooth)
     for tensor in model.parameters():
         tensor.data = tensor.data.bfloat16()
     model = model.to_empty(device=CUDA)
     for tensor in model.parameters():
         torch.nn.init.normal_(tensor, std=0.02)
-    path = hardware.choose_path(CUDA, fp8_weights="memory", weights=10**10)
     for layer in fp4_layers(model).values():
         fill(layer)
         layer.use(path)
@@ -189,8 +195,9 @@ def fill(layer: Fp4Linear) -> None:
     layer.global_scale.fill_(1e-4)
     layer.up.normal_(std=0.01)
     layer.down.normal_(std=0.01)
-    if layer.bias is not None:
-        layer.bias.zero_()
+    for tensor, value in ((layer.bias, 0.0), (layer.inverse_smoothing, 1.0)):
+        if tensor is not None:
+            tensor.fill_(value)
 
 
 def test_native_fp4_is_there_on_blackwell() -> None:

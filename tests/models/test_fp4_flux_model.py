@@ -42,6 +42,7 @@ REQUEST = GenerationRequest.from_json(
         "output_format": OutputFormat.PNG,
         "output_quality": 95,
         "tags": (),
+        "loras": (),
     }
 )  # fmt: skip
 

@@ -139,6 +139,7 @@ def test_native_fp4_gives_the_product_what_it_asks_for() -> None:
     layer, _ = make_layer(256, 128)
     layer = layer.to("meta")
     layer.use(NativeFp4())
+    assert "scales" not in layer.kept, "FLUX.1 has no room for a second copy of them"
     got = layer(torch.empty(3, 40, 256, dtype=torch.bfloat16, device="meta"))
     assert got.shape == (3, 40, 128) and got.dtype == torch.bfloat16
 
@@ -189,6 +190,20 @@ def test_candidates_by_hardware(capability, names) -> None:
     assert [path.name for path in paths] == names
 
 
+@pytest.mark.parametrize(("activations", "name"), [(4, "native-fp4"), (16, "fp8")])
+def test_blackwell_rounds_inputs_only_for_weights_that_were_made_for_it(
+    monkeypatch: pytest.MonkeyPatch, activations: int, name: str
+) -> None:
+    monkeypatch.setattr(hardware, "compiled", lambda device: Kernels())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (12, 0))
+    monkeypatch.setattr(hardware, "why_not", lambda path, device: None)
+    path = hardware.choose_path(
+        torch.device("cuda:0"), fp8_weights="memory", weights=10**9, activations=activations
+    )
+    assert path.name == name
+    assert ("not made for inputs of four bits" in path.describe) == (name != "native-fp4")
+
+
 @pytest.mark.parametrize(("setting", "word"), [("memory", "tile by tile"), ("speed", "at load")])
 def test_fp8_says_which_setting_it_follows(setting: str, word: str) -> None:
     path = hardware.candidates((9, 0), setting, Kernels())[0]()
@@ -196,8 +211,8 @@ def test_fp8_says_which_setting_it_follows(setting: str, word: str) -> None:
 
 
 def test_cpu_keeps_small_models_widened_and_large_ones_packed() -> None:
-    small = hardware.choose_path(CPU, fp8_weights="memory", weights=5_000_000)
-    large = hardware.choose_path(CPU, fp8_weights="memory", weights=11_000_000_000)
+    small = hardware.choose_path(CPU, fp8_weights="memory", weights=5_000_000, activations=16)
+    large = hardware.choose_path(CPU, fp8_weights="memory", weights=11_000_000_000, activations=16)
     assert "once at load" in small.describe and "as they are used" in large.describe
 
 

@@ -22,7 +22,7 @@ from scripts.embedded.examination import draw_prompts, generate
 from tests.models.fp4.conftest import EMBEDDED
 
 SOURCE, SHIPPED = ROOT / "models" / "embedded", ROOT / "models" / "embedded-fp4"
-AGAIN = "run: python -m scripts.quantize_fp4 --model embedded --out models/embedded-fp4"
+AGAIN = "run: python -m scripts.quantize_fp4 --model embedded --out models/embedded-fp4 --activations 16"
 
 
 @pytest.fixture(scope="module")

@@ -5,15 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.fp4 import memory
+from models.fp4 import hardware, memory
+from models.fp4.compute import Fp8
+from models.fp4.kernels import Kernels
 from models.fp4.memory import MemoryPlan
+from tests.models.fp4.layer import make_layer
 
 MB = 1_000_000
 
 
 @pytest.fixture(scope="module")
-def plan() -> MemoryPlan:
-    return memory.plan()
+def plans() -> dict[str, MemoryPlan]:
+    return {name: memory.plan(name) for name in memory.PATHS}
+
+
+@pytest.fixture(params=list(memory.PATHS))
+def plan(plans: dict[str, MemoryPlan], request: pytest.FixtureRequest) -> MemoryPlan:
+    return plans[request.param]
 
 
 def mega(count: int) -> torch.Tensor:
@@ -71,7 +79,22 @@ def test_t5_is_four_bit_and_not_on_the_gpu(plan: MemoryPlan) -> None:
     assert plan.text_encoding < plan.t5_weights / 3
 
 
-def test_the_table_has_every_component(plan: MemoryPlan) -> None:
-    table = plan.table()
+def test_every_path_that_a_gpu_can_take_is_planned() -> None:
+    paths = [make() for make in hardware.candidates((12, 0), "memory", Kernels())]
+    assert {path.name for path in paths} == set(memory.PATHS)
+    assert all(type(memory.PATHS[path.name]()) is type(path) for path in paths)
+
+
+def test_what_a_path_keeps_is_counted_and_what_it_only_looks_at_is_not() -> None:
+    layer, _ = make_layer(128, 96)
+    model = torch.nn.Sequential(layer)
+    for once, kept in ((False, 0), (True, 96 * 128)):
+        layer.use(Fp8(convert_once=once))
+        assert kept <= memory.kept_bytes(model) <= kept + 4, "a scale besides"
+
+
+def test_the_table_has_every_component_by_every_path(plans: dict[str, MemoryPlan]) -> None:
+    table = memory.table(plans)
+    assert all(name in table for name in plans)
     for word in ("transformer", "autoencoder", "encoding", "denoising", "decoding", "peak", "T5"):
         assert word in table
