@@ -149,7 +149,7 @@ class Flux1Model:
         self._text_device = self._device = device
         self.batches_exactly = False
         # Offloading knows the layers and weights there are when it begins; a branch is neither.
-        self._loras = LorasInUse(self._opened, self._carrier(LoraMode.MERGED))
+        self._change_carrier(LoraMode.MERGED)
         saving.enable_offloading(*self._weighty(), prefetch=True)
         self._waits_in_main_memory = True
 
@@ -160,14 +160,16 @@ class Flux1Model:
         added up must not be more, or the blocks are compiled again for twice as many. `options` are
         those of `torch.compile`. Must be called before `enable_offloading`.
         """
-        self.use_loras(())
-        merged = self._carrier(LoraMode.MERGED, fixed_rank=lora_rank)
-        self._loras = LorasInUse(self._opened, merged)
+        self._change_carrier(LoraMode.MERGED, fixed_rank=lora_rank)
         self._image.transformer.compile_repeated_blocks(**options)
 
     def unload(self) -> None:
         """Let go of the weights; the caller collects and empties the CUDA cache."""
         del self._text, self._image, self._embeddings, self._preview_map, self._loras, self._opened
+
+    def _change_carrier(self, mode: LoraMode, *, fixed_rank: int | None = None) -> None:
+        self._loras.release()
+        self._loras = LorasInUse(self._opened, self._carrier(mode, fixed_rank=fixed_rank))
 
     def _carrier(self, mode: LoraMode, *, fixed_rank: int | None = None) -> Carrier:
         parts = {name: self._part(name) for name in LORA_PARTS}

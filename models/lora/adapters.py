@@ -78,6 +78,12 @@ class PeftAdapters:
             raise
         self._chosen = tuple(chosen)
 
+    def release(self) -> None:
+        self._mount({})
+        self._layers, self._chosen = {}, ()
+        self._adapters.clear()
+        self._wholes.clear()
+
     def _take(self, chosen: Sequence[Chosen]) -> None:
         native = self._native_of(chosen[0].ref) if len(chosen) == 1 else None
         if native is None:

@@ -48,6 +48,9 @@ class Carrier(Protocol):
     def carry(self, chosen: Sequence[Chosen]) -> None:
         """Exactly these from now on, in place of those before; what fails leaves those before."""
 
+    def release(self) -> None:
+        """Take everything out of the model, for good."""
+
 
 class LorasInUse:
     """What a model's `use_loras` does. `text_key` tells apart what the text encoders compute with."""
@@ -78,6 +81,11 @@ class LorasInUse:
             )
             for one, found in zip(chosen, matches, strict=True)
         )
+
+    def release(self) -> None:
+        """Draw without LoRAs from now on, and give the model back as it was."""
+        self._carrier.release()
+        self._key, self.text_key = (), ()
 
     def _match(self, one: Chosen) -> Match:
         try:

@@ -90,6 +90,10 @@ class MergedLoras:
             self._put(before)
             raise
 
+    def release(self) -> None:
+        self._put({})
+        self._sets.clear()
+
     def _merged(self, chosen: Sequence[Chosen]) -> Layers:
         key = tuple(one.key for one in chosen)
         layers = self._sets.get(key)
