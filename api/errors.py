@@ -63,8 +63,6 @@ def problem(error: FluxError, request_id: str) -> JSONResponse:
     headers = {"X-Request-Id": request_id}
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(error.retry_after_seconds)
-    if error.status == 408:
-        headers["Connection"] = "close"  # whoever sends so slowly is not waited for again
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(body, error.status, headers, media_type=MEDIA_TYPE)

@@ -46,7 +46,7 @@ class ModelRow(BaseModel):
     guidance_scale: float
     true_cfg_scale: float
     max_sequence_length: int
-    hidden_size: Annotated[int, Field(gt=0)] | None = None
+    hidden_size: Annotated[int, Field(gt=0)]
     memory_gib: Mapping[str, float]
     largest_part_gib: Mapping[str, float] = {}
     offloaded_gib: Mapping[str, float] = {}

@@ -60,6 +60,10 @@ class RunningService:
     def output_dir(self) -> Path:
         return Path(self._environ["FLUX_OUTPUT_DIR"])
 
+    @property
+    def lora_dir(self) -> Path:
+        return Path(self._environ["FLUX_LORA_DIR"])
+
     def start(self, *, wait: bool = True) -> RunningService:
         self.folder.mkdir(parents=True, exist_ok=True)
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("FLUX_")}

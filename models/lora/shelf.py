@@ -86,8 +86,9 @@ class Shelf:
             os.replace(temporary, _sidecar(entry.path))
             _sync_folder(self.folder)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise incoming.refused(self.folder, error) from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def remove(self, entry: LoraEntry) -> None:
         try:

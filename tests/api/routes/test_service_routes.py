@@ -22,6 +22,9 @@ BUILT = {
     ("GET", "/api/models"), ("GET", "/model-status"), ("POST", "/load-model"),
     ("POST", "/unload-model"), ("GET", "/gpu-info"), ("GET", "/queue-stats"),
     ("POST", "/jobs/{job_id}/retry"), ("GET", "/jobs/{job_id}/events"), ("GET", "/events"),
+    ("GET", "/loras"), ("POST", "/loras"), ("PUT", "/loras/{filename}"), ("POST", "/upload-lora"),
+    ("GET", "/loras/{name}"), ("PATCH", "/loras/{name}"), ("DELETE", "/loras/{name}"),
+    ("GET", "/lora-status"), ("POST", "/apply-lora"), ("POST", "/remove-lora"),
     ("POST", "/queue/pause"), ("POST", "/queue/resume"), ("POST", "/queue/clear"),
 }  # fmt: skip
 
@@ -50,7 +53,7 @@ def test_info_says_what_draws_and_why(engine_service: RunningService) -> None:
     assert info["default_model"] == "embedded" and "no GPU" in info["default_model_reason"]
     assert set(info["libraries"]) == {"torch", "diffusers", "transformers"}
     assert info["key_needed"] is False
-    assert {"loras", "image", "mask"} <= set(info["not_built"]["fields"])
+    assert {"image", "mask"} <= set(info["not_built"]["fields"])
 
 
 def test_info_tells_no_path_of_this_machine(engine_service: RunningService) -> None:
@@ -110,7 +113,7 @@ def test_route_that_is_not_built_is_501_by_name(
 
 
 def test_route_that_is_not_built_takes_no_body_with_it(engine_service: RunningService) -> None:
-    answer = engine_service.client.put("/loras/x.safetensors", content=b"x" * 1000)
+    answer = engine_service.client.post("/upload-image-generate", content=b"x" * 1000)
     assert answer.status_code == 501
 
 
