@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from fastapi.middleware.cors import CORSMiddleware
 
 from api import errors
-from api.middleware import AnswerFailures, Authenticate, BodyLimit, HostAndOrigin, RequestContext
+from api.json_body import QuickPost
+from api.middleware import Gate
 from api.routes import (
     events,
     generate,
@@ -48,6 +48,8 @@ def create_app(plan: Plan) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # the library's page loads its script from elsewhere; ours is routes/page.py
         redoc_url=None,
+        # Nobody configures it here, and asking for every request whether somebody has takes its time.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         responses={"4XX": errors.PROBLEM_RESPONSE, "5XX": errors.PROBLEM_RESPONSE},
     )
     errors.describe_in_openapi(app)
@@ -57,24 +59,6 @@ def create_app(plan: Plan) -> FastAPI:
         app.include_router(module.router)
     page.mount(app)
 
-    # Added from the inside out.
-    app.add_middleware(AnswerFailures)
-    app.add_middleware(BodyLimit, settings=server)
-    app.add_middleware(Authenticate, settings=server)
-    app.add_middleware(
-        CORSMiddleware,
-        allow_origins=list(server.page_origins),
-        allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
-        allow_headers=["*"],
-        expose_headers=[
-            "X-Job-Id",
-            "X-Seed",
-            "X-Model",
-            "X-Generation-Time",
-            "X-Request-Id",
-            "Retry-After",
-        ],
-    )
-    app.add_middleware(HostAndOrigin, settings=server)
-    app.add_middleware(RequestContext)
+    app.add_middleware(QuickPost, path="/jobs", endpoint=jobs.submit, status=202)
+    app.add_middleware(Gate, settings=server)  # added last: outermost
     return app

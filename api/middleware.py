@@ -1,7 +1,8 @@
 """What happens to every request before a route sees it, as plain ASGI so that bodies stream.
 
-Outermost first: RequestContext (id, log line) · HostAndOrigin (browser attacks) · Authenticate
-(keys, before a body is read) · BodyLimit (counts while the body comes in) · AnswerFailures.
+`Gate` is the one layer; in its order: an id, HostAndOrigin (browser attacks), CORS for requests of
+a page, Keys (before a body is read), BodyLimit (counts while the body comes in), the route, the
+headers of every answer, an answer for what nobody expected, a log line.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ import base64
 import binascii
 import functools
 import hashlib
-import hmac
 import logging
 import re
 import secrets
 import time
 from collections.abc import Iterable
+from hmac import compare_digest
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -50,102 +52,134 @@ SECURITY_HEADERS = (
     (b"cross-origin-resource-policy", b"cross-origin"),
     (b"x-frame-options", b"DENY"),
 )
+# A cache must not give an answer without CORS headers to a page that may read it.
+VARY_ORIGIN = (b"vary", b"Origin")
+# What a page's script may read of an answer's headers.
+EXPOSED_HEADERS = (
+    "X-Job-Id",
+    "X-Seed",
+    "X-Model",
+    "X-Generation-Time",
+    "X-Request-Id",
+    "Retry-After",
+)
 
 
-class AnswerFailures:
-    """Answers a failure that nobody expected, inside the other layers, so that the answer has their headers.
+class Gate:
+    """Everything that is decided before a route, in one layer: each layer more would cost every request its share."""
 
-    The framework's own handler stands outside all of them and closes the client's connection.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answering = False
-
-        async def noted(message: Message) -> None:
-            nonlocal answering
-            answering = True
-            await send(message)
-
-        try:
-            await self._app(scope, receive, noted)
-        except Exception as error:
-            if scope["type"] != "http" or answering or isinstance(error, FluxError):
-                raise
-            request_id = scope["state"]["request_id"]
-            log.exception(
-                "a route failed", extra={"action": "route_failed", "request_id": request_id}
-            )
-            failure = FluxError(f"the service failed; its log has the reason under {request_id}")
-            await problem(failure, request_id)(scope, receive, send)
-
-
-class RequestContext:
-    """Gives each request an id (header X-Request-Id), and logs one line when it is answered."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+        self._hosts = HostAndOrigin(settings)
+        self._keys = Keys(settings)
+        self._limit = BodyLimit(settings)
+        self._with_cors = CORSMiddleware(
+            self._enter,
+            allow_origins=list(settings.page_origins),
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED_HEADERS,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        request_id = secrets.token_hex(8)
-        scope.setdefault("state", {})["request_id"] = request_id
         started = time.perf_counter()
-        status = 0
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                headers = message["headers"]
-                names = {name for name, _ in headers}
-                if b"x-request-id" not in names:
-                    headers.append((b"x-request-id", request_id.encode()))
-                headers += [pair for pair in SECURITY_HEADERS if pair[0] not in names]
-            await send(message)
-
+        answer = _Answer(send)
+        scope.setdefault("state", {}).update(request_id=answer.request_id, answer=answer)
+        headers = Headers(scope=scope)
         try:
-            await self._app(scope, receive, send_with_id)
+            error = self._hosts.why_not(scope, headers)
+            if error is not None:
+                await problem(error, answer.request_id)(scope, receive, answer.send)
+            elif "origin" in headers:
+                await self._with_cors(scope, receive, answer.send)
+            else:
+                answer.vary = VARY_ORIGIN
+                await self._enter(scope, receive, answer.send)
         finally:
-            # Reading is no news: pages and clients ask several times a second.
-            is_news = scope["method"] not in SAFE_METHODS or status >= 400
-            log.log(
-                logging.INFO if is_news else logging.DEBUG,
-                "answered",
-                extra={
-                    "action": "request",
-                    "request_id": request_id,
-                    "method": scope["method"],
-                    "path": scope["path"][:200],
-                    "status": status,
-                    "ms": round((time.perf_counter() - started) * 1000, 1),
-                },
-            )
+            _log_answer(scope, answer, started)
+
+    async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        answer = scope["state"]["answer"]
+        try:
+            if self._keys.are_needed(scope):
+                scope["state"]["owner"] = self._keys.owner(headers)
+            receive = self._limit.counting(scope, headers, receive)
+            await self._app(scope, receive, send)
+        except Exception as error:
+            if answer.status:
+                raise
+            failure = error if isinstance(error, FluxError) else _unexpected(answer.request_id)
+            await problem(failure, answer.request_id)(scope, receive, send)
+
+
+class _Answer:
+    """What is known of an answer, and its way out: the headers that every answer has are added here."""
+
+    __slots__ = ("request_id", "status", "vary", "_send")
+
+    def __init__(self, send: Send) -> None:
+        self.request_id = secrets.token_hex(8)
+        self.status = 0  # 0: none has begun
+        self.vary: tuple[bytes, bytes] | None = None
+        self._send = send
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = message["headers"]
+            names = {name for name, _ in headers}
+            if b"x-request-id" not in names:
+                headers.append((b"x-request-id", self.request_id.encode()))
+            headers += [pair for pair in SECURITY_HEADERS if pair[0] not in names]
+            if self.vary is not None:
+                headers.append(self.vary)
+        await self._send(message)
+
+
+def _unexpected(request_id: str) -> FluxError:
+    """The answer to the exception being handled.
+
+    The framework's own handler stands outside of `Gate`, and closes the client's connection.
+    """
+    log.exception("a route failed", extra={"action": "route_failed", "request_id": request_id})
+    return FluxError(f"the service failed; its log has the reason under {request_id}")
+
+
+def _log_answer(scope: Scope, answer: _Answer, started: float) -> None:
+    # Reading is no news: pages and clients ask several times a second.
+    is_news = scope["method"] not in SAFE_METHODS or answer.status >= 400
+    level = logging.INFO if is_news else logging.DEBUG
+    if not log.isEnabledFor(level):
+        return
+    log.log(
+        level,
+        "answered",
+        extra={
+            "action": "request",
+            "request_id": answer.request_id,
+            "method": scope["method"],
+            "path": scope["path"][:200],
+            "status": answer.status,
+            "ms": round((time.perf_counter() - started) * 1000, 1),
+        },
+    )
 
 
 class HostAndOrigin:
     """Refuses a Host we do not answer for (DNS rebinding) and a foreign Origin (a web page that is not ours)."""
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
-        self._app = app
+    def __init__(self, settings: ServerSettings) -> None:
         self._hosts = frozenset(
             name.lower() for name in (*LOOPBACK_HOSTS, settings.host, *settings.allowed_hosts)
         )
         self._any_host = settings.host in ("0.0.0.0", "::") and not settings.allowed_hosts
         self._origins = frozenset(settings.page_origins)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            headers = Headers(scope=scope)
-            error = self._why_not(scope, headers)
-            if error is not None:
-                return await problem(error, scope["state"]["request_id"])(scope, receive, send)
-        await self._app(scope, receive, send)
-
-    def _why_not(self, scope: Scope, headers: Headers) -> FluxError | None:
+    def why_not(self, scope: Scope, headers: Headers) -> FluxError | None:
+        """Why the request is refused; None when it is not."""
         hosts = headers.getlist("host")
         host = _hostname(hosts[0]) if len(hosts) == 1 else None
         if host is None or not (self._any_host or host in self._hosts or is_loopback(host)):
@@ -170,41 +204,27 @@ class HostAndOrigin:
         return parts.scheme in ("http", "https") and parts.netloc == host
 
 
-class Authenticate:
+class Keys:
     """With keys configured, every route but the open ones wants one: Bearer, X-API-Key, x-key or Basic's password."""
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
-        self._app = app
+    def __init__(self, settings: ServerSettings) -> None:
         self._digests = [_digest(key.get_secret_value()) for key in settings.api_keys]
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._digests and not _is_open(scope):
-            headers = Headers(scope=scope)
-            error = self._why_not(headers)
-            if error is not None:
-                return await problem(error, scope["state"]["request_id"])(scope, receive, send)
-            scope["state"]["owner"] = self._owner(headers)
-        await self._app(scope, receive, send)
+    def are_needed(self, scope: Scope) -> bool:
+        return bool(self._digests) and not _is_open(scope)
 
-    def _owner(self, headers: Headers) -> str:
-        digests = [_digest(key) for key in _sent_keys(headers)]
-        return next(each.hex()[:OWNER_DIGITS] for each in digests if each in self._digests)
-
-    def _why_not(self, headers: Headers) -> FluxError | None:
-        sent = list(_sent_keys(headers))
+    def owner(self, headers: Headers) -> str:
+        """Whose key came with the request. Raises Unauthorized when none of ours did."""
+        sent = [_digest(key) for key in _sent_keys(headers)]
         if not sent:
-            return Unauthorized(
+            raise Unauthorized(
                 "a key is needed: send it as `Authorization: Bearer KEY` or `X-API-Key: KEY` (FLUX_API_KEYS has them)"
             )
         # Every pair is compared, so that the time says nothing about which was near.
-        matches = [
-            hmac.compare_digest(_digest(key), digest) for key in sent for digest in self._digests
-        ]
-        return (
-            None
-            if any(matches)
-            else Unauthorized("the key is not one of this service's (FLUX_API_KEYS)")
-        )
+        ours = [each for each in sent for digest in self._digests if compare_digest(each, digest)]
+        if not ours:
+            raise Unauthorized("the key is not one of this service's (FLUX_API_KEYS)")
+        return ours[0].hex()[:OWNER_DIGITS]
 
 
 class BodyLimit:
@@ -213,23 +233,18 @@ class BodyLimit:
     Where pictures may be in the body, or LoRAs, the settings have the limit; elsewhere it is `SMALL_BODY_BYTES`.
     """
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
-        self._app = app
+    def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
+    def counting(self, scope: Scope, headers: Headers, receive: Receive) -> Receive:
+        """`receive`, counting where needed. Raises TooLarge; what it returns does while the body comes."""
         limit = self._limit(scope)
-        headers = Headers(scope=scope)
-        declared = headers.get("content-length", "0")
-        if declared.isdecimal() and int(declared) > limit:
-            error = self._too_large(scope)
-            return await problem(error, scope["state"]["request_id"])(scope, receive, send)
-        if "content-length" in headers and "transfer-encoding" not in headers:
-            return await self._app(scope, receive, send)  # the server lets no more in than that
+        declared = headers.get("content-length")
+        if declared is not None and declared.isdecimal() and int(declared) > limit:
+            raise self._too_large(scope)
+        if declared is not None and "transfer-encoding" not in headers:
+            return receive  # the server lets no more in than that
         received = 0
-        answering = False
 
         async def counted() -> Message:
             nonlocal received
@@ -240,17 +255,7 @@ class BodyLimit:
                     raise self._too_large(scope)
             return message
 
-        async def noted(message: Message) -> None:
-            nonlocal answering
-            answering = True
-            await send(message)
-
-        try:
-            await self._app(scope, counted, noted)
-        except TooLarge as error:
-            if answering:
-                raise
-            await problem(error, scope["state"]["request_id"])(scope, receive, send)
+        return counted
 
     def _limit(self, scope: Scope) -> int:
         path = scope["path"]

@@ -216,7 +216,7 @@ class Metadata(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     tags: list[Annotated[Text, Field(min_length=1, max_length=MAX_TAG_CHARACTERS)]] = Field(
-        [], max_length=MAX_TAGS
+        default_factory=list, max_length=MAX_TAGS
     )
 
 
@@ -297,12 +297,16 @@ class GenerateBody(LorasBody):
         return value
 
     def wanted(self) -> Wanted:
-        values = self.model_dump(exclude={"metadata", *LorasBody.model_fields})
+        # Not `model_dump`, which looks into every value: none of these holds others.
+        values = {name: value for name, value in vars(self).items() if name not in _NOT_PLAIN}
         return Wanted(**values, tags=tuple(self.metadata.tags), loras=self.choices())
 
     def digest(self) -> str:
         """SHA-256 of the body's meaning, to compare two bodies sent under one key."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+_NOT_PLAIN = frozenset({"metadata", *LorasBody.model_fields})
 
 
 class ModelBody(BaseModel):

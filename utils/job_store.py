@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import itertools
 import json
 import logging
 import os
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ T = TypeVar("T")
 
 RETRY_AFTER_STORAGE_SECONDS = 5
 MAX_GROUP = 256  # changes of one transaction: more would make the first of them wait
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 class JobStore:
@@ -44,7 +46,8 @@ class JobStore:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._changes: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
+        self._arrived: list[_Pending] = []  # in this turn of the loop
+        self._changes: queue.SimpleQueue[list[_Pending] | None] = queue.SimpleQueue()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-write")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="store-read")
         # A daemon: a process that is made to leave at once must not wait for changes that never come.
@@ -80,6 +83,7 @@ class JobStore:
         return store
 
     async def close(self) -> None:
+        self._hand_over()
         self._changes.put(None)
         await self._in(self._writer, self._committer.join)
         await self._let_go()
@@ -111,30 +115,19 @@ class JobStore:
         `then` is called in the loop as soon as it is, with None when it was refused, also when the
         caller has gone away meanwhile.
         """
-        values = {
-            "id": job_id,
-            "request": json.dumps(request.to_json(), ensure_ascii=False),
-            "model": request.model,
-            "owner": owner,
-            "created_at": created_at,
-            "idempotency_key": idempotency_key,
-            "body_sha256": body_sha256,
-        }
-
-        # The row is what was given: reading it back would cost more than the insert.
-        def change(db: sqlite3.Connection) -> Job:
-            seq = db.execute(sql.queries()["insert_job"], values).lastrowid
-            assert seq is not None
-            return Job(
-                seq=seq,
-                id=job_id,
-                status=JobStatus.QUEUED,
-                request=request,
-                created_at=created_at,
-                owner=owner,
-            )
-
-        return await self._write(change, then)
+        new = _NewJob(
+            row=(
+                job_id,
+                _ENCODER.encode(request.to_json()),
+                request.model,
+                owner,
+                created_at,
+                idempotency_key,
+                body_sha256,
+            ),
+            request=request,
+        )
+        return await self._write(new, then)
 
     async def get(self, job_id: str) -> Job | None:
         return _job(await self._one("job_by_id", {"id": job_id}))
@@ -335,23 +328,32 @@ class JobStore:
         change: Callable[[sqlite3.Connection], T],
         then: Callable[[T | None], None] | None = None,
     ) -> T:
-        done = asyncio.get_running_loop().create_future()
-        pending = _Pending(change=change, done=done, then=then)
-        self._changes.put(pending)
-        return await pending.done  # a caller that goes away does not stop the change
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+        if not self._arrived:
+            loop.call_soon(self._hand_over)
+        self._arrived.append(_Pending(change=change, done=done, then=then))
+        return await done  # a caller that goes away does not stop the change
+
+    def _hand_over(self) -> None:
+        """What came in one turn of the loop goes to the writer's thread at once: waking it costs more than a change."""
+        if self._arrived:
+            self._changes.put(self._arrived)
+            self._arrived = []
 
     def _commit_changes(self, loop: asyncio.AbstractEventLoop) -> None:
         """In the writer's thread: whatever waits, in one transaction, until the store is closed."""
-        while (first := self._changes.get()) is not None:
+        left: list[_Pending] = []
+        while (waiting := left or self._changes.get()) is not None:
             # Before the others join: nobody waits twice for a locked database.
             refused = self._begin()
-            group = [first]
-            while len(group) < MAX_GROUP and not self._changes.empty():
+            while len(waiting) < MAX_GROUP and not self._changes.empty():
                 following = self._changes.get()
                 if following is None:
                     self._changes.put(None)  # seen again after this group
                     break
-                group.append(following)
+                waiting += following
+            group, left = waiting[:MAX_GROUP], waiting[MAX_GROUP:]
             outcomes = [(None, refused)] * len(group) if refused else self._commit(group)
             loop.call_soon_threadsafe(_settle, group, outcomes)
 
@@ -369,7 +371,7 @@ class JobStore:
         """All of them, as they nearly always go; when one fails, once more, each in its own savepoint."""
         try:
             with self._write_db:  # commits, or rolls back on an exception
-                return [(pending.change(self._write_db), None) for pending in group]
+                return [(value, None) for value in self._apply_all(group)]
         except Exception as error:
             if len(group) == 1:
                 return [(None, error)]
@@ -381,6 +383,16 @@ class JobStore:
                 return [self._apply(pending.change) for pending in group]
         except Exception as error:
             return [(None, error)] * len(group)
+
+    def _apply_all(self, group: list[_Pending]) -> Iterator[Any]:
+        """What each change returns. New jobs that stand together go in together: one call instead of many."""
+        for are_new, together in itertools.groupby(
+            (pending.change for pending in group), lambda change: isinstance(change, _NewJob)
+        ):
+            if are_new:
+                yield from _insert(self._write_db, list(together))
+            else:
+                yield from (change(self._write_db) for change in together)
 
     def _apply(self, change: Callable[[sqlite3.Connection], Any]) -> tuple[Any, Exception | None]:
         db = self._write_db
@@ -414,6 +426,36 @@ class JobStore:
             if not hasattr(self, "_read_db"):
                 raise  # still opening
             raise _refused(error) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _NewJob:
+    """A change that appends a job. `row`: the values of `insert_jobs`, in its order."""
+
+    row: tuple[str | None, ...]
+    request: GenerationRequest
+
+    def __call__(self, db: sqlite3.Connection) -> Job:
+        return _insert(db, [self])[0]
+
+    # The row is what was given: reading it back would cost more than the insert.
+    def at(self, seq: int) -> Job:
+        job_id, _, _, owner, created_at, _, _ = self.row
+        return Job(
+            seq=seq,
+            id=job_id,
+            status=JobStatus.QUEUED,
+            request=self.request,
+            created_at=created_at,
+            owner=owner,
+        )
+
+
+def _insert(db: sqlite3.Connection, new: list[_NewJob]) -> list[Job]:
+    rows = _ENCODER.encode([each.row for each in new])
+    last = db.execute(sql.queries()["insert_jobs"], {"rows": rows}).lastrowid
+    assert last is not None
+    return [each.at(last - len(new) + 1 + index) for index, each in enumerate(new)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -104,6 +104,7 @@ class QueueManager:
             models_on=models_on,
             why_held=self.why_held,
         )
+        self._has_room = False  # as of a look in this turn of the loop
         self._changed = asyncio.Condition()
 
     # Life
@@ -496,9 +497,12 @@ class QueueManager:
             raise Unavailable(
                 "the service is stopping; try again in a moment", retry_after_seconds=5
             )
-        no_room = disk.why_no_room(self._output_dir, self._settings.storage.min_free_mib)
-        if no_room is not None:
-            raise StorageUnavailable(no_room, retry_after_seconds=60)
+        if not self._has_room:
+            no_room = disk.why_no_room(self._output_dir, self._settings.storage.min_free_mib)
+            if no_room is not None:
+                raise StorageUnavailable(no_room, retry_after_seconds=60)
+            self._has_room = True  # for all that come in this turn of the loop
+            asyncio.get_running_loop().call_soon(self._look_again)
         queue = self._settings.queue
         waiting = self.waiting + self._ledger.arriving.total()
         if waiting >= queue.max_queue_size:
@@ -511,6 +515,9 @@ class QueueManager:
             raise self._full(
                 f"{mine} jobs of this key wait, and {limit} may (FLUX_MAX_QUEUED_PER_KEY)"
             )
+
+    def _look_again(self) -> None:
+        self._has_room = False
 
     def _full(self, what: str) -> QueueFull:
         # One place is free when the next job ends.

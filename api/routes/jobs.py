@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import FileResponse
 
 from api import answers
-from api.json_body import QuickJsonRoute
+from api.json_body import StrictJsonRoute
 from api.middleware import owner_of
 from api.routes.images import file_of
 from api.schemas import GenerateBody
@@ -17,7 +17,7 @@ from config.errors import FluxError, InvalidRequest, NotFound
 from models.types import MAX_IMAGES
 from utils.job import Job, JobStatus
 
-router = APIRouter(tags=["jobs"], route_class=QuickJsonRoute)
+router = APIRouter(tags=["jobs"], route_class=StrictJsonRoute)
 
 MAX_KEY_CHARACTERS = 200
 IDEMPOTENCY_KEY = {

@@ -8,7 +8,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from api.middleware import AnswerFailures, RequestContext
+from api.middleware import Gate
+from config.settings import ServerSettings
 
 SECRET = "/home/someone/secret"
 
@@ -23,12 +24,11 @@ async def works(request: Request) -> Response:
 
 def ask(path: str) -> httpx2.Response:
     app = Starlette(routes=[Route("/fails", fails), Route("/works", works)])
-    app.add_middleware(AnswerFailures)
-    app.add_middleware(RequestContext)
+    app.add_middleware(Gate, settings=ServerSettings(host="127.0.0.1", port=80))
 
     async def get() -> httpx2.Response:
         transport = httpx2.ASGITransport(app=app)
-        async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             return await client.get(path)
 
     return asyncio.run(get())

@@ -266,3 +266,52 @@ async def test_store_claims_at_once_give_each_job_once_in_order(tmp_path: Path) 
             ),
         )
         assert [job.id for jobs in claims for job in jobs] == [f"{i}" for i in range(10)]
+
+
+@pytest.mark.parametrize("text", ['"', "\\", "\u2028", "a\x00b", "🎈", "' || 1 --", "[1]", ""])
+@in_loop
+async def test_store_jobs_that_go_in_together_keep_their_text(tmp_path: Path, text: str) -> None:
+    wanted = request(prompt=f"a{text}", tags=(text,), negative_prompt=None)
+    text = text.replace("\x00", "")  # no header holds one
+    async with opened(tmp_path) as store:
+        await together(
+            store,
+            store.insert("a", wanted, NOW, owner=text, idempotency_key=f"k{text}", body_sha256="s"),
+            store.insert("b", REQUEST, NOW),
+        )
+        job = await store.get("a")
+        assert job is not None and (job.request, job.owner) == (wanted, text)
+        found = await store.by_idempotency_key(text, f"k{text}", not_before="")
+        assert found is not None and found[0].id == "a"
+
+
+@in_loop
+async def test_store_job_that_no_file_can_hold_takes_no_other_with_it(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        outcomes = await together(
+            store,
+            store.insert("a", REQUEST, NOW),
+            store.insert("b", request(prompt="half a pair: \ud800"), NOW),
+            store.insert("c", REQUEST, NOW),
+        )
+        assert isinstance(outcomes[1], UnicodeEncodeError)
+        assert [outcomes[0].seq, outcomes[2].seq] == [1, 2]
+        assert committed(tmp_path) == ["a", "c"]
+
+
+@in_loop
+async def test_store_new_jobs_and_other_changes_happen_in_their_order(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        sizes = groups(store)
+        outcomes = await together(
+            store,
+            store.insert("a", REQUEST, NOW),
+            store.insert("b", REQUEST, NOW),
+            store.cancel("b", NOW),
+            store.cancel("c", NOW),
+            store.insert("c", REQUEST, NOW),
+        )
+        assert sizes == [1, 5]
+        assert outcomes[2] is not None and outcomes[2].id == "b"
+        assert outcomes[3] is None  # it was not there yet
+        assert [outcomes[index].seq for index in (0, 1, 4)] == [1, 2, 3]

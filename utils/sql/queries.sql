@@ -1,7 +1,10 @@
--- name: insert_job
--- A new job at the end of the line.
+-- name: insert_jobs
+-- New jobs at the end of the line, in their order: `rows` is a JSON array of arrays. seq grows by one.
 INSERT INTO job (id, status, request, model, owner, created_at, idempotency_key, body_sha256)
-VALUES (:id, 'queued', :request, :model, :owner, :created_at, :idempotency_key, :body_sha256);
+SELECT json_extract(value, '$[0]'), 'queued', json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+       json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]'),
+       json_extract(value, '$[6]')
+FROM json_each(:rows) ORDER BY key;
 
 -- name: job_by_id
 SELECT * FROM job WHERE id = :id;

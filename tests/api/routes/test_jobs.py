@@ -273,7 +273,7 @@ def test_key_again_with_the_same_body_in_other_words_is_the_same_job(
     key = uuid.uuid4().hex
     ids = {
         post_job(engine_service, key, steps=3).json()["id"],
-        post_job(engine_service, key, num_inference_steps=3, loras=[]).json()["id"],
+        post_job(engine_service, key, num_inference_steps=3, metadata={"tags": []}).json()["id"],
     }
     assert len(ids) == 1
 
