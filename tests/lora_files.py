@@ -39,7 +39,7 @@ def lora(
 
 def padded(size_bytes: int) -> tuple[bytes, int]:
     """The start of a LoRA file of a size, and how many zero bytes follow it."""
-    rows = (size_bytes - 4096) // (2 * 960)
+    rows = (size_bytes - 4096) // (2 * (960 + 192))
     name = "lora_unet_single_blocks_0_linear2"
     header = {
         f"{name}.lora_down.weight": {
