@@ -1,0 +1,118 @@
+"""A stand-in of the Hugging Face Hub's HTTP API, as far as one file of a repository is asked for."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+COMMIT = "a" * 40
+
+
+class Hub:
+    """`files` by `owner/repo/path`; `gated` and `private` repositories; `sizes` that are lies.
+
+    A download waits before its last part while `gate` is not set, and breaks off there as often as
+    `breaks` says.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.files: dict[str, bytes] = {}
+        self.gated: set[str] = set()
+        self.sizes: dict[str, int] = {}
+        self.asked: list[str] = []
+        self.breaks = 0
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def forget(self) -> None:
+        self.gate.set()
+        self.breaks = 0
+        for each in (self.files, self.gated, self.sizes, self.asked):
+            each.clear()
+
+
+@contextmanager
+def serving() -> Iterator[Hub]:
+    """A Hub on a free port, for HF_ENDPOINT."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            hub.asked.append(path)
+            if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)", path):
+                self._model(match[1])
+            elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+                self._file(f"{match[1]}/{match[3]}", match[2])
+            else:
+                self._refuse(404, "RepoNotFound")
+
+        def _model(self, repo: str) -> None:
+            found = {n: d for n, d in hub.files.items() if n.startswith(f"{repo}/")}
+            if repo in hub.gated:
+                return self._refuse(403, "GatedRepo")
+            if not found:
+                return self._refuse(404, "RepoNotFound")
+            siblings = [
+                {
+                    "rfilename": name.removeprefix(f"{repo}/"),
+                    "size": hub.sizes.get(name, len(data)),
+                    "blobId": "b" * 40,
+                }
+                for name, data in found.items()
+            ]
+            self._json({"id": repo, "modelId": repo, "sha": COMMIT, "siblings": siblings})
+
+        def _file(self, name: str, revision: str) -> None:
+            assert revision == COMMIT  # what was looked at, not what came after it
+            data = hub.files[name]
+            start = int(re.match(r"bytes=(\d+)-", self.headers.get("Range", "bytes=0-"))[1])
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(data) - start))
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+            self.end_headers()
+            split = max(start, len(data) - 1000)
+            self.wfile.write(data[start:split])
+            self.wfile.flush()
+            hub.gate.wait(30)
+            if hub.breaks:
+                hub.breaks -= 1
+                self.close_connection = True
+                return
+            self.wfile.write(data[split:])
+
+        def _json(self, body: Any, status: int = 200, **headers: str) -> None:
+            text = json.dumps(body).encode()
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def _refuse(self, status: int, code: str) -> None:
+            self._json({"error": code}, status, X_Error_Code=code, X_Error_Message=code)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    hub = Hub(f"http://127.0.0.1:{server.server_port}")
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        hub.gate.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
