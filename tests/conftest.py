@@ -1,5 +1,6 @@
 """Fixtures for every test: one real service that is shared, and a way to start others."""
 
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -7,6 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.service import ENGINE_MAIN, RunningService
+
+
+# Before torch is imported: threads that wait for each other sleep, as a worker's do. Two tests at once
+# would spend most of their time turning.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")
