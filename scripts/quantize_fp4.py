@@ -4,7 +4,8 @@
     python -m scripts.quantize_fp4 --model embedded --out models/embedded-fp4
 
 An interrupted run goes on where it was when it is started again with the same arguments. A finished
-folder of the same name is replaced when the new one is complete. One block's weights are in memory at
+folder of the same name is replaced when the new one is complete; of two runs at once for the same the
+second waits and takes the first one's result. One block's weights are in memory at
 a time, beside the calibration's statistics. A GPU is used where there is one.
 """
 
@@ -53,7 +54,7 @@ def quantize(row: ModelRow, options: argparse.Namespace) -> dict[str, Any]:
     from tqdm import tqdm
 
     from models.fp4 import hardware, nvfp4_engine
-    from models.fp4.quantize import Job, quantize_folder
+    from models.fp4.quantize import Job, is_made, quantize_folder
     from models.fp4.work import locked
     from models.types import LoadOptions
 
@@ -84,8 +85,16 @@ def quantize(row: ModelRow, options: argparse.Namespace) -> dict[str, Any]:
             complete=row.folder is None,
             on_progress=on_progress,
         )
-        with locked(job.out, lambda: bar.set_description("waiting for another process")):
-            quantize_folder(job)
+        waited = False
+
+        def on_wait() -> None:
+            nonlocal waited
+            waited = True
+            bar.set_description("waiting for another process")
+
+        with locked(job.out, on_wait):
+            if not (waited and is_made(job)):
+                quantize_folder(job)
     return json.loads((job.out / "quality.json").read_text(encoding="utf-8"))
 
 

@@ -29,6 +29,7 @@ from models.fp4 import calibration, lowrank, prompts, text_encoding
 from models.fp4.block_fit import Examination, Watch, fit_block
 from models.fp4.checkpoint import (
     CONFIG,
+    MANIFEST,
     VERSION,
     Component,
     Manifest,
@@ -84,6 +85,17 @@ def settings_of(job: Job) -> dict[str, Any]:
         "text_encoder_from_bytes": job.text_encoder_from_bytes,
         "source": fingerprint(job.source, QUANTIZED),
     }
+
+
+def is_made(job: Job) -> bool:
+    """Whether `job.out` is what this job would make: another process may just have done it."""
+    if not (job.out / MANIFEST).is_file():
+        return False
+    made = Manifest.read(job.out)
+    rank = default_rank(empty_transformer(job.source).inner_dim) if job.rank is None else job.rank
+    texts = (job.out / prompts.FILE).read_text(encoding="utf-8").splitlines()
+    wanted = job.row.id, rank, job.activations, fingerprint(job.source, QUANTIZED), job.prompts
+    return (made.model, made.rank, made.activations, made.source["files"], tuple(texts)) == wanted
 
 
 @torch.inference_mode()
@@ -260,13 +272,13 @@ def _finish(job: Job, notes: Notes, manifest: Manifest) -> None:
             elif part.is_dir() and part.name not in manifest.components and _is_part(part):
                 shutil.copytree(part, target, dirs_exist_ok=True)
     manifest.write(job.partial)
-    (job.partial / NOTES_FILE).unlink()
-    (job.partial / _PATHS).unlink()
     old = job.out.with_name(job.out.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if job.out.exists():
         job.out.rename(old)
     job.partial.rename(job.out)
+    for name in (NOTES_FILE, _PATHS):  # last: who is interrupted before needs them
+        (job.out / name).unlink()
     shutil.rmtree(old, ignore_errors=True)
     job.on_progress("done", 1.0)
 

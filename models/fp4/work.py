@@ -70,7 +70,7 @@ def locked(out: Path, on_wait: Callable[[], None], poll_seconds: float = 0.5) ->
             try:
                 yield
             finally:
-                path.unlink()
+                path.unlink(missing_ok=True)
             return
 
 

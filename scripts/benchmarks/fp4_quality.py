@@ -19,7 +19,7 @@ import copy
 import importlib
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -117,7 +117,7 @@ def methods(
     title = f"**ours**: alternating, rank {manifest.rank}"
     yield title, size, list(generate(ours, prompts, seed=SEED))
 
-    statistics = gather(pipeline, plans)
+    statistics = gather(pipeline, plans, calibration_prompts(row, None))
     metrics = {
         name: Metric(one) for name, one in {n: statistics[n] for n in plans}.items()
     }  # fmt: skip
@@ -197,8 +197,10 @@ def svdquant(
     return best[1]
 
 
-def gather(pipeline: FluxPipeline, plans: Mapping[str, LayerPlan]) -> dict[str, InputStatistics]:
-    """Statistics of every layer's inputs while our own calibration's prompts are drawn."""
+def gather(
+    pipeline: FluxPipeline, plans: Mapping[str, LayerPlan], texts: Sequence[str]
+) -> dict[str, InputStatistics]:
+    """Statistics of every layer's inputs while prompts are drawn."""
     transformer = pipeline.transformer
     watches: dict[str, Watch] = {}
     for name in plans:
@@ -207,7 +209,6 @@ def gather(pipeline: FluxPipeline, plans: Mapping[str, LayerPlan]) -> dict[str, 
             prefix = f"{block}."
             own = {n.removeprefix(prefix): p for n, p in plans.items() if n.startswith(prefix)}
             watches[block] = Watch(transformer.get_submodule(block), own)
-    texts = calibration_prompts(load_catalog()["embedded"], None)
     scenes = [Prompt(text=text, scene=None) for text in texts]  # type: ignore[arg-type]
     for _ in generate(pipeline, scenes, seed=20_000_000, output_type="latent"):
         pass

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from config.catalog import load_catalog
-from models.fp4 import lowrank
+from models.fp4 import checkpoint, lowrank, quantize
 from models.fp4.checkpoint import Manifest
 from models.fp4.prompts import PROMPTS
 from scripts import quantize_fp4
@@ -46,6 +48,44 @@ def test_the_embedded_model_with_another_rank(
     assert "rank 2" in printed.out and "of BF16" in printed.out and "plain NVFP4" in printed.out
     assert "quantising the transformer" in printed.err and "100%" in printed.err
     assert json.loads((out / "quality.json").read_text())["calibration"]["prompts"] == 8
+
+
+def test_two_runs_at_once_make_one_folder_and_make_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path] = []
+    make = quantize.quantize_folder
+    monkeypatch.setattr(quantize, "quantize_folder", lambda job: (made.append(job.out), make(job)))
+    out, statuses = tmp_path / "small", []
+    arguments = ["--model", "embedded", "--out", str(out), "--rank", "2", "--calibration", "8"]
+    threads = [threading.Thread(target=lambda: statuses.append(main(arguments))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(300)
+    assert statuses == [0, 0] and made == [out]
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+
+
+def test_a_full_disk_is_a_sentence_and_what_is_finished_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = checkpoint.save_file
+
+    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if "transformer_blocks.1" in path.name:
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        save(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    out = tmp_path / "small"
+    arguments = ["--model", "embedded", "--out", str(out), "--rank", "2", "--calibration", "8"]
+    assert main(arguments) == 1
+    printed = capsys.readouterr()
+    assert "transformer_blocks.1.safetensors cannot be written" in printed.err
+    assert "No space left" in printed.err and "Traceback" not in printed.err
+    assert [path.name for path in tmp_path.iterdir()] == ["small.partial"]
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +262,48 @@ def test_one_process_works_and_the_other_waits(tmp_path: Path) -> None:
     thread.join(10)
     assert order == ["first", "second"]
     assert list(tmp_path.iterdir()) == [], "no lock file stays"
+
+
+def test_a_lock_file_that_somebody_removed_is_no_fault(tmp_path: Path) -> None:
+    with locked(tmp_path / "out", lambda: None):
+        (tmp_path / "out.lock").unlink()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_ends_between_the_last_two_renames_loses_nothing(
+    tiny_source: Path, tiny_fp4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = shutil.copytree(tiny_fp4, tmp_path / "tiny-fp4")
+    rename = Path.rename
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if path.name.endswith(".partial"):
+            raise Interrupted
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Path, "rename", interrupted)
+        quantize_folder(tiny_job(tiny_source, out))
+    assert not out.exists()
+    monkeypatch.setattr(quantize, "fit_block", None)  # called again, it would fail
+    monkeypatch.setattr(calibration, "draw_paths", None)
+    quantize_folder(tiny_job(tiny_source, out))
+    assert contents(out) == contents(tiny_fp4)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny-fp4"]
+
+
+@pytest.mark.parametrize(
+    ("change", "is_same"),
+    [
+        ({}, True), ({"rank": 2}, False), ({"rank": None}, False), ({"activations": 4}, False),
+        ({"prompts": PROMPTS[::-1]}, False), ({"row": TINY.model_copy(update={"id": "x"})}, False),
+    ],
+)  # fmt: skip
+def test_what_is_made_is_known_by_everything_that_decides_it(
+    tiny_source: Path, tiny_fp4: Path, change: dict[str, Any], is_same: bool
+) -> None:
+    assert quantize.is_made(replace(tiny_job(tiny_source, tiny_fp4), **change)) == is_same
+    assert not quantize.is_made(tiny_job(tiny_source, tiny_fp4.with_name("nothing")))
 
 
 def test_too_few_prompts_are_refused(tiny_source: Path, tmp_path: Path) -> None:
