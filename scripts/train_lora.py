@@ -12,6 +12,7 @@ from there and writes the bytes of an uninterrupted run. docs/lora.md explains t
 """
 
 import argparse
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -25,20 +26,28 @@ from scripts.lora.files import (
     FORMATS,
     Description,
     FormatError,
+    check_folder,
     check_form,
     check_output,
     write_lora,
 )
 from scripts.lora.picture_folder import TrainingDataError, fingerprint, read_folder
 from scripts.lora.presets import PRESETS, draw_folder
-from scripts.lora.training import Plan, ResumeError, sampler_levels, train
+from scripts.lora.training import Plan, ResumeError, TrainingFailed, sampler_levels, train
 
 ROOT = Path(__file__).resolve().parent.parent
 EMBEDDED = ROOT / "models/embedded"
 EXAMPLES = ROOT / "models/embedded-loras"
+CHANNELS = 64  # of a token of packed latents
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NATIVE = "native"
-EXPECTED = (TrainingDataError, FormatError, LayersError, ResumeError)
+
+
+class ModelError(ValueError):
+    """A model that is not there, or not FLUX.1."""
+
+
+EXPECTED = (TrainingDataError, FormatError, LayersError, ResumeError, ModelError, TrainingFailed)
 
 
 def main(words: list[str] | None = None) -> None:
@@ -48,6 +57,11 @@ def main(words: list[str] | None = None) -> None:
         run(arguments)
     except EXPECTED as error:
         sys.exit(f"train_lora: {error}")
+    except torch.OutOfMemoryError as error:
+        sys.exit(
+            f"train_lora: the GPU's memory is full ({error}); try --gradient-checkpointing, a lower "
+            "--resolution, --batch-size 1 with --accumulation, or fewer --layers"
+        )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -60,10 +74,12 @@ def run(arguments: argparse.Namespace) -> None:
     work: Path = arguments.work
     folder: Path = arguments.pictures
     if arguments.preset:
+        check_folder(work, "--work")
         folder = work / "pictures"
         draw_folder(PRESETS[arguments.preset], folder)
     examples = read_folder(folder, resolution_px=arguments.resolution_px, caption=arguments.caption)
     check_model(arguments.model, plan, arguments.form)
+    check_folder(work, "--work")
     state_path = work / "state.pt"
     if arguments.restart:
         state_path.unlink(missing_ok=True)
@@ -105,7 +121,19 @@ def run(arguments: argparse.Namespace) -> None:
 
 def check_model(model: str, plan: Plan, form: str) -> None:
     """Find out before anything is encoded whether the layers exist and the format has them."""
-    config = FluxTransformer2DModel.load_config(model, subfolder="transformer")
+    try:
+        config = FluxTransformer2DModel.load_config(model, subfolder="transformer")
+    except OSError as error:
+        raise ModelError(
+            f"--model {model} is no folder of a diffusers model, and the Hub gave none of that id: "
+            f"{error}"
+        ) from error
+    kind = config.get("_class_name")
+    if kind != FluxTransformer2DModel.__name__ or config.get("in_channels") != CHANNELS:
+        raise ModelError(
+            f"--model {model} has a {kind} of {config.get('in_channels')} channels; this trains "
+            f"FLUX.1 for text to image, a {FluxTransformer2DModel.__name__} of {CHANNELS}"
+        )
     with torch.device("meta"):
         skeleton = FluxTransformer2DModel.from_config(config)
     check_form(form, find_layers(skeleton, plan.layers))
@@ -191,12 +219,12 @@ def _parser() -> argparse.ArgumentParser:
         help="pixels of the side of a square of the pictures' area, or native (512)",
     )
     parser.add_argument("--rank", type=_positive, help="(16)")
-    parser.add_argument("--alpha", type=float, help="the scale is alpha / rank (the rank)")
+    parser.add_argument("--alpha", type=_above_zero, help="the scale is alpha / rank (the rank)")
     parser.add_argument(
         "--layers", help=f"{', '.join(LAYER_GROUPS)} or a regular expression (attention)"
     )
     parser.add_argument("--steps", type=_positive, help="(1000)")
-    parser.add_argument("--learning-rate", type=float, help="(1e-4)")
+    parser.add_argument("--learning-rate", type=_above_zero, help="(1e-4)")
     parser.add_argument("--warm-up-steps", type=int, help="(50)")
     parser.add_argument("--schedule", choices=("constant", "cosine"), help="(constant)")
     parser.add_argument("--batch-size", type=_positive, help="(1)")
@@ -229,6 +257,13 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+def _above_zero(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return number
 
 

@@ -66,7 +66,7 @@ _XLABS_SINGLE_QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
 
 
 class FormatError(ValueError):
-    """A format that has no name for a layer of the LoRA, or an output that cannot be written."""
+    """A format that has no name for a layer of the LoRA, or a file that cannot be written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,13 +129,18 @@ def check_output(path: Path) -> None:
         raise FormatError(f"{path} must end in .safetensors, the format that it is written in")
     if path.is_dir():
         raise FormatError(f"{path} is a folder; give a file name ending in .safetensors")
+    check_folder(path.parent, "--output")
+
+
+def check_folder(folder: Path, option: str) -> None:
+    """Make `folder`; raise FormatError, naming the option it came from, if nothing can be put there."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise FormatError(
-            f"{path.parent} cannot be written to ({error.strerror or error}); choose another --output"
+            f"{folder} cannot be written to ({error.strerror or error}); choose another {option}"
         ) from error
 
 

@@ -34,6 +34,10 @@ class ResumeError(ValueError):
     """A state that was saved by a run of other settings."""
 
 
+class TrainingFailed(ValueError):
+    """A loss that is no number."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Everything that decides what a run ends with, beside the model and the pictures."""
@@ -116,7 +120,7 @@ def train(
         smooth = loss if smooth is None else smooth + (loss - smooth) * LOSS_MEMORY
         progress.set_postfix(loss=f"{smooth:.4f}", refresh=False)
         if not math.isfinite(loss):
-            raise FloatingPointError(
+            raise TrainingFailed(
                 f"the loss is {loss} at step {step}; lower --learning-rate, or use --dtype float32"
             )
         if (step + 1) % save_every == 0 or step + 1 == stop:

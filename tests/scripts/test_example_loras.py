@@ -1,0 +1,136 @@
+"""The example LoRAs that ship with the embedded model: what they are, and what they do to pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from diffusers import FluxPipeline
+from diffusers.utils.logging import disable_progress_bar
+from PIL import Image
+
+from models.lora.convert import convert
+from models.lora.inspect import inspect
+from models.lora.merge import layer_shapes, match
+from scripts.embedded.examination import Prompt, draw_prompts, generate
+from scripts.lora.application import applied
+from scripts.lora.examination import examine_lora
+from scripts.lora.presets import PRESETS, draw_folder
+from scripts.lora.styles import STYLES
+
+FOLDER = Path("models/embedded-loras")
+SEED = 70
+MAX_BYTES = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> FluxPipeline:
+    disable_progress_bar()
+    pipeline = FluxPipeline.from_pretrained("models/embedded", dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[Prompt]:
+    return draw_prompts(8, SEED)
+
+
+@pytest.fixture(scope="module")
+def plain(pipeline: FluxPipeline, prompts: list[Prompt]) -> list[Image.Image]:
+    return list(generate(pipeline, prompts, seed=SEED))
+
+
+def pixels(pictures: list[Image.Image]) -> numpy.ndarray:
+    return numpy.stack([numpy.asarray(p, dtype=numpy.float32) for p in pictures])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_example_lora_fits_the_embedded_model_with_every_key(
+    name: str, pipeline: FluxPipeline
+) -> None:
+    path = FOLDER / f"{name}.safetensors"
+    info = inspect(path)
+    found = match(convert(path), layer_shapes({"transformer": pipeline.transformer}))
+    assert found.unmatched_keys == () and info.unknown_keys == ()
+    assert info.format == PRESETS[name].form
+    assert info.trigger_words == (PRESETS[name].trigger_word,)
+    assert path.stat().st_size <= MAX_BYTES
+
+
+def test_example_loras_have_a_format_each() -> None:
+    assert len({preset.form for preset in PRESETS.values()}) == len(PRESETS)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_example_lora_goes_further_to_its_style_with_more_weight(
+    name: str, pipeline: FluxPipeline, prompts: list[Prompt], plain: list[Image.Image]
+) -> None:
+    ways = [
+        examine_lora(
+            pipeline, FOLDER / f"{name}.safetensors", prompts, plain, weight=weight, seed=SEED
+        ).way
+        for weight in (0.25, 0.5, 1.0)
+    ]
+    assert 0 < ways[0] < ways[1] < ways[2]
+
+
+@pytest.mark.parametrize("word", [None, "trigger"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_example_lora_keeps_the_scene_with_and_without_its_trigger_word(
+    name: str,
+    word: str | None,
+    pipeline: FluxPipeline,
+    prompts: list[Prompt],
+    plain: list[Image.Image],
+) -> None:
+    verdict = examine_lora(
+        pipeline,
+        FOLDER / f"{name}.safetensors",
+        prompts,
+        plain,
+        weight=1.0,
+        seed=SEED,
+        trigger_word=word and PRESETS[name].trigger_word,
+    )
+    assert verdict.found >= 0.75  # by chance: one in eight
+    assert verdict.way > 0.3
+
+
+def test_example_loras_together_differ_from_each_alone(
+    pipeline: FluxPipeline, prompts: list[Prompt]
+) -> None:
+    paths = [FOLDER / f"{name}.safetensors" for name in PRESETS]
+    drawn = []
+    for chosen in ([paths[0]], [paths[1]], [paths[2]], paths):
+        with applied(pipeline, dict.fromkeys(chosen, 1.0)):
+            drawn.append(pixels(list(generate(pipeline, prompts[:2], seed=SEED))))
+    for alone in drawn[:3]:
+        assert numpy.abs(drawn[3] - alone).mean() > 8
+
+
+@pytest.mark.parametrize("name", STYLES)
+@pytest.mark.parametrize("size", [(256, 256), (208, 320)])
+def test_style_changes_every_picture_and_keeps_its_size(name: str, size: tuple[int, int]) -> None:
+    grey = Image.new("RGB", size, (120, 160, 90))
+    styled = STYLES[name](grey)
+    assert styled.size == size and styled.mode == "RGB"
+    assert numpy.abs(pixels([styled]) - pixels([grey])).mean() > 8
+
+
+def test_draw_folder_has_a_caption_for_every_picture_and_draws_the_same_again(
+    tmp_path: Path,
+) -> None:
+    from dataclasses import replace
+
+    preset = replace(PRESETS["sepia"], sizes={(64, 64): 3})
+    draw_folder(preset, tmp_path / "a")
+    draw_folder(preset, tmp_path / "b")
+    draw_folder(preset, tmp_path / "b")  # in place of what was there
+    names = [f"{index:04}.{end}" for index in range(3) for end in ("png", "txt")]
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+        assert (tmp_path / "a" / name).read_bytes().strip()
