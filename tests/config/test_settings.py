@@ -22,6 +22,8 @@ OTHER: dict[str, tuple[str, Any]] = {
     "allowed_hosts": ("a.example,b.example", ("a.example", "b.example")),
     "page_origins": ("http://a.example", ("http://a.example",)),
     "max_body_bytes": ("2048", 2048),
+    "max_lora_bytes": ("2048", 2048),
+    "upload_patience_seconds": ("5", 5.0),
     "drain_seconds": ("1.5", 1.5),
     "log_level": ("debug", "debug"),
     "max_queue_size": ("7", 7),
@@ -47,6 +49,7 @@ OTHER: dict[str, tuple[str, Any]] = {
     "models_dir": ("/tmp/m", Path("/tmp/m")),
     "output_dir": ("/tmp/o", Path("/tmp/o")),
     "data_dir": ("/tmp/d", Path("/tmp/d")),
+    "lora_dir": ("/tmp/l", Path("/tmp/l")),
     "min_free_mib": ("1", 1),
 }
 WRONG = [
@@ -59,6 +62,9 @@ WRONG = [
     ("FLUX_DRAIN_SECONDS", "-1"),
     ("FLUX_DRAIN_SECONDS", "nan"),
     ("FLUX_DRAIN_SECONDS", "inf"),
+    ("FLUX_MAX_LORA_BYTES", "1023"),
+    ("FLUX_MAX_LORA_BYTES", str(2**31 + 1)),
+    ("FLUX_UPLOAD_PATIENCE_SECONDS", "0"),
     ("FLUX_LOG_LEVEL", "loud"),
     ("FLUX_MAX_QUEUE_SIZE", "0"),
     ("FLUX_MAX_QUEUE_SIZE", "100001"),

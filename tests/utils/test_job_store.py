@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import sqlite3
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from config.errors import ConfigurationError, StorageUnavailable
-from models.types import GenerationRequest, GenerationResult, ImageFile, OutputFormat
+from models.types import GenerationRequest, GenerationResult, ImageFile, LoraRef, OutputFormat
 from utils import sql
 from utils.job import LEGAL_CHANGES, Job, JobError, JobStatus
 from utils.job_store import JobStore
@@ -119,9 +120,11 @@ CHANGES: dict[JobStatus, list[str]] = {
 }
 
 
-def bring(opened: Opened, job_id: str, status: JobStatus) -> Job:
+def bring(
+    opened: Opened, job_id: str, status: JobStatus, request: GenerationRequest = REQUEST
+) -> Job:
     """A job in the status."""
-    job = opened.insert(job_id)
+    job = opened.insert(job_id, request)
     if status not in (JobStatus.QUEUED, JobStatus.CANCELLED):
         job = opened.claim()
     match status:
@@ -284,6 +287,16 @@ def test_store_claims_by_two_at_once_give_two_jobs(opened: Opened) -> None:
 
     claimed = opened(both())
     assert [[job.id for job in jobs] for jobs in claimed] == [["a"], ["b"], []]
+
+
+def test_store_loras_are_those_of_jobs_that_wait_or_run(opened: Opened) -> None:
+    """Each job has a LoRA of its own and one that all have."""
+    for status in sorted(JobStatus, key=lambda status: status is JobStatus.QUEUED):
+        loras = tuple(
+            LoraRef(name=name, sha256=name, weight=1.0) for name in (status.value, "common")
+        )
+        bring(opened, status.value, status, replace(REQUEST, loras=loras))
+    assert opened(opened.store.loras_of_open_jobs()) == {"queued", "running", "common"}
 
 
 def test_store_counts_name_every_status(opened: Opened) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from models.types import OutputFormat
+from models.types import LoraRef, OutputFormat
 from tests.utils.test_job_store import REQUEST
 from utils import images
 from utils.metadata import Origin, describe, infotext, read_png_texts, read_request
@@ -55,6 +55,28 @@ def test_encode_same_request_gives_equal_bytes() -> None:
 def test_encode_gives_the_format_asked_for(output_format: OutputFormat) -> None:
     image = Image.open(io.BytesIO(encoded(output_format=output_format)))
     assert image.format.lower() == output_format.value
+
+
+SKETCH = LoraRef(name="sketch", sha256="ab" * 32, weight=0.8, trigger_words=("sk3tch",))
+INK = LoraRef(name="ink", sha256="cd" * 32, weight=-1.0)
+
+
+def test_describe_has_the_loras_by_content() -> None:
+    described = describe(replace(REQUEST, loras=(SKETCH, INK)), seed=5, origin=ORIGIN)
+    assert described["request"]["loras"] == [
+        {"name": "sketch", "sha256": "ab" * 32, "weight": 0.8, "trigger_words": ["sk3tch"]},
+        {"name": "ink", "sha256": "cd" * 32, "weight": -1.0, "trigger_words": []},
+    ]
+
+
+def test_infotext_names_the_loras_as_others_do() -> None:
+    prompt, parameters = infotext(replace(REQUEST, loras=(SKETCH, INK)), seed=5).splitlines()
+    assert prompt == "sk3tch, a red balloon <lora:sketch:0.8> <lora:ink:-1>"
+    assert parameters.endswith(', Lora hashes: "sketch: ababababab, ink: cdcdcdcdcd"')
+
+
+def test_infotext_without_loras_says_nothing_of_them() -> None:
+    assert "ora" not in infotext(REQUEST, seed=5)
 
 
 def test_infotext_without_negative_prompt_has_the_guidance() -> None:
