@@ -25,6 +25,7 @@ from peft.tuners import lora as peft_lora
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from models.lora.convert import Factors
 from models.lora.in_use import Chosen, log_loss
 from models.lora.kept import Kept
 from models.lora.merge import Shape, layer_shapes
@@ -111,36 +112,36 @@ class PeftAdapters:
         used = {one.ref.sha256 for one in (*chosen, *self._chosen)}
         log_loss(list(new.values()))
         self._make_room(used, sum(self._bytes_of(one) for one in new.values()))
-        for sha256, one in new.items():
+        for one in new.values():
             try:
-                self._add(sha256, one)
+                self._add(one)
             except torch.OutOfMemoryError:
-                self._delete(sha256)
                 self._make_room(used, self._max_bytes)  # all that can go, goes
-                self._add(sha256, one)
-            except BaseException:
-                self._delete(sha256)
-                raise
+                self._add(one)
+
+    def _add(self, one: Chosen) -> None:
+        """Make an adapter, or leave nothing of it."""
+        name = one.ref.sha256
+        scales = {layer: f.scale for layer, f in one.lora.layers.items() if layer in self.shapes}
+        self._adapters[name] = _Adapter(scales, self._bytes_of(one))
+        try:
+            for layer in scales:
+                self._add_to(layer, name, one.lora.layers[layer])
+        except BaseException:
+            self._delete(name)
+            raise
 
     @torch.no_grad()
-    def _add(self, name: str, one: Chosen) -> None:
-        # Entered before the first layer, so that `_delete` finds what a failure left.
-        self._adapters[name] = _Adapter(
-            {layer: f.scale for layer, f in one.lora.layers.items() if layer in self.shapes},
-            self._bytes_of(one),
-        )
-        for path, factors in one.lora.layers.items():
-            if path not in self.shapes:
-                continue
-            rank = factors.down.shape[0]
-            with torch.device("meta"):  # nothing is initialised, the weights are there
-                layer = self._layers.get(path)
-                if layer is None:
-                    layer = self._wrap(path, name, rank)
-                else:
-                    layer.update_layer(name, rank, lora_alpha=rank, config=_CONFIG)
-            for part, weight in ((layer.lora_A, factors.down), (layer.lora_B, factors.up)):
-                part[name].weight = nn.Parameter(self._placed(path, weight), requires_grad=False)
+    def _add_to(self, path: str, name: str, factors: Factors) -> None:
+        rank = factors.down.shape[0]
+        with torch.device("meta"):  # nothing is initialised, the weights are there
+            layer = self._layers.get(path)
+            if layer is None:
+                layer = self._wrap(path, name, rank)
+            else:
+                layer.update_layer(name, rank, lora_alpha=rank, config=_CONFIG)
+        for part, weight in ((layer.lora_A, factors.down), (layer.lora_B, factors.up)):
+            part[name].weight = nn.Parameter(self._placed(path, weight), requires_grad=False)
 
     def _wrap(self, path: str, name: str, rank: int) -> peft_lora.Linear:
         layer = peft_lora.Linear(self._get(path), name, config=_CONFIG, r=rank, lora_alpha=rank)
