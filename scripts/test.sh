@@ -11,7 +11,14 @@ main() {
     local checks=0
     scripts/check.sh || checks=$?
     local tests=0
-    .venv/bin/python -m pytest "$@" || tests=$?
+    if (($#)); then
+        .venv/bin/python -m pytest "$@" || tests=$?
+    else
+        # Two at a time, because most of a test is waiting; a file's tests stay together and share its
+        # services. What measures time or fills a GPU comes after, alone.
+        .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not timing and not gpu' || tests=$?
+        .venv/bin/python -m pytest -m 'timing or gpu' || tests=$?
+    fi
     if ((checks)); then
         echo "The static checks failed, see above the tests." >&2
         exit "$checks"

@@ -9,7 +9,6 @@ import pytest
 
 from tests.service import ENGINE_MAIN, RunningService
 
-
 # Before torch is imported: threads that wait for each other sleep, as a worker's do. Two tests at once
 # would spend most of their time turning.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

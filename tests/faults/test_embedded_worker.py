@@ -13,6 +13,9 @@ from tests.faults.handles import paused, picture
 from tests.faults.listener import Told, is_in_order, listen
 from tests.service import RunningService
 
+# Which jobs go together depends on how long each took.
+pytestmark = pytest.mark.timing
+
 StartService = Callable[..., RunningService]
 
 MIB = 2**20

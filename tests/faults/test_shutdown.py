@@ -17,6 +17,8 @@ from tests.faults.handles import StartEngine, gate, hold, rows
 from tests.faults.listener import Listener, Told, connect, listen
 from tests.service import RunningService
 
+pytestmark = pytest.mark.timing
+
 DRAIN_SECONDS = 4
 # More than the drain, for what follows it.
 AFTER_DRAIN_SECONDS = 5
