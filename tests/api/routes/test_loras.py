@@ -44,7 +44,7 @@ def library(running: RunningService) -> Iterator[RunningService]:
 
 
 def put(
-    service: RunningService, data: bytes = lora(), filename: str = "Sketch.safetensors"
+    service: RunningService, data: bytes = lora(), filename: str = "Woodcut.safetensors"
 ) -> dict[str, Any]:
     answer = service.client.put(f"/loras/{filename}", content=data, headers=FILE)
     assert answer.status_code in (200, 201), answer.text
@@ -89,21 +89,21 @@ def waiting(service: RunningService) -> int:
 
 
 def test_put_answers_what_the_file_is(library: RunningService) -> None:
-    data = lora(metadata={"modelspec.trigger_phrase": "sk3tch"})
-    answer = library.client.put("/loras/Sketch.safetensors", content=data)
+    data = lora(metadata={"modelspec.trigger_phrase": "w00d"})
+    answer = library.client.put("/loras/Woodcut.safetensors", content=data)
     told, sha256 = answer.json(), hashlib.sha256(data).hexdigest()
     assert answer.status_code == 201
     assert {name: told[name] for name in told if name not in ("created_at", "targets")} == {
-        "name": "sketch", "filename": "Sketch.safetensors", "sha256": sha256,
+        "name": "woodcut", "filename": "Woodcut.safetensors", "sha256": sha256,
         "stored_filename": f"{sha256}.safetensors", "size_bytes": len(data), "status": "ready",
         "format": "kohya", "base_model": "FLUX.1", "family": "flux1", "hidden_size": 192,
         "rank": 1, "ranks": [1], "alpha": None, "alphas": [], "text_encoders": [], "modules": 1,
-        "tensors": 2, "unknown_keys": [], "trigger_words": ["sk3tch"],
+        "tensors": 2, "unknown_keys": [], "trigger_words": ["w00d"],
         "compatible_models": ["embedded"], "refusal": None, "builtin": False, "source": "upload",
         "hub_ids": [],
     }  # fmt: skip
     assert told["targets"] == ["single blocks"]
-    assert library.client.get("/loras/sketch").json() == told
+    assert library.client.get("/loras/woodcut").json() == told
     assert own(library) == [told]
 
 
@@ -111,16 +111,16 @@ def test_put_same_content_again_is_the_same_entry(library: RunningService) -> No
     first = put(library)
     answer = library.client.put("/loras/other.safetensors", content=lora())
     assert (answer.status_code, answer.json()) == (200, first)
-    assert names(library) == ["sketch"]
+    assert names(library) == ["woodcut"]
 
 
 @pytest.mark.parametrize("path", ["/loras", "/upload-lora"])
 def test_post_form_is_the_same(library: RunningService, path: str) -> None:
-    form = {"file": ("Sketch.safetensors", lora(), "application/octet-stream")}
+    form = {"file": ("Woodcut.safetensors", lora(), "application/octet-stream")}
     first = library.client.post(path, files=form)
     again = library.client.post(path, files=form)
     assert (first.status_code, again.status_code) == (201, 200)
-    assert first.json() == again.json() == library.client.get("/loras/sketch").json()
+    assert first.json() == again.json() == library.client.get("/loras/woodcut").json()
 
 
 def test_post_form_with_several_files_answers_all(library: RunningService) -> None:
@@ -200,8 +200,8 @@ def test_lora_of_the_large_model_fits_the_large_models(library: RunningService) 
 
 def test_get_unknown_is_404_with_names_that_are_near(library: RunningService) -> None:
     put(library)
-    told = problem(library.client.get("/loras/skech"), 404, "not_found")
-    assert "did you mean sketch" in told["detail"]
+    told = problem(library.client.get("/loras/woodcat"), 404, "not_found")
+    assert "did you mean woodcut" in told["detail"]
 
 
 def test_copied_file_is_there_at_the_next_listing(library: RunningService) -> None:
@@ -212,10 +212,10 @@ def test_copied_file_is_there_at_the_next_listing(library: RunningService) -> No
 
 def test_patch_renames_and_gives_trigger_words(library: RunningService) -> None:
     put(library)
-    answer = library.client.patch("/loras/sketch", json={"name": "ink", "trigger_words": ["1nk"]})
+    answer = library.client.patch("/loras/woodcut", json={"name": "ink", "trigger_words": ["1nk"]})
     assert (answer.json()["name"], answer.json()["trigger_words"]) == ("ink", ["1nk"])
     assert library.client.get("/loras/ink").json() == answer.json()
-    assert library.client.get("/loras/sketch").status_code == 404
+    assert library.client.get("/loras/woodcut").status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -234,15 +234,15 @@ def test_patch_with_a_bad_field_changes_nothing(
 ) -> None:
     put(library, lora(2.0), "other.safetensors")
     before = put(library)
-    told = problem(library.client.patch("/loras/sketch", json=body), 400, "invalid_request")
+    told = problem(library.client.patch("/loras/woodcut", json=body), 400, "invalid_request")
     assert fields(told) == [field]
-    assert library.client.get("/loras/sketch").json() == before
+    assert library.client.get("/loras/woodcut").json() == before
 
 
 def test_delete_forgets_it_at_once(library: RunningService) -> None:
     put(library)
-    assert library.client.delete("/loras/sketch").status_code == 204
-    problem(library.client.delete("/loras/sketch"), 404, "not_found")
+    assert library.client.delete("/loras/woodcut").status_code == 204
+    problem(library.client.delete("/loras/woodcut"), 404, "not_found")
     assert names(library) == [] and not list(library.lora_dir.glob("*.safetensors"))
 
 
@@ -267,7 +267,7 @@ def test_request_names_become_content(library: RunningService) -> None:
 
 def test_request_without_a_trigger_word_gets_the_librarys(library: RunningService) -> None:
     put(library, lora(metadata={"trigger_words": "w1, w2"}))
-    assert loras_of(library, submit(library, loras=[{"name": "sketch"}]))[0]["trigger_words"] == [
+    assert loras_of(library, submit(library, loras=[{"name": "woodcut"}]))[0]["trigger_words"] == [
         "w1",
         "w2",
     ]
@@ -278,8 +278,8 @@ def test_request_short_form_is_a_list_of_one(
     library: RunningService, weight: dict[str, float], taken: float
 ) -> None:
     sha256 = put(library)["sha256"]
-    assert loras_of(library, submit(library, lora_name="sketch", **weight)) == [
-        {"name": "sketch", "sha256": sha256, "weight": taken, "trigger_words": []}
+    assert loras_of(library, submit(library, lora_name="woodcut", **weight)) == [
+        {"name": "woodcut", "sha256": sha256, "weight": taken, "trigger_words": []}
     ]
 
 
@@ -289,21 +289,21 @@ def test_request_that_names_none_has_none(library: RunningService, body: dict[st
     assert loras_of(library, submit(library, **body)) == []
 
 
-ONE = {"name": "sketch"}
+ONE = {"name": "woodcut"}
 
 
 @pytest.mark.parametrize(
     ("body", "field"),
     [
-        ({"loras": [ONE], "lora_name": "sketch"}, "lora_name"),
-        ({"loras": [], "lora_name": "sketch"}, "lora_name"),
+        ({"loras": [ONE], "lora_name": "woodcut"}, "lora_name"),
+        ({"loras": [], "lora_name": "woodcut"}, "lora_name"),
         ({"lora_weight": 1.0}, "lora_weight"),
         ({"loras": [ONE], "lora_weight": 1.0}, "lora_weight"),
         ({"loras": [ONE, ONE]}, "loras.1.name"),
-        ({"loras": [ONE, {"name": "Sketch.safetensors"}]}, "loras.1.name"),
+        ({"loras": [ONE, {"name": "Woodcut.safetensors"}]}, "loras.1.name"),
         ({"loras": [ONE] * 9}, "loras"),
-        ({"loras": "sketch"}, "loras"),
-        ({"loras": ["sketch"]}, "loras.0"),
+        ({"loras": "woodcut"}, "loras"),
+        ({"loras": ["woodcut"]}, "loras.0"),
         ({"loras": [{}]}, "loras.0.name"),
         ({"loras": [{"name": ""}]}, "loras.0.name"),
         ({"loras": [{"name": 1}]}, "loras.0.name"),
@@ -315,7 +315,7 @@ ONE = {"name": "sketch"}
         ({"loras": [ONE | {"trigger_word": "a" * 51}]}, "loras.0.trigger_word"),
         ({"loras": [ONE | {"trigger_word": "a\0"}]}, "loras.0.trigger_word"),
         ({"loras": [ONE | {"wieght": 1}]}, "loras.0.wieght"),
-        ({"lora_name": "sketch", "lora_weight": 3}, "lora_weight"),
+        ({"lora_name": "woodcut", "lora_weight": 3}, "lora_weight"),
     ],
     ids=str,
 )
@@ -339,9 +339,9 @@ def test_request_with_an_unknown_lora_is_404_before_anything_is_queued(
     library: RunningService, path: str
 ) -> None:
     put(library)
-    body = {"prompt": "a", "loras": [{"name": "sketch"}, {"name": "skech"}]}
+    body = {"prompt": "a", "loras": [{"name": "woodcut"}, {"name": "woodcat"}]}
     told = problem(library.client.post(path, json=body), 404, "not_found")
-    assert fields(told) == ["loras.1.name"] and "did you mean sketch" in told["detail"]
+    assert fields(told) == ["loras.1.name"] and "did you mean woodcut" in told["detail"]
     assert waiting(library) == 0
 
 
@@ -359,7 +359,7 @@ def test_request_with_a_lora_of_another_model_is_409_before_anything_is_queued(
     library: RunningService, path: str, modules: dict[str, Any], words: list[str]
 ) -> None:
     put(library, lora(modules=modules))
-    answer = library.client.post(path, json={"prompt": "a", "lora_name": "sketch"})
+    answer = library.client.post(path, json={"prompt": "a", "lora_name": "woodcut"})
     told = problem(answer, 409, "lora_incompatible")
     assert all(word in told["detail"] for word in words), told["detail"]
     assert fields(told) == ["loras.0.name"]
@@ -368,7 +368,7 @@ def test_request_with_a_lora_of_another_model_is_409_before_anything_is_queued(
 
 def test_request_with_dora_is_409_that_says_so(library: RunningService) -> None:
     put(library, lora(parts=DORA))
-    told = problem(submit(library, lora_name="sketch"), 409, "lora_incompatible")
+    told = problem(submit(library, lora_name="woodcut"), 409, "lora_incompatible")
     assert "DoRA" in told["detail"]
 
 
@@ -388,8 +388,8 @@ def test_deleted_lora_stays_with_the_job_that_waits_and_goes_after_it(
     library: RunningService,
 ) -> None:
     sha256 = put(library)["sha256"]
-    job_id = submit(library, lora_name="sketch").json()["id"]
-    assert library.client.delete("/loras/sketch").status_code == 204
+    job_id = submit(library, lora_name="woodcut").json()["id"]
+    assert library.client.delete("/loras/woodcut").status_code == 204
     assert names(library) == []
     (pin,) = library.lora_dir.glob(".pins/*/*.safetensors")
     assert hashlib.sha256(pin.read_bytes()).hexdigest() == sha256
@@ -401,8 +401,8 @@ def test_deleted_lora_stays_with_the_job_that_waits_and_goes_after_it(
 def test_lora_of_two_jobs_stays_until_both_have_ended(library: RunningService) -> None:
     sha256 = put(library)["sha256"]
     other = put(library, lora(2.0), "other.safetensors")["sha256"]
-    first = submit(library, lora_name="sketch").json()["id"]
-    second = submit(library, lora_name="sketch").json()["id"]
+    first = submit(library, lora_name="woodcut").json()["id"]
+    second = submit(library, lora_name="woodcut").json()["id"]
     third = submit(library, lora_name="other").json()["id"]
     library.client.post(f"/jobs/{first}/cancel")
     library.client.post(f"/jobs/{third}/cancel")
@@ -414,12 +414,12 @@ def test_lora_of_two_jobs_stays_until_both_have_ended(library: RunningService) -
 
 def test_retry_of_a_job_whose_lora_is_gone_is_404_by_name(library: RunningService) -> None:
     put(library)
-    job_id = submit(library, lora_name="sketch").json()["id"]
+    job_id = submit(library, lora_name="woodcut").json()["id"]
     library.client.post(f"/jobs/{job_id}/cancel")
-    library.client.delete("/loras/sketch")
+    library.client.delete("/loras/woodcut")
     library.wait_until(lambda: pins(library) == set(), what="keeps the LoRA of an ended job")
     told = problem(library.client.post(f"/jobs/{job_id}/retry"), 404, "not_found")
-    assert "sketch" in told["detail"]
+    assert "woodcut" in told["detail"]
     put(library, filename="again.safetensors")
     assert library.client.post(f"/jobs/{job_id}/retry").status_code == 202
 
@@ -429,12 +429,12 @@ def test_retry_of_a_job_whose_lora_is_gone_is_404_by_name(library: RunningServic
 
 def test_default_loras_are_those_of_requests_that_name_none(library: RunningService) -> None:
     sha256 = put(library)["sha256"]
-    status = library.client.post("/apply-lora", json={"name": "sketch", "weight": 0.5})
+    status = library.client.post("/apply-lora", json={"name": "woodcut", "weight": 0.5})
     assert status.json() == {
         "applied": True,
         "loras": [
             {
-                "name": "sketch", "sha256": sha256, "weight": 0.5, "trigger_words": [],
+                "name": "woodcut", "sha256": sha256, "weight": 0.5, "trigger_words": [],
                 "available": True,
             }
         ],
@@ -443,21 +443,21 @@ def test_default_loras_are_those_of_requests_that_name_none(library: RunningServ
     assert loras_of(library, submit(library))[0]["weight"] == 0.5
     assert loras_of(library, submit(library, loras=None))[0]["weight"] == 0.5
     assert loras_of(library, submit(library, loras=[])) == []
-    assert loras_of(library, submit(library, lora_name="sketch"))[0]["weight"] == 1.0
+    assert loras_of(library, submit(library, lora_name="woodcut"))[0]["weight"] == 1.0
 
 
 def test_default_follows_its_lora_through_a_new_name(library: RunningService) -> None:
     put(library)
-    library.client.post("/apply-lora", json={"lora_name": "sketch", "lora_weight": 0.5})
-    library.client.patch("/loras/sketch", json={"name": "ink", "trigger_words": ["1nk"]})
+    library.client.post("/apply-lora", json={"lora_name": "woodcut", "lora_weight": 0.5})
+    library.client.patch("/loras/woodcut", json={"name": "ink", "trigger_words": ["1nk"]})
     (lora_,) = loras_of(library, submit(library))
     assert (lora_["name"], lora_["trigger_words"]) == ("ink", ["1nk"])
 
 
 def test_default_of_a_deleted_lora_ends(library: RunningService) -> None:
     put(library)
-    library.client.post("/apply-lora", json={"loras": [{"name": "sketch"}]})
-    library.client.delete("/loras/sketch")
+    library.client.post("/apply-lora", json={"loras": [{"name": "woodcut"}]})
+    library.client.delete("/loras/woodcut")
     assert library.client.get("/lora-status").json() == {"applied": False, "loras": []}
     assert loras_of(library, submit(library)) == []
 
@@ -466,10 +466,10 @@ def test_default_that_somebody_else_deleted_refuses_and_says_what_to_do(
     library: RunningService,
 ) -> None:
     sha256 = put(library)["sha256"]
-    library.client.post("/apply-lora", json={"name": "sketch"})
+    library.client.post("/apply-lora", json={"name": "woodcut"})
     (library.lora_dir / f"{sha256}.safetensors").unlink()
     told = problem(submit(library), 404, "not_found")
-    assert "sketch" in told["detail"] and "/remove-lora" in told["detail"]
+    assert "woodcut" in told["detail"] and "/remove-lora" in told["detail"]
     assert library.client.get("/lora-status").json()["loras"][0]["available"] is False
     assert library.client.post("/remove-lora").json() == {"applied": False, "loras": []}
     assert submit(library).status_code == 202
@@ -487,9 +487,9 @@ def test_default_is_ended_by_name(library: RunningService) -> None:
 @pytest.mark.parametrize(
     ("body", "status"),
     [
-        ({}, 400), ({"name": ""}, 400), ({"name": "none"}, 404), ({"name": "sketch", "weight": 9}, 400),
-        ({"name": "sketch", "loras": []}, 400), ({"loras": [{"name": "sketch"}] * 2}, 400),
-        ({"name": "klein"}, 409), ({"name": "sketch", "x": 1}, 400),
+        ({}, 400), ({"name": ""}, 400), ({"name": "none"}, 404), ({"name": "woodcut", "weight": 9}, 400),
+        ({"name": "woodcut", "loras": []}, 400), ({"loras": [{"name": "woodcut"}] * 2}, 400),
+        ({"name": "klein"}, 409), ({"name": "woodcut", "x": 1}, 400),
     ],
 )  # fmt: skip
 def test_apply_of_what_cannot_be_is_refused_and_changes_nothing(
@@ -507,16 +507,16 @@ def test_defaults_and_library_are_there_after_a_restart(
 ) -> None:
     first = start_engine(folder=tmp_path / "one")
     entry = put(first, lora(metadata={"trigger_word": "w"}))
-    first.client.post("/apply-lora", json={"name": "sketch", "weight": -0.5})
+    first.client.post("/apply-lora", json={"name": "woodcut", "weight": -0.5})
     first.client.post("/queue/pause")
-    job_id = submit(first, lora_name="sketch").json()["id"]
-    first.client.delete("/loras/sketch")
+    job_id = submit(first, lora_name="woodcut").json()["id"]
+    first.client.delete("/loras/woodcut")
     put(first, lora(2.0))
-    first.client.post("/apply-lora", json={"name": "sketch", "weight": 0.25})
+    first.client.post("/apply-lora", json={"name": "woodcut", "weight": 0.25})
     first.stop()
     second = start_engine(folder=tmp_path / "one")
     assert pins(second) == {entry["sha256"]}  # of the job that still waits
-    assert names(second) == ["sketch"]
+    assert names(second) == ["woodcut"]
     assert second.client.get("/lora-status").json()["loras"][0]["weight"] == 0.25
     second.client.post("/queue/resume")
     assert second.wait_for_job(job_id)["status"] == "succeeded"
@@ -527,10 +527,10 @@ def test_two_services_share_the_library(start_engine: Callable[..., RunningServi
     first = start_engine()
     second = start_engine(FLUX_LORA_DIR=str(first.lora_dir), wait_for_workers=False)
     put(first)
-    assert names(second) == ["sketch"]
-    answer = submit(second, lora_name="sketch")
+    assert names(second) == ["woodcut"]
+    answer = submit(second, lora_name="woodcut")
     assert answer.status_code == 202
-    first.client.delete("/loras/sketch")
+    first.client.delete("/loras/woodcut")
     assert names(second) == []
 
 
@@ -542,10 +542,10 @@ def test_events_tell_what_happens_to_the_library(library: RunningService) -> Non
         lines = stream.iter_lines()
         next(lines)
         put(library)
-        library.client.delete("/loras/sketch")
+        library.client.delete("/loras/woodcut")
         told = []
         for line in lines:
-            if line.startswith("data:") and '"name":"sketch"' in line:
+            if line.startswith("data:") and '"name":"woodcut"' in line:
                 told.append(json.loads(line.removeprefix("data:"))["status"])
             if len(told) == 2:
                 break
@@ -556,18 +556,18 @@ def test_picture_says_which_loras_made_it(
     start_engine: Callable[..., RunningService], tmp_path: Path
 ) -> None:
     service = start_engine()
-    entry = put(service, lora(metadata={"trigger_word": "sk3tch"}))
+    entry = put(service, lora(metadata={"trigger_word": "w00d"}))
     answer = service.client.post(
         "/generate?format=raw",
-        json={"prompt": "a house", "lora_name": "sketch", "lora_weight": 0.8},
+        json={"prompt": "a house", "lora_name": "woodcut", "lora_weight": 0.8},
     )
     texts = read_png_texts(answer.content)
     assert json.loads(texts["flux_api"])["request"]["loras"] == [
-        {"name": "sketch", "sha256": entry["sha256"], "weight": 0.8, "trigger_words": ["sk3tch"]}
+        {"name": "woodcut", "sha256": entry["sha256"], "weight": 0.8, "trigger_words": ["w00d"]}
     ]
     first, last = texts["parameters"].splitlines()
-    assert first == "sk3tch, a house <lora:sketch:0.8>"
-    assert last.endswith(f'Lora hashes: "sketch: {entry["sha256"][:10]}"')
+    assert first == "w00d, a house <lora:woodcut:0.8>"
+    assert last.endswith(f'Lora hashes: "woodcut: {entry["sha256"][:10]}"')
 
 
 def test_openapi_describes_the_bodies(running: RunningService) -> None:
