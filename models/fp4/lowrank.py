@@ -15,7 +15,9 @@ so b' = b + E·μ removes the second term for nothing, and the first is made sma
     L ← U·V            The best rank r for what is left, D = W − Q. With C = R·Rᵀ (Cholesky) the error
                        is |(D − L)·R|², so L = SVD_r(D·R)·R⁻¹. Any root of C gives the same L.
 
-The best round is kept. `damping` adds a share of C's mean diagonal to its diagonal: inputs that the
+Turns end in the nearest minimum, so they begin at two places: at no L, and at the best rank r of W
+itself, which is by far the better one for weights with a few large directions. Each has a turn, the
+better one goes on, and the best round is kept. `damping` adds a share of C's mean diagonal to its diagonal: inputs that the
 calibration did not see are not free.
 
 Error: what is left of plain NVFP4's output error is reported layer by layer on held-out prompts by
@@ -171,20 +173,38 @@ def fit(
     if not weight.isfinite().all():
         raise ValueError(f"{name}: the weight has infinite values or NaN; its file is damaged")
     wanted = weight.to(metric.root)
-    best: tuple[float, Nvfp4Tensor, torch.Tensor, torch.Tensor] | None = None
-    low_rank = torch.zeros_like(wanted)
-    for _ in range(rounds if rank else 1):
-        quantized = round_with_feedback(wanted - low_rank, metric)
-        left = wanted - nvfp4.dequantize(quantized).to(wanted)
-        up, down = best_low_rank(left, metric, rank)
-        low_rank = up.to(wanted) @ down.to(wanted)
-        error = metric.error(left - low_rank)
-        if best is None or error < best[0]:
-            best = (error, quantized, up, down)
-    assert best is not None
-    _, quantized, up, down = best
-    left = wanted - nvfp4.dequantize(quantized).to(wanted) - up.to(wanted) @ down.to(wanted)
-    return Fit(weight=quantized, up=up, down=down, bias_shift=(left @ metric.mean).float())
+    starts = [torch.zeros_like(wanted)]
+    if rank:
+        up, down = best_low_rank(wanted, metric, rank)
+        starts.append(up.to(wanted) @ down.to(wanted))
+    turn = best = min((_turn(wanted, start, metric, rank) for start in starts), key=_error)
+    for _ in range(rounds - 1 if rank else 0):
+        turn = _turn(wanted, turn.up.to(wanted) @ turn.down.to(wanted), metric, rank)
+        best = min(best, turn, key=_error)
+    left = wanted - nvfp4.dequantize(best.weight).to(wanted)
+    left -= best.up.to(wanted) @ best.down.to(wanted)
+    shift = (left @ metric.mean).float()
+    return Fit(weight=best.weight, up=best.up, down=best.down, bias_shift=shift)
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    error: float
+    weight: Nvfp4Tensor
+    up: torch.Tensor
+    down: torch.Tensor
+
+
+def _error(turn: _Turn) -> float:
+    return turn.error
+
+
+def _turn(wanted: torch.Tensor, low_rank: torch.Tensor, metric: Metric, rank: int) -> _Turn:
+    """Q for the branch that is there, then the branch for that Q."""
+    quantized = round_with_feedback(wanted - low_rank, metric)
+    left = wanted - nvfp4.dequantize(quantized).to(wanted)
+    up, down = best_low_rank(left, metric, rank)
+    return _Turn(metric.error(left - up.to(wanted) @ down.to(wanted)), quantized, up, down)
 
 
 def round_with_feedback(target: torch.Tensor, metric: Metric) -> Nvfp4Tensor:

@@ -25,7 +25,7 @@ def make_weight() -> torch.Tensor:
     """With some large directions, as trained ones have."""
     generator = torch.Generator().manual_seed(5)
     large = torch.randn(48, 4, generator=generator) @ torch.randn(4, 64, generator=generator)
-    return torch.randn(PLAN.shape, generator=generator) + 3 * large
+    return torch.randn(PLAN.shape, generator=generator) + large
 
 
 def test_relative_error_is_that_of_the_outputs() -> None:

@@ -82,6 +82,20 @@ def test_fit_by_turns_beats_one_turn(case) -> None:
     assert errors[1] < errors[0]
 
 
+def test_fit_finds_large_directions_of_the_weight_itself(case) -> None:
+    """From no branch at all, turns end where a branch for the error alone would."""
+    _, statistics = case
+    generator = torch.Generator().manual_seed(5)
+    large = torch.randn(96, 4, generator=generator) @ torch.randn(4, 128, generator=generator)
+    weight = torch.randn(96, 128, generator=generator) + 3 * large
+    metric = Metric(statistics)
+    up, down = lowrank.best_low_rank(weight.double(), metric, 6)
+    branch = up.float() @ down.float()
+    svd_first = nvfp4.dequantize(nvfp4.quantize(weight - branch)) + branch
+    error = metric.error((weight - lowrank.fit(weight, metric, 6).dense()).double())
+    assert error < 0.5 * metric.error((weight - svd_first).double())
+
+
 def test_a_higher_rank_leaves_less(case) -> None:
     weight, statistics = case
     metric = Metric(statistics)
