@@ -2,7 +2,8 @@
 
 The library is imported at the first call, because most services never fetch; it imports no torch. Where
 the Hub is (`HF_ENDPOINT`) and the operator's token (`HF_TOKEN`) are its own settings. A client gives an
-id (`names.hub_id`), never an address.
+id (`names.hub_id`), never an address. What is used of it here is alike in 0.36, which the environment
+with nunchaku has, and in 2.4.
 """
 
 from __future__ import annotations
@@ -55,21 +56,12 @@ def fetch(found: HubFile, into: Incoming) -> None:
     """Write the file's bytes. Raises FluxError."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers, tqdm
+    from huggingface_hub.utils import build_hf_headers, disable_progress_bars
 
-    class Silent(tqdm):
-        def __init__(self, *args, **kwargs) -> None:
-            super().__init__(*args, **{**kwargs, "disable": True})
-
+    disable_progress_bars()
     url = hf_hub_url(found.id.repo, found.id.file, revision=found.revision)
     with _in_our_words(found.id):
-        http_get(
-            url,
-            into,
-            headers=build_hf_headers(),
-            expected_size=found.size_bytes or None,
-            tqdm_class=Silent,
-        )
+        http_get(url, into, headers=build_hf_headers(), expected_size=found.size_bytes or None)
 
 
 @contextmanager
@@ -89,7 +81,7 @@ def _in_our_words(wanted: HubId) -> Iterator[None]:
         raise NotFound(
             f"{where} is gated: accept its licence there and give the service your HF_TOKEN"
         ) from error
-    except (errors.RepositoryNotFoundError, errors.RemoteEntryNotFoundError) as error:
+    except (errors.RepositoryNotFoundError, errors.EntryNotFoundError) as error:
         raise NotFound(f"{where} does not exist, or is private (HF_TOKEN)") from error
     except (errors.HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
         first = next(iter(str(error).splitlines()), "") or type(error).__name__
