@@ -30,6 +30,7 @@ def new_seed() -> int:
 class Chance:
     """Where ids, seeds and times come from."""
 
-    now: Callable[[], datetime] = utc_now
+    now: Callable[[], datetime] = utc_now  # the wall clock: it may be moved at any time
+    monotonic: Callable[[], float] = time.monotonic  # seconds; how long something takes
     job_id: Callable[[], str] = new_job_id
     seed: Callable[[], int] = new_seed

@@ -273,9 +273,9 @@ class Dispatcher:
         limit = self._settings.queue.max_wait_seconds
         if not limit:
             return
-        for job in await self._ledger.store.waiting_too_long(self._ledger.ago(limit)):
+        for job_id in self._ledger.waiting_longer_than(limit):
             await self._ledger.expire(
-                job, f"the job waited for more than {limit:g} s (FLUX_MAX_WAIT_SECONDS)"
+                job_id, f"the job waited for more than {limit:g} s (FLUX_MAX_WAIT_SECONDS)"
             )
 
     async def _tell_listeners(self) -> None:

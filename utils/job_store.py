@@ -76,6 +76,8 @@ class JobStore:
             raise
         except (sqlite3.Error, OSError) as error:
             await store._let_go()
+            if type(error) is sqlite3.DatabaseError:  # not one of its kinds: the file is at fault
+                raise _damaged(path, str(error)) from error
             raise ConfigurationError(
                 f"{path}: the job database cannot be opened ({error}). Check the folder's permissions and free space; "
                 "to begin with an empty queue, move the file away"
@@ -272,13 +274,9 @@ class JobStore:
             rows = await self._all("list_jobs_by_status", {**page, "status": status.value})
         return [_job_of(row) for row in rows]
 
-    async def line(self) -> list[tuple[int, str, str]]:
-        """(seq, id, owner) of every waiting job, oldest first."""
+    async def line(self) -> list[tuple[int, str, str, str, int]]:
+        """(seq, id, owner, created_at, attempts) of every waiting job, oldest first."""
         return [tuple(row) for row in await self._all("queued_jobs", {})]
-
-    async def waiting_too_long(self, before: str) -> list[Job]:
-        """Waiting jobs that were submitted before a moment."""
-        return [_job_of(row) for row in await self._all("waiting_too_long", {"before": before})]
 
     async def counts(self) -> dict[str, int]:
         """Jobs by status, every status named."""
@@ -519,16 +517,20 @@ def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     return db
 
 
+def _damaged(path: Path, what: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{path}: the job database is damaged ({what}). It was left as it is; move it away to begin with "
+        "an empty queue (pictures in the output folder are not touched)"
+    )
+
+
 def _prepare(db: sqlite3.Connection, path: Path) -> None:
     try:
         damage = db.execute("PRAGMA quick_check").fetchone()[0]
     except sqlite3.DatabaseError as error:
         damage = str(error)
     if damage != "ok":
-        raise ConfigurationError(
-            f"{path}: the job database is damaged ({damage}). It was left as it is; move it away to begin with "
-            "an empty queue (pictures in the output folder are not touched)"
-        )
+        raise _damaged(path, damage)
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version > sql.schema_version():
         raise ConfigurationError(

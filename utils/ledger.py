@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,6 +38,15 @@ PUBLISH_PATIENCE_SECONDS = 60.0
 STORE_PAUSE_SECONDS = 1.0
 
 
+@dataclass(slots=True)
+class _Times:
+    """A job on its way, in monotonic seconds: a wall clock that is moved makes nobody wait an hour."""
+
+    submitted: float
+    begun: float | None = None  # None while it waits
+    is_fresh: bool = True  # no attempt was made
+
+
 class Ledger:
     """Jobs by their changes of state. `open` before use."""
 
@@ -57,25 +66,43 @@ class Ledger:
         self._pace = pace
         self._output_dir = output_dir
         self._chance = chance
+        self._monotonic = chance.monotonic
         self._on_end = on_end
+        self._times: dict[str, _Times] = {}  # by job, until its end
         self._waiters: dict[str, set[asyncio.Future[Job]]] = {}
         self._endings: set[asyncio.Task[None]] = set()
 
     async def open(self) -> list[Job]:
         """Read the line; returns the jobs that an earlier process left running."""
         await self._clear_staging()
-        self.line.fill(await self.store.line())
+        for seq, job_id, owner, created_at, attempts in await self.store.line():
+            self.line.add(seq, job_id, owner)
+            self._times_of(job_id, created_at, attempts)
         running = await self.store.running()
         for job in running:  # the process may have ended between a job's files and its row
             images.discard_published(self._output_dir, job.id)
         return running
 
+    def _times_of(self, job_id: str, created_at: str, attempts: int) -> _Times:
+        times = self._times.get(job_id)
+        if times is None:
+            # From before the start: only the wall clock knows how long it has waited.
+            waited = datetime.fromisoformat(self.now()) - datetime.fromisoformat(created_at)
+            submitted = self._monotonic() - max(0.0, waited.total_seconds())
+            times = self._times[job_id] = _Times(submitted, is_fresh=attempts == 0)
+        return times
+
     def now(self) -> str:
         return rfc3339(self._chance.now())
 
-    def ago(self, seconds: float) -> str:
-        """The moment that lies so many seconds in the past."""
-        return rfc3339(self._chance.now() - timedelta(seconds=seconds))
+    def waiting_longer_than(self, seconds: float) -> list[str]:
+        """Jobs that have waited so long. One that was tried and came back has not waited all that time."""
+        before = self._monotonic() - seconds
+        return [
+            job_id
+            for job_id, times in self._times.items()
+            if times.is_fresh and times.begun is None and times.submitted < before
+        ]
 
     # Changes
 
@@ -109,6 +136,7 @@ class Ledger:
 
     def _appended(self, job: Job) -> None:
         self.line.add(job.seq, job.id, job.owner)
+        self._times[job.id] = _Times(self._monotonic())
         self._bus.publish("queued", job.id, data={"position": self.line.position(job.seq)})
         log.info(
             "job queued",
@@ -132,6 +160,7 @@ class Ledger:
         jobs = await self.store.claim(worker, self.now(), models=models, limit=limit, choose=choose)
         for job in jobs:
             self.line.remove(job.seq)
+            self._times_of(job.id, job.created_at, job.attempts).begun = self._monotonic()
             log.info(
                 "job started",
                 extra={"action": "job_started", "job_id": job.id, "worker": worker},
@@ -145,6 +174,8 @@ class Ledger:
         back = await self.store.requeue(job.id, take_attempt_back=take_attempt_back)
         if back is not None:
             self.line.add(back.seq, back.id, back.owner)
+            times = self._times_of(back.id, back.created_at, back.attempts)
+            times.begun, times.is_fresh = None, back.attempts == 0
             log.warning(
                 "job goes back: %s", why, extra={"action": "job_requeued", "job_id": job.id}
             )
@@ -172,9 +203,9 @@ class Ledger:
             self._announce(job)
         return len(ended)
 
-    async def expire(self, job: Job, message: str) -> None:
+    async def expire(self, job_id: str, message: str) -> None:
         """A job that waited too long."""
-        ended = await self.store.expire_queued(job.id, message, self.now())
+        ended = await self.store.expire_queued(job_id, message, self.now())
         if ended is not None:
             self._announce(ended)
 
@@ -189,8 +220,14 @@ class Ledger:
 
     def end_well(self, job_id: str, result: GenerationResult) -> None:
         """Publish and commit a finished job, now or as soon as the disk allows."""
-        now = self.now()  # of the worker's word, not of a disk that has room again
-        self._end(job_id, lambda: self._succeed(job_id, result, now))
+        now, times = self.now(), self._times.get(job_id)
+        if times is None or times.begun is None:
+            return images.discard_staged(self._output_dir, job_id)  # it has ended otherwise
+        # Of the worker's word, not of a disk that has room again.
+        queued, total = times.begun - times.submitted, self._monotonic() - times.submitted
+        timings = {"queued": _ms(queued), **result.timings_ms, "total": _ms(total)}
+        whole = replace(result, timings_ms=timings)
+        self._end(job_id, lambda: self._succeed(job_id, whole, now))
 
     def end_badly(self, job_id: str, error: JobError) -> None:
         self._end(job_id, lambda: self.store.fail(job_id, error, self.now()))
@@ -248,9 +285,8 @@ class Ledger:
         job = await self.store.get(job_id)
         if job is None or job.status is not JobStatus.RUNNING:
             return None
-        whole = _with_waits(job, result, now)
         return await self.store.succeed(
-            job, whole, now, publish=lambda: images.publish(self._output_dir, whole.images)
+            job, result, now, publish=lambda: images.publish(self._output_dir, result.images)
         )
 
     # Those who wait
@@ -292,6 +328,7 @@ class Ledger:
         """A job has ended: out of the line, and everybody is told."""
         was_waiting = job.started_at is None
         self.line.remove(job.seq)
+        self._times.pop(job.id, None)
         log.info(
             "job %s",
             job.status.value,
@@ -327,17 +364,5 @@ def _stopping(job_id: str) -> FluxError:
     )
 
 
-def _with_waits(job: Job, result: GenerationResult, now: str) -> GenerationResult:
-    """Add what only the parent knows to the worker's timings: ms in line, ms in all."""
-    assert job.started_at is not None
-    timings: dict[str, Any] = {
-        "queued": _ms_between(job.created_at, job.started_at),
-        **result.timings_ms,
-        "total": _ms_between(job.created_at, now),
-    }
-    return replace(result, timings_ms=timings)
-
-
-def _ms_between(earlier: str, later: str) -> float:
-    delta = datetime.fromisoformat(later) - datetime.fromisoformat(earlier)
-    return round(delta.total_seconds() * 1000, 1)
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 1)

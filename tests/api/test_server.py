@@ -184,7 +184,7 @@ def test_second_instance_on_the_same_data_refuses(start_engine: Start) -> None:
     assert first.wait_for_job(job_id)["status"] == "succeeded"
 
 
-@pytest.mark.parametrize("damage", ["overwritten", "cut", "text"])
+@pytest.mark.parametrize("damage", ["overwritten", "cut", "text", "head"])
 def test_damaged_database_refuses_and_is_left_as_it_is(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "data" / "bf16.sqlite3"
     path.parent.mkdir()
@@ -201,6 +201,7 @@ def test_damaged_database_refuses_and_is_left_as_it_is(tmp_path: Path, damage: s
         "overwritten": whole[:5000] + b"\xa5" * 20_000 + whole[25_000:],
         "cut": whole[: len(whole) // 2],
         "text": b"this is no database " * 500,
+        "head": b"\xa5" * 100 + whole[100:],
     }[damage]
     path.write_bytes(broken)
     text = refuses(tmp_path)

@@ -459,6 +459,37 @@ async def test_job_that_waited_too_long_fails_as_timeout(tmp_path: Path) -> None
         assert bench.manager.position(await bench.job(fresh)) == 1
 
 
+@pytest.mark.parametrize("moved", [timedelta(hours=1), timedelta(hours=-1)], ids=str)
+@in_loop
+async def test_wall_clock_that_is_moved_ends_no_waiting_job_early_or_late(
+    tmp_path: Path, moved: timedelta
+) -> None:
+    async with Bench(tmp_path, FLUX_MAX_WAIT_SECONDS="60") as bench:
+        running, late = await bench.submit_held(*[request()] * 2)
+        bench.clock.moved = moved
+        await bench.tick()
+        assert ends(bench) == []
+        bench.clock.ahead = timedelta(seconds=61)
+        await bench.tick()
+        assert ends(bench) == [("failed", late.id)]
+
+
+@pytest.mark.parametrize(
+    ("passed", "ended"), [(timedelta(seconds=61), True), (timedelta(hours=-1), False)], ids=str
+)
+@in_loop
+async def test_job_of_an_earlier_process_has_waited_as_long_as_the_wall_clock_says(
+    tmp_path: Path, passed: timedelta, ended: bool
+) -> None:
+    async with Bench(tmp_path, FLUX_MAX_WAIT_SECONDS="60") as bench:
+        await bench.manager.pause()
+        job = await bench.submit()
+        bench.clock.moved = passed  # the monotonic clock of a new process tells nothing of it
+        await bench.restart()
+        await bench.tick()
+        assert ends(bench) == ([("failed", job.id)] if ended else [])
+
+
 @in_loop
 async def test_job_that_runs_too_long_fails_and_its_worker_leaves_it(tmp_path: Path) -> None:
     async with Bench(tmp_path, FLUX_MAX_RUN_SECONDS="60") as bench:

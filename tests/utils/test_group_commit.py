@@ -214,7 +214,7 @@ async def test_store_claim_takes_only_the_models_it_may(tmp_path: Path) -> None:
             await store.insert(f"{number}", request(model=model), NOW)
         claimed = await store.claim("w", NOW, models=["y", "z"], limit=9, choose=lambda h: h)
         assert [job.id for job in claimed] == ["1", "3", "4"]
-        assert [job_id for _, job_id, _ in await store.line()] == ["0", "2"]
+        assert [job_id for _, job_id, *_ in await store.line()] == ["0", "2"]
 
 
 @in_loop
@@ -238,7 +238,7 @@ async def test_store_claim_shows_the_oldest_and_takes_the_chosen(tmp_path: Path)
         claimed = await store.claim("w", NOW, models=["embedded"], limit=3, choose=choose)
         assert shown == [["0", "1", "2"]]
         assert [(job.id, job.worker, job.attempts) for job in claimed] == [("1", "w", 1)]
-        assert [job_id for _, job_id, _ in await store.line()] == ["0", "2", "3", "4"]
+        assert [job_id for _, job_id, *_ in await store.line()] == ["0", "2", "3", "4"]
 
 
 @in_loop

@@ -272,7 +272,7 @@ def test_store_line_has_only_those_who_wait_in_their_order(opened: Opened) -> No
     jobs = [opened.insert(job_id, owner=f"of {job_id}") for job_id in "abcd"]
     opened.claim()
     opened(opened.store.cancel_queued("c", NOW))
-    expected = [(job.seq, job.id, job.owner) for job in (jobs[1], jobs[3])]
+    expected = [(job.seq, job.id, job.owner, job.created_at, 0) for job in (jobs[1], jobs[3])]
     assert opened(opened.store.line()) == expected
 
 
@@ -559,7 +559,7 @@ class LineMachine(RuleBasedStateMachine):
         assert {job.id: (job.status, job.attempts) for job in listed} == self.jobs
         assert [job.id for job in listed] == list(self.jobs)
         waiting = self.ids(JobStatus.QUEUED)
-        assert [job_id for _, job_id, _ in self.opened(self.opened.store.line())] == waiting
+        assert [job_id for _, job_id, *_ in self.opened(self.opened.store.line())] == waiting
         for job in listed:
             assert (job.result is not None) == (job.status is JobStatus.SUCCEEDED)
             assert (job.error is not None) == (job.status is JobStatus.FAILED)

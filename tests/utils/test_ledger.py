@@ -6,14 +6,14 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from config.errors import FluxError, StorageUnavailable, Unavailable
-from models.types import GenerationResult, ImageFile
+from models.types import GenerationResult, ImageFile, LoraApplied
 from tests.utils.soak.bench import MODEL, PAUSE_SECONDS, REQUEST, in_loop
 from utils import images, ledger
 from utils.clock import Chance
@@ -36,6 +36,7 @@ class Desk:
     ear: Subscription
     folder: Path
     now: datetime = datetime(2026, 1, 31, tzinfo=UTC)
+    moved: timedelta = timedelta()  # by what somebody set the wall clock
 
     async def append(self, **options: str) -> Job:
         return await self.ledger.append(
@@ -110,7 +111,11 @@ async def desk(folder: Path) -> AsyncIterator[Desk]:
     output_dir.mkdir(exist_ok=True)
     store = await JobStore.open(folder / "jobs.sqlite3")
     bus = EventBus(1)
-    chance = Chance(now=lambda: found.now, job_id=lambda: f"job{next(numbers)}")
+    chance = Chance(
+        now=lambda: found.now + found.moved,
+        monotonic=lambda: found.now.timestamp(),
+        job_id=lambda: f"job{next(numbers)}",
+    )
     found = Desk(
         Ledger(store, bus, Pace(), output_dir, chance), store, bus.subscribe(None), output_dir
     )
@@ -188,7 +193,7 @@ async def test_ledger_second_end_of_a_job_is_not_told(tmp_path: Path) -> None:
         assert await at.ledger.fail(job.id, ERROR) is not None
         assert await at.ledger.fail(job.id, ERROR) is None
         assert await at.ledger.cancel(job) is None
-        await at.ledger.expire(job, "late")
+        await at.ledger.expire(job.id, "late")
         assert at.told(*ENDS) == ["failed"]
 
 
@@ -227,6 +232,17 @@ async def test_ledger_good_end_publishes_the_picture(tmp_path: Path) -> None:
         assert found is not None and found.status is JobStatus.SUCCEEDED
         assert at.files() == [f"{job.id}-0.png"] and at.told(*ENDS) == ["succeeded"]
         assert not list((at.folder / images.STAGING).iterdir())
+
+
+@in_loop
+async def test_ledger_good_end_keeps_what_the_worker_said_of_the_loras(tmp_path: Path) -> None:
+    applied = LoraApplied(name="a", sha256="b", weight=1.0, matched_keys=2, unmatched_keys=1)
+    async with desk(tmp_path) as at:
+        job = await at.start()
+        at.ledger.end_well(job.id, replace(at.draw(job), loras=(applied,)))
+        await at.ended()
+        found = await at.store.get(job.id)
+        assert found is not None and found.result is not None and found.result.loras == (applied,)
 
 
 @in_loop
@@ -291,6 +307,26 @@ async def test_ledger_end_committed_late_has_the_time_of_the_workers_word(tmp_pa
         found = await at.store.get(job.id)
         assert found is not None and found.result is not None
         assert found.result.timings_ms["total"] == 1000.0
+
+
+@pytest.mark.parametrize("moved", [timedelta(hours=1), timedelta(hours=-1)], ids=str)
+@in_loop
+async def test_ledger_wall_clock_that_is_moved_changes_no_duration(
+    tmp_path: Path, moved: timedelta
+) -> None:
+    async with desk(tmp_path) as at:
+        await at.append()
+        at.now += timedelta(seconds=2)
+        (job,) = await at.ledger.claim("cpu", models=[MODEL], limit=1, choose=lambda head: head)
+        at.moved = moved
+        at.now += timedelta(seconds=1)
+        at.ledger.end_well(job.id, at.draw(job))
+        await at.ended()
+        found = await at.store.get(job.id)
+        assert found is not None and found.result is not None
+        timings = found.result.timings_ms
+        assert (timings["queued"], timings["total"]) == (2000.0, 3000.0)
+        assert at.ledger._pace.job_seconds == 1.0
 
 
 @in_loop

@@ -171,7 +171,7 @@ async def test_migration_leaves_jobs_that_todays_code_reads(old: Path) -> None:
     assert [job.status.value for job in jobs] == list(STATUSES)
     assert jobs[0].result is not None and jobs[0].result.images[0].filename == "job1-0.png"
     assert jobs[1].error is not None and jobs[1].error.code == "oom"
-    assert [job_id for _, job_id, _ in line] == ["job5", "job6"]
+    assert [job_id for _, job_id, *_ in line] == ["job5", "job6"]
     assert image is not None and image.request.prompt == "prompt 1"
     assert [(job.id, job.status) for job in claimed] == [("job5", JobStatus.RUNNING)]
 

@@ -18,8 +18,8 @@ UPDATE job SET idempotency_key = NULL
 WHERE owner = :owner AND idempotency_key = :idempotency_key AND created_at < :before;
 
 -- name: queued_jobs
--- The line: what a position needs.
-SELECT seq, id, owner FROM job WHERE status = 'queued' ORDER BY seq;
+-- The line: what a place in it and a deadline need.
+SELECT seq, id, owner, created_at, attempts FROM job WHERE status = 'queued' ORDER BY seq;
 
 -- name: count_by_status
 SELECT status, count(*) FROM job GROUP BY status;
@@ -36,11 +36,6 @@ UPDATE job
 SET status = 'running', worker = :worker, attempts = attempts + 1, started_at = :now
 WHERE seq = :seq AND status = 'queued'
 RETURNING *;
-
--- name: waiting_too_long
--- One that was begun before and came back has not waited all that time.
-SELECT * FROM job
-WHERE status = 'queued' AND attempts = 0 AND created_at < :before ORDER BY seq;
 
 -- name: expire_queued
 UPDATE job SET status = 'failed', finished_at = :now, error_code = 'timeout', error_message = :message

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import itertools
 import sqlite3
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
@@ -68,13 +69,16 @@ def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
 
 
 class Clock:
-    """The wall clock; `ahead` is moved by hand."""
+    """Time that is moved by hand: `ahead` has passed; by `moved` somebody set the wall clock."""
 
     def __init__(self) -> None:
-        self.ahead = timedelta()
+        self.ahead = self.moved = timedelta()
 
     def now(self) -> Any:
-        return utc_now() + self.ahead
+        return utc_now() + self.ahead + self.moved
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead.total_seconds()
 
 
 class Bench:
@@ -139,7 +143,11 @@ class Bench:
             self._make_workers,
             lambda worker: self._models(worker.name),
             self.settings,
-            Chance(now=self.clock.now, job_id=lambda: f"job{next(self._numbers):06d}"),
+            Chance(
+                now=self.clock.now,
+                monotonic=self.clock.monotonic,
+                job_id=lambda: f"job{next(self._numbers):06d}",
+            ),
             MODEL,
         )
         self.ear = self.manager.bus.subscribe(None)
