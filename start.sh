@@ -37,6 +37,7 @@ main() {
         export FLUX_PAGE_ORIGINS=http://127.0.0.1:$page_port,http://localhost:$page_port
     fi
     page_url=http://127.0.0.1:$page_port/
+    read_service_addresses "$page_port"
     # First of all, so that an earlier instance does not answer in place of the new one.
     take_port --page frontend 127.0.0.1 "$page_port" > /dev/null
     take_service_ports
@@ -78,12 +79,13 @@ One service alone: ./start_bf16_api.sh --help
 EOF
 }
 
-# Fills `built` with the services that this version has and `urls` with their addresses, and frees
-# their ports.
-take_service_ports() {
-    declare -gA urls=()
+# read_service_addresses <port of the page>: fills `built` with the services that this version has,
+# `addresses` with host and port of each and `urls` with what to call.
+read_service_addresses() {
+    declare -gA addresses=() urls=()
     built=()
-    local precision address host port
+    local precision host port
+    local -A holders=([$1]=PAGE_PORT)
     for precision in fp4 bf16; do
         if is_built "$precision"; then built+=("$precision"); fi # the others' start scripts say so
     done
@@ -91,9 +93,20 @@ take_service_ports() {
         give_up 2 "FLUX_PORT gives both services one port; set BF16_PORT and FP4_PORT in its place"
     fi
     for precision in "${built[@]}"; do
-        address=$(service_address "$precision")
-        read -r host port <<< "$address"
+        addresses[$precision]=$(service_address "$precision")
+        read -r host port <<< "${addresses[$precision]}"
+        if [[ -n ${holders[$port]-} ]]; then
+            give_up 2 "${holders[$port]} and ${precision^^}_PORT are both $port; give each a port of its own"
+        fi
+        holders[$port]=${precision^^}_PORT
         urls[$precision]=http://$(host_to_call "$host"):$port
+    done
+}
+
+take_service_ports() {
+    local precision host port
+    for precision in "${built[@]}"; do
+        read -r host port <<< "${addresses[$precision]}"
         take_port --script "main_$precision.py" "$host" "$port" > /dev/null
     done
 }

@@ -285,3 +285,13 @@ def test_start_refuses_one_port_for_two_services(run, both_built: Path) -> None:
     started = run(both_built, FLUX_PORT=free_port())
     assert started.process.wait(60) == 2
     assert "set BF16_PORT and FP4_PORT" in started.said()
+
+
+@pytest.mark.parametrize("names", [("BF16_PORT", "FP4_PORT"), ("PAGE_PORT", "BF16_PORT")])
+def test_start_refuses_one_port_that_is_given_twice(
+    run, both_built: Path, names: tuple[str, str]
+) -> None:
+    started = run(both_built, **dict.fromkeys(names, free_port()))
+    assert started.process.wait(60) == 2
+    assert all(name in started.said() for name in names)
+    assert "give each a port of its own" in started.said()
