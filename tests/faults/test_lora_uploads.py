@@ -130,10 +130,11 @@ def test_broken_file_is_refused_by_its_code_quickly_and_cheaply(
 ) -> None:
     content, word = BROKEN[name]
     library.client.put("/loras/warm.safetensors", content=lora())  # what is imported once
+    process = psutil.Process(library.process.pid)
     with cheap(library):
-        started = time.perf_counter()
+        before = sum(process.cpu_times()[:2])  # not the clock's, which is others' time too
         answer = library.client.put("/loras/a.safetensors", content=content)
-        took = time.perf_counter() - started
+        took = sum(process.cpu_times()[:2]) - before
     told = answer.json()
     is_safetensors = content[8:9] in (b"", b"{")
     assert (answer.status_code, told["code"]) == (422 if is_safetensors else 415, "bad_file"), told
@@ -238,8 +239,10 @@ def test_slow_sender_is_ended(library: RunningService, path: str) -> None:
 
 
 def test_sender_that_is_slow_and_steady_enough_is_taken(library: RunningService) -> None:
-    data = lora(rank=160)  # 360 KiB, over more than two patiences
-    steps = 25
+    data = lora(
+        rank=900
+    )  # 2 MiB over more than two patiences, in steps of what one of them wants thrice
+    steps = 10
     with Sender(library) as sender:
         sender.send(head(Content_Length=len(data)))
         for start in range(0, len(data), len(data) // steps + 1):
@@ -445,14 +448,14 @@ def test_service_answers_others_while_an_upload_comes_in(library: RunningService
         stdout=subprocess.PIPE,
         text=True,
     )
-    slowest = 0.0
+    slowest, began = 0.0, time.perf_counter()
     while upload.poll() is None:
         asked = time.perf_counter()
         assert library.client.get("/health/live").status_code == 200
         slowest = max(slowest, time.perf_counter() - asked)
         time.sleep(0.02)
     assert upload.communicate()[0].strip() == "201"
-    assert slowest < 0.5
+    assert slowest < (time.perf_counter() - began) / 3
 
 
 def test_header_of_honest_size_and_many_tensors_is_taken(library: RunningService) -> None:

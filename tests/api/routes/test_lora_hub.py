@@ -273,7 +273,10 @@ def test_service_stops_at_once_while_a_download_waits(
     start_engine: Callable[..., RunningService], started_hub: Hub, tmp_path: Path
 ) -> None:
     service = start_engine(
-        FLUX_ALLOW_DOWNLOAD="true", HF_ENDPOINT=started_hub.url, FLUX_DRAIN_SECONDS="0"
+        FLUX_ALLOW_DOWNLOAD="true",
+        HF_ENDPOINT=started_hub.url,
+        FLUX_DRAIN_SECONDS="0",
+        wait_for_workers=False,
     )
     started_hub.files[FILE] = lora()
     started_hub.gate.clear()

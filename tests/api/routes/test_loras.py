@@ -505,7 +505,7 @@ def test_apply_of_what_cannot_be_is_refused_and_changes_nothing(
 def test_defaults_and_library_are_there_after_a_restart(
     start_engine: Callable[..., RunningService], tmp_path: Path
 ) -> None:
-    first = start_engine(folder=tmp_path / "one")
+    first = start_engine(folder=tmp_path / "one", wait_for_workers=False)
     entry = put(first, lora(metadata={"trigger_word": "w"}))
     first.client.post("/apply-lora", json={"name": "woodcut", "weight": -0.5})
     first.client.post("/queue/pause")
@@ -524,7 +524,7 @@ def test_defaults_and_library_are_there_after_a_restart(
 
 
 def test_two_services_share_the_library(start_engine: Callable[..., RunningService]) -> None:
-    first = start_engine()
+    first = start_engine(wait_for_workers=False)
     second = start_engine(FLUX_LORA_DIR=str(first.lora_dir), wait_for_workers=False)
     put(first)
     assert names(second) == ["woodcut"]
@@ -552,15 +552,13 @@ def test_events_tell_what_happens_to_the_library(library: RunningService) -> Non
     assert told == ["ready", "deleted"]
 
 
-def test_picture_says_which_loras_made_it(
-    start_engine: Callable[..., RunningService], tmp_path: Path
-) -> None:
-    service = start_engine()
-    entry = put(service, lora(metadata={"trigger_word": "w00d"}))
-    answer = service.client.post(
+def test_picture_says_which_loras_made_it(engine_service: RunningService) -> None:
+    entry = put(engine_service, lora(12.0, metadata={"trigger_word": "w00d"}))
+    answer = engine_service.client.post(
         "/generate?format=raw",
         json={"prompt": "a house", "lora_name": "woodcut", "lora_weight": 0.8},
     )
+    engine_service.client.delete("/loras/woodcut")
     texts = read_png_texts(answer.content)
     assert json.loads(texts["flux_api"])["request"]["loras"] == [
         {"name": "woodcut", "sha256": entry["sha256"], "weight": 0.8, "trigger_words": ["w00d"]}
