@@ -1,9 +1,13 @@
 /** The only module that talks to a service. */
 
-/** @import { FieldError, GenerateBody, Health, Info, Job, Model, StoredImage } from "../types/api" */
+/** @import { FieldError, GenerateBody, Health, Info, Job, Lora, Model, QueueState, StoredImage } from "../types/api" */
+
+import { readEvents } from "./event_stream.js";
 
 const TIMEOUT_MS = 15_000;
 const FILE_TIMEOUT_MS = 120_000;
+/** Loading twelve billion weights takes minutes. */
+const LOAD_TIMEOUT_MS = 900_000;
 
 /** The service did not answer. */
 export class Unreachable extends Error {}
@@ -41,6 +45,11 @@ export class ServiceClient {
   /** @param {string} path */
   url(path) {
     return this.address + path;
+  }
+
+  /** What program this is; answered without a key. @returns {Promise<{service: string}>} */
+  live() {
+    return this.#json("/health/live");
   }
 
   /** Whether a job can be taken now. 503 is an answer here and no problem. @returns {Promise<Health>} */
@@ -85,14 +94,99 @@ export class ServiceClient {
     return this.#json(`/jobs/${encodeURIComponent(id)}/cancel`, { method: "POST" });
   }
 
+  /** @param {string} id @returns {Promise<{id: string, status: string, position: number | null}>} */
+  retry(id) {
+    return this.#json(`/jobs/${encodeURIComponent(id)}/retry`, { method: "POST" });
+  }
+
+  /** @returns {Promise<QueueState>} */
+  queue() {
+    return this.#json("/queue");
+  }
+
+  /** @param {"pause" | "resume" | "clear"} what @returns {Promise<QueueState>} */
+  changeQueue(what) {
+    return this.#json(`/queue/${what}`, { method: "POST" });
+  }
+
+  /** Everything that happens, until the stream ends. @param {(event: import("./event_stream.js").StreamEvent) => void} onEvent @param {AbortSignal} signal */
+  async events(onEvent, signal) {
+    const response = await this.#fetch("/events", { signal });
+    if (!response.ok || !response.body) {
+      throw await problemOf(response);
+    }
+    await whileReading(readEvents(response.body, onEvent));
+  }
+
   /**
-   * Pictures, newest first, older than `before`.
-   * @param {{limit: number, before?: string}} page
+   * Pictures, newest first, older than `before`, whose prompt has the words.
+   * @param {{limit: number, before?: string, words?: string}} page
    * @returns {Promise<{images: StoredImage[]}>}
    */
-  images({ limit, before }) {
-    const query = new URLSearchParams({ limit: String(limit), ...(before ? { before } : {}) });
+  images({ limit, before, words }) {
+    const query = new URLSearchParams({ limit: String(limit), ...(before ? { before } : {}), ...(words ? { q: words } : {}) });
     return this.#json(`/images?${query}`);
+  }
+
+  /** @returns {Promise<{loras: Lora[]}>} */
+  loras() {
+    return this.#json("/loras");
+  }
+
+  /** @param {string} name @param {{name?: string, trigger_words?: string[]}} changes @returns {Promise<Lora>} */
+  changeLora(name, changes) {
+    return this.#json(`/loras/${encodeURIComponent(name)}`, {
+      method: "PATCH",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify(changes),
+    });
+  }
+
+  /** @param {string} name */
+  async deleteLora(name) {
+    const response = await this.#fetch(`/loras/${encodeURIComponent(name)}`, { method: "DELETE" });
+    if (!response.ok) {
+      throw await problemOf(response);
+    }
+  }
+
+  /**
+   * Sends a file as it is, telling how far it is. `fetch` cannot tell, so this is the older way.
+   * @param {File} file
+   * @param {(fraction: number) => void} onProgress
+   * @returns {Promise<Lora>}
+   */
+  uploadLora(file, onProgress) {
+    return new Promise((resolve, reject) => {
+      const request = new XMLHttpRequest();
+      request.open("PUT", this.url(`/loras/${encodeURIComponent(file.name)}`));
+      const key = this.#readKey();
+      if (key) {
+        request.setRequestHeader("X-API-Key", key);
+      }
+      request.setRequestHeader("Content-Type", "application/octet-stream");
+      request.upload.addEventListener("progress", ({ loaded, total }) => onProgress(total ? loaded / total : 0));
+      request.addEventListener("load", () => {
+        const response = new Response(request.responseText, { status: request.status });
+        (response.ok ? readJson(response) : problemOf(response).then((problem) => Promise.reject(problem))).then(resolve, reject);
+      });
+      request.addEventListener("error", () => reject(new Unreachable(`${this.address} does not answer`)));
+      request.send(file);
+    });
+  }
+
+  /** @param {string} model */
+  loadModel(model) {
+    return this.#json("/load-model", {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify({ model }),
+      signal: AbortSignal.timeout(LOAD_TIMEOUT_MS),
+    });
+  }
+
+  unloadModel() {
+    return this.#json("/unload-model", { method: "POST", signal: AbortSignal.timeout(LOAD_TIMEOUT_MS) });
   }
 
   /** @param {string} id */

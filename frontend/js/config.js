@@ -1,27 +1,57 @@
-/** Where the service is. */
+/** Where the services are. */
 
-const BF16_PORT = "8001";
+/** @import { ServiceName } from "../types/state" */
+
+/** @type {Readonly<Record<ServiceName, string>>} */
+const USUAL_PORTS = { fp4: "8000", bf16: "8001" };
+export const SERVICE_NAMES = /** @type {ServiceName[]} */ (Object.keys(USUAL_PORTS));
 const LOOPBACK_NAMES = ["127.0.0.1", "localhost", "[::1]"];
 
 /**
- * The service that serves the page, or the one named by `?bf16=http://127.0.0.1:PORT`, or the one
- * on the usual port of the page's machine. An address elsewhere is refused: prompts and keys go
- * to this machine only.
+ * The service that serves this page, if one does: there `/ui` and `/docs` are.
+ * @param {Location | URL} page
+ * @returns {string | null}
+ */
+export function ownService(page) {
+  return /^\/(?:ui|docs)(?:\/|$)/.test(page.pathname) ? page.origin : null;
+}
+
+/**
+ * Both services: the one that serves the page, the ones named by `?fp4=http://127.0.0.1:PORT` and
+ * `?bf16=…`, else the ones on the usual ports of the page's machine. An empty name means that there
+ * is none. An address elsewhere is refused: prompts and keys go to this machine only.
  *
  * @param {Location | URL} page
- * @returns {{url: string, refused: string}} `refused` is the address that was not taken, or "".
+ * @param {ServiceName | null} [own] which service serves the page
+ * @returns {{addresses: Partial<Record<ServiceName, string>>, refused: string}} `refused` is an address that was not taken, or "".
  */
-export function serviceAddress(page) {
-  if (/^\/(?:ui|docs)(?:\/|$)/.test(page.pathname)) {
-    return { url: page.origin, refused: "" };
+export function serviceAddresses(page, own = null) {
+  const origin = ownService(page);
+  /** @type {Partial<Record<ServiceName, string>>} */
+  const addresses = {};
+  let refused = "";
+  for (const name of SERVICE_NAMES) {
+    const wanted = new URLSearchParams(page.search).get(name);
+    if (origin !== null && name === own) {
+      addresses[name] = origin;
+    } else if (wanted) {
+      const address = ownMachine(wanted, page.hostname);
+      refused ||= address ? "" : wanted;
+      addresses[name] = address ?? usual(page, name, origin);
+    } else if (wanted === null) {
+      addresses[name] = usual(page, name, origin);
+    }
+    if (addresses[name] === "") {
+      delete addresses[name];
+    }
   }
-  const usual = `${page.protocol}//${page.hostname}:${BF16_PORT}`;
-  const wanted = new URLSearchParams(page.search).get("bf16");
-  if (wanted === null) {
-    return { url: usual, refused: "" };
-  }
-  const url = ownMachine(wanted, page.hostname);
-  return url === null ? { url: usual, refused: wanted } : { url, refused: "" };
+  return { addresses, refused };
+}
+
+/** Beside a service that is not on its usual port, the other one is not known. @param {Location | URL} page @param {ServiceName} name @param {string | null} origin */
+function usual(page, name, origin) {
+  const isUsual = origin === null || Object.values(USUAL_PORTS).includes(page.port);
+  return isUsual ? `${page.protocol}//${page.hostname}:${USUAL_PORTS[name]}` : "";
 }
 
 /**

@@ -1,7 +1,8 @@
-/** Whether the service answers. Asks again and again, and notices when another call gets no answer. */
+/** One service: whether it answers, and what happens there. Asks again and again, and notices when another call gets no answer. */
 
 /** @import { Problem, ServiceClient } from "./api.js" */
-/** @import { ServiceState, State } from "../types/state" */
+/** @import { StreamEvent } from "./event_stream.js" */
+/** @import { ServiceName, ServiceState } from "../types/state" */
 /** @import { Store } from "./store.js" */
 
 import { Unreachable } from "./api.js";
@@ -10,21 +11,36 @@ import { Pause } from "./pause.js";
 const READY_MS = 4000;
 const HIDDEN_MS = 15_000;
 const TROUBLE_MS = 1000;
+/** A service that was never there may not be meant to be. */
+const ABSENT_MS = 4000;
 
-/** Whether calls make sense now. @param {State} state */
-export function isReachable({ service }) {
-  return service.phase === "ready" || service.phase === "waiting";
+/** Whether calls make sense now. @param {ServiceState | null | undefined} service */
+export function isReachable(service) {
+  return service?.phase === "ready" || service?.phase === "waiting";
 }
 
 export class Connection {
   #client;
   #store;
   #pause = new Pause();
+  #isListening = false;
+  /** @type {Set<(event: StreamEvent) => void>} */
+  #listeners = new Set();
 
-  /** @param {ServiceClient} client @param {Store} store */
-  constructor(client, store) {
+  /** @param {ServiceName} name @param {ServiceClient} client @param {Store} store */
+  constructor(name, client, store) {
+    this.name = name;
     this.#client = client;
     this.#store = store;
+  }
+
+  /** @returns {ServiceState} */
+  get state() {
+    const state = this.#store.state.services[this.name];
+    if (!state) {
+      throw new Error(`there is no service ${this.name}`);
+    }
+    return state;
   }
 
   /** Whether files must be fetched with the key, and cannot be named in `src` or `href`. */
@@ -37,10 +53,18 @@ export class Connection {
     return this.#client.url(path);
   }
 
+  /** @param {(event: StreamEvent) => void} listener gets `connected` too, when the stream begins anew */
+  listen(listener) {
+    this.#listeners.add(listener);
+  }
+
   async run() {
     document.addEventListener("visibilitychange", () => this.#pause.wake());
     for (;;) {
       await this.#check();
+      if (isReachable(this.state) && !this.#isListening) {
+        void this.#follow();
+      }
       await this.#pause.wait(this.#untilNextCheck());
     }
   }
@@ -54,9 +78,9 @@ export class Connection {
     try {
       return await call(this.#client);
     } catch (error) {
-      const wasReachable = isReachable(this.#store.state);
+      const wasReachable = isReachable(this.state);
       this.#judge(error);
-      if (wasReachable && !isReachable(this.#store.state)) {
+      if (wasReachable && !isReachable(this.state)) {
         this.#pause.wake();
       }
       throw error;
@@ -65,13 +89,42 @@ export class Connection {
 
   /** @param {string} key */
   useKey(key) {
-    this.#store.set({ key, keyError: "", isKeyAsked: false });
-    this.#set({ phase: "connecting" });
+    this.#store.set({ keyError: "", keyAsked: null });
+    this.#set({ key, phase: "connecting" });
     this.#pause.wake();
   }
 
+  /** Reads the stream of events until it ends; then the service is looked at. */
+  async #follow() {
+    this.#isListening = true;
+    const stop = new AbortController();
+    try {
+      await this.#client.events((event) => {
+        if (event.name === "queue") {
+          this.#set({ queue: event.data });
+        } else if (event.name === "gpu") {
+          this.#set({ gpus: event.data.gpus });
+        }
+        this.#tell(event);
+      }, stop.signal);
+    } catch {
+      // Whether it still answers is what the check finds out.
+    } finally {
+      stop.abort();
+      this.#isListening = false;
+      this.#pause.wake();
+    }
+  }
+
+  /** @param {StreamEvent} event */
+  #tell(event) {
+    for (const listener of this.#listeners) {
+      listener(event);
+    }
+  }
+
   async #check() {
-    const { phase } = this.#store.state.service;
+    const { phase } = this.state;
     if (phase === "locked") {
       return;
     }
@@ -80,12 +133,12 @@ export class Connection {
       if (phase !== "ready" && !(phase === "waiting" && health.reason)) {
         // After an absence it may be another version, with other models.
         const [info, { models }] = await Promise.all([this.#client.info(), this.#client.models()]);
-        this.#set({ info, models });
+        this.#set({ info, models, wasUp: true });
       }
       this.#set({ phase: health.reason ? "waiting" : "ready", reason: health.reason ?? "" });
     } catch (error) {
       this.#judge(error);
-      if (!(error instanceof Unreachable) && this.#store.state.service.phase !== "locked") {
+      if (!(error instanceof Unreachable) && this.state.phase !== "locked") {
         this.#set({ phase: "down", reason: error instanceof Error ? error.message : "" });
       }
     }
@@ -95,34 +148,26 @@ export class Connection {
   #judge(error) {
     if (error instanceof Unreachable) {
       this.#set({ phase: "down", reason: "" });
-    } else if (isKeyProblem(error) && this.#store.state.service.phase !== "locked") {
-      this.#store.set({
-        key: "",
-        isKeyAsked: true,
-        keyError: this.#store.state.key ? error.message : "",
-      });
-      this.#set({ phase: "locked" });
+    } else if (isKeyProblem(error) && this.state.phase !== "locked") {
+      this.#store.set({ keyAsked: this.name, keyError: this.state.key ? error.message : "" });
+      this.#set({ phase: "locked", key: "" });
     }
   }
 
   #untilNextCheck() {
-    const { phase } = this.#store.state.service;
+    const { phase, wasUp } = this.state;
     if (phase === "locked") {
       return undefined;
     }
     if (phase !== "ready") {
-      return TROUBLE_MS;
+      return wasUp || phase !== "down" ? TROUBLE_MS : ABSENT_MS;
     }
     return document.hidden ? HIDDEN_MS : READY_MS;
   }
 
   /** @param {Partial<ServiceState>} patch */
   #set(patch) {
-    const { service } = this.#store.state;
-    const names = /** @type {(keyof ServiceState)[]} */ (Object.keys(patch));
-    if (names.some((name) => patch[name] !== service[name])) {
-      this.#store.set({ service: { ...service, ...patch } });
-    }
+    this.#store.setService(this.name, patch);
   }
 }
 

@@ -1,9 +1,9 @@
 /** The HTTP reference: /openapi.json as a page. */
 
 import { ServiceClient } from "./api.js";
-import { serviceAddress } from "./config.js";
+import { ownService } from "./config.js";
 import { find, make } from "./dom.js";
-import { Session } from "./session.js";
+import { readKeys } from "./session.js";
 
 /**
  * What is read of an OpenAPI document.
@@ -25,8 +25,8 @@ import { Session } from "./session.js";
  */
 
 async function main() {
-  const { url } = serviceAddress(location);
-  const { key } = new Session(url).restore();
+  const url = ownService(location) ?? location.origin;
+  const key = readKeys()[url] ?? "";
   const operations = find("#operations", HTMLElement);
   try {
     const openapi = await new ServiceClient(url, () => key).openapi();

@@ -50,6 +50,44 @@ export function icon(name) {
   return svg;
 }
 
+/** A button with an icon, or words, or both. @param {{label: string, icon?: string, words?: string, kind?: string, act: (event: MouseEvent) => void}} options */
+export function button({ label, icon: name, words = "", kind = "quiet", act }) {
+  const element = make("button", { type: "button", class: kind, ...(words === label ? {} : { "aria-label": label, title: label }) });
+  element.append(...(name ? [icon(name)] : []), ...(words ? [words] : []));
+  element.addEventListener("click", act);
+  return element;
+}
+
+let lastId = 0;
+
+/** An id that no other element has. */
+export function newId() {
+  return `e${++lastId}`;
+}
+
+/** Whether keys belong to what is typed here. @param {EventTarget | null} target */
+export function isTyping(target) {
+  return (
+    target instanceof HTMLTextAreaElement ||
+    target instanceof HTMLSelectElement ||
+    (target instanceof HTMLInputElement && !["checkbox", "radio", "button", "range"].includes(target.type))
+  );
+}
+
+/** Asks for files. @param {{accept: string, many: boolean}} options @returns {Promise<File[]>} */
+export function chooseFiles({ accept, many }) {
+  return new Promise((resolve) => {
+    const input = make("input", { type: "file", accept, multiple: many, class: "unseen", "aria-label": "Files" });
+    input.addEventListener("change", () => {
+      resolve([...(input.files ?? [])]);
+      input.remove();
+    });
+    input.addEventListener("cancel", () => input.remove());
+    document.body.append(input); // a browser may drop one that is nowhere
+    input.click();
+  });
+}
+
 /**
  * Brings the children of `parent` in step with `items`. Elements of items that stay are kept, so
  * that focus and loaded pictures stay with them.

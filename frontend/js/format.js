@@ -61,11 +61,14 @@ export function runStatus(run) {
   if (run.phase === "failed") {
     return "No picture";
   }
+  if (run.phase === "cancelled") {
+    return "Cancelled";
+  }
   if (run.isCancelling) {
     return "Cancelling";
   }
   if (run.phase === "unsent") {
-    return "Sending";
+    return run.parts.some((part) => part.run !== null) ? "Waiting for the picture it starts from" : "Sending";
   }
   if (run.phase === "queued") {
     return run.position === null || run.position === 1 ? "Waiting, next in line" : `Waiting, number ${run.position} in line`;
@@ -74,12 +77,21 @@ export function runStatus(run) {
 }
 
 /** The stage of a running run, without the step. @param {Run} run */
-export function runStage(run) {
-  return STAGES[run.progress?.stage ?? ""] ?? "Starting";
+export function runStage({ loading, progress }) {
+  if (loading) {
+    return loading.what ? `Loading the model: ${loading.what}` : "Loading the model";
+  }
+  return STAGES[progress?.stage ?? ""] ?? "Starting";
 }
 
 /** "step 3 of 8", or "" outside the sampler. @param {Run} run */
 export function runStep({ phase, progress }) {
   const isCounting = phase === "running" && progress && progress.step > 0;
   return isCounting ? `step ${progress.step} of ${progress.steps}` : "";
+}
+
+/** "12 s left", or "" where nobody knows. @param {Run} run */
+export function eta({ phase, progress }) {
+  const ms = phase === "running" ? (progress?.eta_ms ?? null) : null;
+  return ms !== null && ms >= 1000 ? `${duration(Math.round(ms / 1000) * 1000).replace(".0", "")} left` : "";
 }

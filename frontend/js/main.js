@@ -1,49 +1,130 @@
 /** Puts the page together. */
 
+/** @import { ServiceName } from "../types/state" */
+
 import { ServiceClient } from "./api.js";
-import { serviceAddress } from "./config.js";
+import { mountCanvas } from "./canvas/canvas.js";
+import { SERVICE_NAMES, ownService, serviceAddresses } from "./config.js";
 import { Connection } from "./connection.js";
+import { mountDrops } from "./drops.js";
+import { Editor } from "./editor.js";
 import { Gallery } from "./gallery.js";
+import { newDocument } from "./graph/history.js";
+import { firstGraph } from "./graph/starters.js";
+import { mountKeys } from "./keys.js";
+import { Library } from "./library.js";
+import { Opener } from "./opener.js";
 import { Runs } from "./runs.js";
-import { Session } from "./session.js";
-import { Store } from "./store.js";
-import { mountAbout, mountComposer, mountErrors } from "./views/composer.js";
+import { keepSession, readKeys, restore } from "./session.js";
+import { INITIAL_CAMERA, Store, Values, initialService, initialState } from "./store.js";
+import { mountComparison } from "./views/comparison.js";
+import { mountForm } from "./views/form.js";
 import { mountGallery } from "./views/gallery.js";
+import { mountHelp } from "./views/help.js";
+import { mountLoras } from "./views/loras.js";
+import { mountMachine } from "./views/machine.js";
 import { mountMessage, mountTitle } from "./views/message.js";
-import { mountRun, mountWaiting } from "./views/run.js";
-import { mountKeyDialog, mountNotice, mountServiceLine } from "./views/service.js";
-import { mountSettings } from "./views/settings.js";
-import { mountStage } from "./views/stage.js";
+import { mountPanel } from "./views/panel.js";
+import { mountQueue } from "./views/queue.js";
+import { mountKeyDialog, mountNotice } from "./views/service.js";
+import { mountCorner, mountTopbar } from "./views/topbar.js";
 import { mountViewer } from "./views/viewer.js";
+import { mountWorkflows } from "./views/workflows.js";
 
-function main() {
-  const { url, refused } = serviceAddress(location);
-  const session = new Session(url);
-  const store = new Store(session.restore());
-  const client = new ServiceClient(url, () => store.state.key);
-  const connection = new Connection(client, store);
-  const gallery = new Gallery(connection, store);
-  const runs = new Runs(connection, store, gallery);
+/** Below this there is no room for a canvas, px. */
+const NARROW = "(max-width: 700px)";
+const OWN_NAME = "flux own service";
 
-  mountServiceLine(store);
-  mountNotice(store, url, refused);
-  mountKeyDialog(store, connection, url);
-  mountComposer(store, runs);
-  mountAbout(store);
-  mountErrors(store);
-  mountSettings(store);
-  mountRun(store, runs);
-  mountWaiting(store, runs);
-  mountStage(store, connection, gallery);
-  mountGallery(store, connection, gallery);
-  mountViewer(store, connection, gallery);
+async function main() {
+  const own = await ownName();
+  const { addresses, refused } = serviceAddresses(location, own);
+  const keys = readKeys();
+  const saved = restore();
+  const store = new Store({
+    ...initialState(),
+    ...saved,
+    services: Object.fromEntries(
+      SERVICE_NAMES.flatMap((name) => {
+        const address = addresses[name];
+        return address ? [[name, { ...initialService(name, address), key: keys[address] ?? "" }]] : [];
+      }),
+    ),
+  });
+  if (!saved) {
+    store.set({ document: newDocument(firstGraph(own ?? "bf16")) });
+  }
+  const narrow = matchMedia(NARROW);
+  const makeRoom = () => narrow.matches && store.set({ view: "form" });
+  narrow.addEventListener("change", makeRoom);
+  makeRoom();
+
+  const connections = Object.fromEntries(
+    Object.values(store.state.services).map(({ name, address }) => [name, new Connection(name, new ServiceClient(address, () => store.state.services[name]?.key ?? ""), store)]),
+  );
+  const camera = new Values({ camera: INITIAL_CAMERA });
+  const editor = new Editor(store);
+  const gallery = new Gallery(connections, store);
+  const library = new Library(connections, store, editor);
+  const runs = new Runs(connections, store, (service) => void gallery.refresh(service));
+  /** @type {{fit: () => void}} */
+  const view = { fit: () => {} };
+  const fitSoon = () => requestAnimationFrame(() => requestAnimationFrame(view.fit));
+  const opener = new Opener(store, editor, library, fitSoon);
+  const app = { store, camera, connections, editor, gallery, library, opener, runs };
+
+  const canvas = mountCanvas(app);
+  view.fit = canvas.fit;
+  mountForm(app);
+  mountTopbar(app, canvas);
+  mountPanel(app, {
+    gallery: (body) => mountGallery(app, body),
+    queue: (body) => mountQueue(app, body),
+    loras: (body) => mountLoras(app, body),
+    machine: (body) => mountMachine(app, body),
+    workflows: (body) => mountWorkflows(app, body, fitSoon),
+  });
+  mountViewer(app);
+  mountComparison(app);
+  mountNotice(app, refused);
+  mountKeyDialog(app);
   mountMessage(store);
   mountTitle(store);
+  const openHelp = mountHelp();
+  mountCorner(app, openHelp);
+  mountKeys(app, canvas, openHelp);
+  mountDrops(app, canvas);
+  store.watch(
+    (state) => [state.view],
+    (now) => void (now === "canvas" && fitSoon()),
+  );
+  const prompt = document.querySelector("[data-role=prompt]");
+  if (prompt instanceof HTMLElement) {
+    prompt.focus({ preventScroll: true });
+  }
 
-  session.keep(store);
+  keepSession(store);
   gallery.follow();
-  void runs.run();
-  void connection.run();
+  library.follow();
+  runs.follow();
+  for (const connection of Object.values(connections)) {
+    void connection.run();
+  }
 }
 
-main();
+/** Which service serves this page; null: none does. A reload while it is down remembers. @returns {Promise<ServiceName | null>} */
+async function ownName() {
+  const origin = ownService(location);
+  if (origin === null) {
+    return null;
+  }
+  try {
+    const { service } = await new ServiceClient(origin, () => "").live();
+    const name = SERVICE_NAMES.find((each) => service.includes(each)) ?? null;
+    sessionStorage.setItem(OWN_NAME, name ?? "");
+    return name;
+  } catch {
+    return SERVICE_NAMES.find((each) => each === sessionStorage.getItem(OWN_NAME)) ?? "bf16";
+  }
+}
+
+void main();

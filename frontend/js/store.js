@@ -1,49 +1,63 @@
 /** The page's mutable state, all of it. Values are replaced, never changed in place. */
 
-/** @import { Draft, State } from "../types/state" */
+/** @import { Camera, ServiceName, ServiceState, State } from "../types/state" */
 
-/** @type {Readonly<Draft>} */
-export const EMPTY_DRAFT = Object.freeze({
-  prompt: "",
-  negative_prompt: "",
-  model: null,
-  width: null,
-  height: null,
-  num_inference_steps: null,
-  guidance_scale: null,
-  true_cfg_scale: null,
-  seed_mode: "random",
-  seed: "",
-  num_images: null,
-  output_format: "png",
-});
+import { EMPTY_GRAPH } from "./graph/graph.js";
+import { newDocument } from "./graph/history.js";
+
+/** @param {ServiceName} name @param {string} address @returns {ServiceState} */
+export function initialService(name, address) {
+  return {
+    name,
+    address,
+    phase: "connecting",
+    reason: "",
+    wasUp: false,
+    key: "",
+    info: null,
+    models: [],
+    queue: null,
+    gpus: [],
+    loras: [],
+    lorasError: "",
+  };
+}
 
 /** @returns {State} */
 export function initialState() {
   return {
-    service: { phase: "connecting", reason: "", info: null, models: [] },
-    key: "",
-    isKeyAsked: false,
+    services: {},
+    keyAsked: null,
     keyError: "",
-    draft: EMPTY_DRAFT,
-    fieldErrors: {},
-    formError: "",
+    document: newDocument(EMPTY_GRAPH),
+    workflow: "",
+    selection: [],
+    selectedWire: null,
+    view: "canvas",
+    panel: null,
+    faults: {},
     runs: [],
-    shown: null,
-    shownId: null,
-    gallery: { images: [], isComplete: false, isLoading: false, error: "", isKnown: false },
+    shown: {},
+    toShow: {},
+    uploads: {},
+    gallery: { images: [], words: "", isComplete: false, isLoading: false, error: "", isKnown: false },
     viewed: null,
+    compared: null,
     message: null,
     announcement: "",
   };
 }
 
-export class Store {
+/** @type {Readonly<Camera>} */
+export const INITIAL_CAMERA = Object.freeze({ x: 0, y: 0, scale: 1 });
+
+/** @template {object} S */
+export class Values {
   #state;
   /** @type {Set<() => void>} */
   #watchers = new Set();
 
-  /** @param {State} state */
+  /** @param {S} state */
   constructor(state) {
     this.#state = state;
   }
@@ -52,39 +66,52 @@ export class Store {
     return this.#state;
   }
 
-  /** @param {Partial<State>} patch */
+  /** @param {Partial<S>} patch */
   set(patch) {
     this.#state = { ...this.#state, ...patch };
-    for (const notice of this.#watchers) {
+    for (const notice of [...this.#watchers]) {
       notice();
     }
-  }
-
-  /** @param {Partial<Draft>} patch */
-  setDraft(patch) {
-    this.set({ draft: { ...this.#state.draft, ...patch } });
-  }
-
-  /** To eyes and screen readers, for a moment. @param {string} text */
-  say(text) {
-    this.set({ message: { text } });
   }
 
   /**
    * Calls `react` now, and whenever one of the selected values is another one than before.
    * @template {unknown[]} T
-   * @param {(state: State) => [...T]} select
+   * @param {(state: S) => [...T]} select
    * @param {(...values: NoInfer<T>) => void} react
+   * @returns {() => void} ends it
    */
   watch(select, react) {
     let seen = select(this.#state);
-    this.#watchers.add(() => {
+    const notice = () => {
+      if (!this.#watchers.has(notice)) {
+        return; // ended by a watcher before this one
+      }
       const now = select(this.#state);
       if (now.some((value, index) => !Object.is(value, seen[index]))) {
         seen = now;
         react(...now);
       }
-    });
+    };
+    this.#watchers.add(notice);
     react(...seen);
+    return () => this.#watchers.delete(notice);
+  }
+}
+
+/** @extends {Values<State>} */
+export class Store extends Values {
+  /** @param {ServiceName} name @param {Partial<ServiceState>} patch */
+  setService(name, patch) {
+    const service = this.state.services[name];
+    const names = /** @type {(keyof ServiceState)[]} */ (Object.keys(patch));
+    if (service && names.some((key) => !Object.is(patch[key], service[key]))) {
+      this.set({ services: { ...this.state.services, [name]: { ...service, ...patch } } });
+    }
+  }
+
+  /** To eyes and screen readers, for a moment. @param {string} text */
+  say(text) {
+    this.set({ message: { text } });
   }
 }

@@ -21,12 +21,63 @@ export interface Info {
   devices: Device[];
   output_formats: string[];
   key_needed: boolean;
+  /** Fields of a request and routes that this version of the service refuses by name. */
+  not_built?: { fields: string[]; routes: string[] };
+}
+
+export interface Worker {
+  name: string;
+  state: string;
+  job_id: string | null;
+  model: string | null;
+  engine: string | null;
+  device: string | null;
+  memory_mib: number | null;
+}
+
+export interface QueueState {
+  paused: boolean;
+  /** What everything waits for, or null. */
+  held: string | null;
+  running: string[];
+  queued: number;
+  max_queue_size: number;
+  workers: Worker[];
+}
+
+/** One worker's device in a `gpu` event. */
+export interface GpuEvent {
+  worker: string;
+  state: string;
+  model: string | null;
+  memory_mib: number | null;
+  cards: {
+    index: number;
+    name: string;
+    memory_total_mib: number;
+    memory_used_mib?: number | null;
+    utilization_percent?: number | null;
+  }[];
+}
+
+export interface Lora {
+  name: string;
+  filename: string;
+  sha256: string;
+  size_bytes: number;
+  rank: number | null;
+  format: string;
+  base_model: string | null;
+  trigger_words: string[];
+  compatible_models: string[];
+  created_at: string;
 }
 
 export interface Model {
   id: string;
   title: string;
   description: string;
+  backend: string;
   licence: string;
   is_default: boolean;
   available: boolean;
@@ -83,12 +134,14 @@ export interface GenerationRequest {
   seed: number;
   num_images: number;
   output_format: string;
+  loras: { name: string; weight: number; trigger_words?: string[] }[];
 }
 
 export interface Progress {
   stage: string;
   step: number;
   steps: number;
+  eta_ms: number | null;
 }
 
 export interface JobImage {
@@ -106,6 +159,8 @@ export interface JobResult {
   engine: string;
   device: string;
   images: JobImage[];
+  loras_applied: { name: string; weight: number; matched_keys: number; unmatched_keys: number }[];
+  timings_ms: Record<string, number>;
   generation_time_ms: number;
 }
 
@@ -135,6 +190,7 @@ export interface StoredImage {
   height: number;
   size_bytes: number;
   created_at: string;
+  generation_time_ms: number | null;
   prompt: string;
   precision: string;
   engine: string;

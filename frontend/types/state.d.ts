@@ -1,30 +1,9 @@
 /** What the store holds. Every value is replaced, never changed in place. */
 
-import type { GenerateBody, Info, Job, Model, Progress, StoredImage } from "./api";
+import type { GenerateBody, GpuEvent, Info, Job, Lora, Model, Progress, QueueState, StoredImage } from "./api";
+import type { Document } from "./graph";
 
-/** What is typed into the form. Numbers are kept as they were typed; null: the model's default. */
-export interface Draft {
-  prompt: string;
-  negative_prompt: string;
-  model: string | null;
-  width: string | null;
-  height: string | null;
-  num_inference_steps: string | null;
-  guidance_scale: string | null;
-  true_cfg_scale: string | null;
-  seed_mode: "random" | "fixed";
-  seed: string;
-  num_images: string | null;
-  output_format: string;
-}
-
-export type DraftNumber =
-  | "width"
-  | "height"
-  | "num_inference_steps"
-  | "guidance_scale"
-  | "true_cfg_scale"
-  | "num_images";
+export type ServiceName = "fp4" | "bf16";
 
 /**
  * connecting: no answer yet · ready: it draws · waiting: it answers and cannot draw now ·
@@ -33,33 +12,66 @@ export type DraftNumber =
 export type ServicePhase = "connecting" | "ready" | "waiting" | "down" | "locked";
 
 export interface ServiceState {
+  name: ServiceName;
+  address: string;
   phase: ServicePhase;
   reason: string;
+  /** Whether it has ever answered while this page was open. */
+  wasUp: boolean;
+  key: string;
   info: Info | null;
   models: readonly Model[];
+  queue: QueueState | null;
+  gpus: readonly GpuEvent[];
+  loras: readonly Lora[];
+  /** Why there is no list of LoRAs, or "". */
+  lorasError: string;
 }
 
-/** A request of this tab that has no picture yet. `unsent` runs wait for the service. */
+/** A request of this tab that has no picture yet. `unsent` runs wait for their service. */
 export interface Run {
   /** Idempotency key: a request that is sent twice is one job. */
   key: string;
+  service: ServiceName;
+  /** The sampler that asked. */
+  sampler: string;
   id: string | null;
   body: GenerateBody;
-  phase: "unsent" | "queued" | "running" | "failed";
+  parts: readonly RunPart[];
+  phase: "unsent" | "queued" | "running" | "failed" | "cancelled";
   position: number | null;
   progress: Progress | null;
+  /** The newest preview, a data URL. */
+  preview: string;
+  /** What a loading model says about itself. */
+  loading: { what: string; fraction: number | null } | null;
   error: string;
   isCancelling: boolean;
 }
 
-/** The finished job on the stage, and which of its pictures. */
+/** A picture to put into the request: of the page, of a service, or the one that another run will draw. */
+export interface RunPart {
+  field: "image" | "mask" | "reference_images";
+  source: string;
+  run: string | null;
+}
+
+/** A finished job of a sampler, and which of its pictures is looked at. */
 export interface Shown {
+  service: ServiceName;
   job: Job;
   index: number;
 }
 
+export interface GalleryImage extends StoredImage {
+  /** Ids are unique within a service only. */
+  key: string;
+  service: ServiceName;
+}
+
 export interface Gallery {
-  images: readonly StoredImage[];
+  images: readonly GalleryImage[];
+  words: string;
   isComplete: boolean;
   isLoading: boolean;
   error: string;
@@ -67,22 +79,48 @@ export interface Gallery {
   isKnown: boolean;
 }
 
+/** A LoRA file on its way. */
+export interface Upload {
+  filename: string;
+  size: number;
+  fraction: number;
+  phase: "sending" | "failed";
+  error: string;
+}
+
+export type Panel = "gallery" | "queue" | "loras" | "machine" | "workflows";
+
 export interface State {
-  service: ServiceState;
-  key: string;
-  isKeyAsked: boolean;
+  services: Readonly<Partial<Record<ServiceName, ServiceState>>>;
+  keyAsked: ServiceName | null;
   keyError: string;
-  draft: Draft;
-  fieldErrors: Readonly<Record<string, string>>;
-  formError: string;
+  document: Document;
+  workflow: string;
+  selection: readonly string[];
+  selectedWire: string | null;
+  view: "canvas" | "form";
+  panel: Panel | null;
+  /** What is wrong, by node and field. */
+  faults: Readonly<Record<string, Readonly<Record<string, string>>>>;
   runs: readonly Run[];
-  shown: Shown | null;
-  /** A job of before a reload, to be shown when the service answers. */
-  shownId: string | null;
+  /** The newest result of each sampler. */
+  shown: Readonly<Record<string, Shown>>;
+  /** Jobs of before a reload, by sampler, to be shown when their service answers. */
+  toShow: Readonly<Record<string, { service: ServiceName; id: string }>>;
+  uploads: Readonly<Record<string, Upload>>;
   gallery: Gallery;
   viewed: string | null;
+  /** A Compare node that is looked at large. */
+  compared: string | null;
   /** A short message for eyes and screen readers; a new object each time. */
   message: { text: string } | null;
   /** What only screen readers are told: eyes see it already. */
   announcement: string;
+}
+
+/** How the canvas is looked at: screen = world * scale + offset. */
+export interface Camera {
+  x: number;
+  y: number;
+  scale: number;
 }

@@ -1,4 +1,4 @@
-"""The page in a real browser against real services."""
+"""The page in a real browser against real services: first look, runs, services that go and come."""
 
 from __future__ import annotations
 
@@ -11,39 +11,24 @@ import urllib.request
 from collections.abc import Callable, Iterator
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
 from config.settings import ROOT
 from tests.frontend.conftest import DESKTOP, OpenPage
+from tests.frontend.page import (
+    PHONE,
+    expect_picture,
+    field,
+    graph,
+    is_ready,
+    node,
+    prompt,
+    small,
+    ui,
+)
 from tests.service import RunningService, free_port
 
-PHONE = {"width": 390, "height": 844}
-PICTURE_MS = 60_000
-
 Start = Callable[..., RunningService]
-
-
-def ui(service: RunningService) -> str:
-    return f"{service.url}/ui/"
-
-
-def is_ready(page: Page) -> None:
-    expect(page.locator("#service")).to_have_attribute("data-phase", "ready", timeout=20_000)
-
-
-def expect_picture(page: Page, px: int = 256) -> None:
-    """The stage shows a picture that was really loaded."""
-    picture = page.locator("#picture")
-    expect(picture).to_be_visible(timeout=PICTURE_MS)
-    expect(picture).to_have_js_property("naturalWidth", px, timeout=10_000)
-
-
-def small(page: Page, **values: object) -> None:
-    """Settings for a quick picture, and whatever else is asked for."""
-    page.locator("#settings summary").click()
-    for name, value in {"width": 128, "height": 128, **values}.items():
-        page.fill(f"#{name}", str(value))
-    page.focus("#prompt")
 
 
 @pytest.fixture
@@ -84,13 +69,12 @@ def test_page_first_picture_takes_three_actions(
     service: RunningService, open_page: OpenPage, viewport: dict[str, int]
 ) -> None:
     page = open_page(ui(service), viewport=viewport)  # 1
-    expect(page.locator("#prompt")).to_be_focused()
+    expect(prompt(page)).to_be_focused()
     page.keyboard.type("a green tree at noon")  # 2
     page.keyboard.press("Enter")  # 3
     expect_picture(page)
-    expect(page.locator("#picture")).to_be_in_viewport(ratio=0.5)
-    for fact in ("256 × 256", "Embedded postcards", "BF16"):
-        expect(page.locator("#facts")).to_contain_text(fact)
+    for fact in ("256 × 256", "4 steps", "BF16"):
+        expect(node(page, "image").locator(".facts-line")).to_contain_text(fact)
     expect(page.locator("#tiles img").first).to_have_attribute("alt", "a green tree at noon")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
@@ -100,13 +84,34 @@ def test_page_opens_telling_what_draws_and_why(
 ) -> None:
     page = open_page(ui(service))
     model = service.client.get("/api/models").json()["models"][0]
-    expect(page.locator("#why")).to_contain_text(f"{model['title']}: no GPU is used")
-    expect(page.locator("#about")).to_have_text(model["description"])
-    examples = page.locator("#examples button")
-    expect(examples).to_have_text(model["example_prompts"])
+    expect(node(page, "model")).to_contain_text("No GPU is used")
+    expect(field(page, "model", "model")).to_contain_text(f"{model['title']} (default)")
+    examples = node(page, "prompt").locator(".examples button")
+    expect(examples).to_have_text(model["example_prompts"][:3])
     examples.nth(1).click()
-    expect(page.locator("#prompt")).to_have_value(model["example_prompts"][1])
-    expect(page.locator("#prompt")).to_be_focused()
+    expect(prompt(page)).to_have_value(model["example_prompts"][1])
+    expect(prompt(page)).to_be_focused()
+
+
+def test_page_form_at_phone_size_has_everything_the_canvas_has(
+    service: RunningService, open_page: OpenPage
+) -> None:
+    page = open_page(ui(service), viewport={"width": 360, "height": 740})
+    is_ready(page)
+    expect(page.locator("#canvas")).to_be_hidden()
+    page.locator("#form-more summary").click()
+    small(page, num_inference_steps=1)
+    page.click("#form-add button:has-text('Negative prompt')")
+    page.keyboard.type("a house")
+    prompt(page).fill("three stars")
+    page.click("#form-run")
+    expect_picture(page, 128)
+    [job] = service.client.get("/jobs?limit=1").json()["jobs"]
+    assert job["request"]["negative_prompt"] == "a house"
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.click("#panels [data-panel=gallery]")
+    page.locator("#tiles button").first.click()
+    expect(page.locator("#viewer-prompt")).to_have_text("three stars")
 
 
 # Settings
@@ -119,16 +124,26 @@ def test_page_field_error_of_the_service_stands_at_its_field(
     is_ready(page)
     small(page, width=250, height=250)
     page.keyboard.type("a red ball")
-    page.locator("#settings summary").click()  # the field at fault is shown, open or not
     page.keyboard.press("Control+Enter")
-    expect(page.locator("#width-error")).to_contain_text("250 is not a multiple of 16")
-    expect(page.locator("#width")).to_have_attribute("aria-invalid", "true")
-    expect(page.locator("#width")).to_be_focused()
-    expect(page.locator("#form-error")).to_be_hidden()
-    page.fill("#width", "256")
-    expect(page.locator("#width-error")).to_be_hidden()
-    expect(page.locator("#height-error")).to_be_visible()
-    expect(page.locator("#prompt")).to_have_value("a red ball")
+    error = node(page, "sampler").locator("[data-field=width] .error")
+    expect(error).to_contain_text("250 is not a multiple of 16")
+    expect(field(page, "sampler", "width")).to_have_attribute("aria-invalid", "true")
+    field(page, "sampler", "width").fill("256")
+    expect(error).to_be_hidden()
+    expect(node(page, "sampler").locator("[data-field=height] .error")).to_be_visible()
+    expect(prompt(page)).to_have_value("a red ball")
+
+
+def test_page_empty_prompt_is_told_at_the_prompt(
+    service: RunningService, open_page: OpenPage
+) -> None:
+    page = open_page(ui(service))
+    is_ready(page)
+    before = len(service.client.get("/jobs").json()["jobs"])
+    page.click("#run")
+    expect(node(page, "prompt").locator(".error")).to_contain_text("Write what the picture")
+    expect(prompt(page)).to_be_focused()
+    assert len(service.client.get("/jobs").json()["jobs"]) == before
 
 
 def test_page_shape_and_fixed_seed_are_what_is_drawn(
@@ -136,14 +151,13 @@ def test_page_shape_and_fixed_seed_are_what_is_drawn(
 ) -> None:
     page = open_page(ui(service))
     is_ready(page)
-    page.locator("#settings summary").click()
-    page.locator("#shapes button", has_text="Landscape").click()
-    page.check("input[value=fixed]")
-    page.fill("#seed", "7")
-    page.fill("#prompt", "a blue cube")
-    page.click("#draw")
+    node(page, "sampler").get_by_role("button", name=re.compile("^Landscape")).click()
+    field(page, "sampler", "seed").fill("7")
+    expect(node(page, "sampler").locator("input[value=fixed]")).to_be_checked()
+    prompt(page).fill("a blue cube")
+    page.click("#run")
     expect_picture(page, 288)
-    expect(page.locator("#facts")).to_contain_text("288 × 224")
+    expect(node(page, "image").locator(".facts-line")).to_contain_text("288 × 224")
     [job] = service.client.get("/jobs?limit=1").json()["jobs"]
     assert (job["request"]["seed"], job["request"]["height"]) == (7, 224)
 
@@ -151,24 +165,48 @@ def test_page_shape_and_fixed_seed_are_what_is_drawn(
 # Runs
 
 
-def test_page_run_shows_progress_and_cancels(service: RunningService, open_page: OpenPage) -> None:
+def test_page_run_shows_progress_and_preview_and_cancels(
+    service: RunningService, open_page: OpenPage
+) -> None:
     page = open_page(ui(service))
     is_ready(page)
     small(page, num_inference_steps=100, num_images=8)
     page.keyboard.type("a red car")
     page.keyboard.press("Enter")
-    expect(page.locator("#run-step")).to_have_text(re.compile(r"step \d+ of 800"), timeout=20_000)
+    image = node(page, "image")
+    expect(image.locator(".run-step")).to_have_text(re.compile(r"step \d+ of 800"), timeout=20_000)
     expect(page).to_have_title(re.compile(r"^\d+ % · FLUX$"))
-    assert 0 < page.locator("#run-progress").evaluate("bar => bar.value") < 1
+    assert 0 < image.locator("progress").evaluate("bar => bar.value") < 1
+    expect(image.locator(".preview")).to_be_visible(timeout=10_000)
+    assert image.locator(".preview").evaluate("image => image.naturalWidth") > 0
     page.keyboard.press("Enter")
-    expect(page.locator("#waiting li")).to_contain_text("Waiting, next in line")
-    page.locator("#waiting li button").click()
-    expect(page.locator("#waiting")).to_be_hidden()
-    page.click("#run-cancel")
-    expect(page.locator("#run")).to_have_attribute("data-phase", "idle", timeout=10_000)
+    page.click("#panels [data-panel=queue]")
+    rows = page.locator("#panel-queue .runs li")
+    expect(rows).to_have_count(2)
+    expect(rows.nth(1)).to_contain_text("Waiting, next in line")
+    rows.nth(1).locator(".cancel").click()
+    expect(rows.nth(1)).to_have_attribute("data-phase", "cancelled")
+    image.get_by_role("button", name="Cancel").click()
+    expect(image.locator(".run-stage")).to_have_text("Cancelled", timeout=10_000)
     expect(page).to_have_title("FLUX")
     newest = service.client.get("/jobs?limit=2").json()["jobs"]
     assert [job["status"] for job in newest] == ["cancelled", "cancelled"]
+
+
+def test_page_paused_queue_holds_a_run_until_it_goes_on(
+    service: RunningService, open_page: OpenPage
+) -> None:
+    page = open_page(ui(service))
+    is_ready(page)
+    page.click("#panels [data-panel=queue]")
+    page.get_by_role("button", name="Pause BF16").click()
+    expect(page.locator("#panel-queue .state")).to_contain_text("paused")
+    small(page, num_inference_steps=1)
+    page.keyboard.type("a pyramid")
+    page.keyboard.press("Enter")
+    expect(page.locator("#panel-queue .runs li")).to_contain_text("Waiting")
+    page.get_by_role("button", name="Go on with BF16").click()
+    expect_picture(page, 128)
 
 
 def test_page_reload_during_a_run_loses_nothing(
@@ -179,15 +217,16 @@ def test_page_reload_during_a_run_loses_nothing(
     small(page, num_inference_steps=100, num_images=2)
     page.keyboard.type("three stars")
     page.keyboard.press("Enter")
-    expect(page.locator("#run-step")).to_contain_text("of 200", timeout=20_000)
+    step = node(page, "image").locator(".run-step")
+    expect(step).to_contain_text("of 200", timeout=20_000)
     page.reload()
-    expect(page.locator("#run-step")).to_contain_text("of 200", timeout=20_000)
-    expect(page.locator("#prompt")).to_have_value("three stars")
-    expect(page.locator("#width")).to_have_value("128")
+    expect(step).to_contain_text("of 200", timeout=20_000)
+    expect(prompt(page)).to_have_value("three stars")
+    expect(field(page, "sampler", "width")).to_have_value("128")
     expect_picture(page, 128)
     page.reload()  # the result stays too
     expect_picture(page, 128)
-    expect(page.locator("#strip button")).to_have_count(2)
+    expect(node(page, "image").locator(".strip button")).to_have_count(2)
 
 
 def test_page_hostile_prompt_is_shown_as_text(service: RunningService, open_page: OpenPage) -> None:
@@ -198,8 +237,7 @@ def test_page_hostile_prompt_is_shown_as_text(service: RunningService, open_page
     page.keyboard.type(hostile)
     page.keyboard.press("Enter")
     expect_picture(page, 128)
-    expect(page.locator("#run-detail")).to_have_text(hostile)
-    page.click("#open-picture")
+    node(page, "image").locator(".picture").click()
     expect(page.locator("#viewer-prompt")).to_have_text(hostile)
     expect(page.locator("b, img[src=x]")).to_have_count(0)
     expect(page).to_have_title("FLUX")
@@ -208,20 +246,20 @@ def test_page_hostile_prompt_is_shown_as_text(service: RunningService, open_page
 # The service goes, comes, wants a key
 
 
-def test_page_service_stopped_is_told_and_its_return_goes_on(
+def test_page_service_stopped_is_told_within_three_seconds_and_its_return_goes_on(
     start_service: Start, open_page: OpenPage
 ) -> None:
     service = start_service(wait_for_workers=False)
     page = open_page(ui(service), errors_expected=True)
     is_ready(page)
-    service.stop()
-    expect(page.locator("#notice")).to_contain_text("does not answer", timeout=15_000)
-    page.keyboard.type("a fish")  # the prompt still has the focus
+    service.kill()
+    expect(page.locator("#notice")).to_contain_text("does not answer", timeout=3000)
+    prompt(page).fill("a fish")
     page.keyboard.press("Enter")
-    expect(page.locator("#run-stage")).to_have_text("Waiting for the service")
+    expect(node(page, "image").locator(".run-stage")).to_have_text("Waiting for the service")
     service.start()
     expect(page.locator("#notice")).to_be_hidden(timeout=15_000)
-    expect(page.locator("#prompt")).to_have_value("a fish")
+    expect(prompt(page)).to_have_value("a fish")
     expect_picture(page)
     assert len(service.client.get("/jobs").json()["jobs"]) == 1
 
@@ -234,7 +272,7 @@ def test_page_as_static_files_asks_for_the_key_and_keeps_it_in_this_tab(
         FLUX_API_KEYS=key, FLUX_PAGE_ORIGINS=static_page, wait_for_workers=False
     )
     page = open_page(
-        f"{static_page}/?bf16={service.url}",
+        f"{static_page}/?bf16={service.url}&fp4=",
         origins=(static_page, service.url),
         errors_expected=True,
     )
@@ -249,13 +287,15 @@ def test_page_as_static_files_asks_for_the_key_and_keeps_it_in_this_tab(
     page.keyboard.type("a star")
     page.keyboard.press("Enter")
     expect_picture(page, 128)
+    page.click("#panels [data-panel=gallery]")
     expect(page.locator("#tiles img")).to_have_js_property("naturalWidth", 128)
     with page.expect_download() as download:
-        page.locator("#actions a").click()
+        node(page, "image").get_by_role("link", name="Download").click()
     assert download.value.suggested_filename.endswith(".png")
     assert page.evaluate("localStorage.length") == 0 and page.context.cookies() == []
     page.reload()
     expect_picture(page, 128)
+    assert key not in str(graph(page))
 
 
 # Gallery
@@ -264,9 +304,10 @@ def test_page_as_static_files_asks_for_the_key_and_keeps_it_in_this_tab(
 def test_page_gallery_is_looked_through_and_a_picture_deleted(
     service: RunningService, open_page: OpenPage
 ) -> None:
-    for prompt in ("the first", "the second"):
-        assert service.generate(prompt=prompt, width=128, height=128, steps=1).status_code == 200
+    for words in ("the first", "the second"):
+        assert service.generate(prompt=words, width=128, height=128, steps=1).status_code == 200
     page = open_page(ui(service))
+    page.click("#panels [data-panel=gallery]")
     page.locator("#tiles button").first.click()
     words = page.locator("#viewer-prompt")
     expect(words).to_have_text("the second")
@@ -286,6 +327,10 @@ def test_page_gallery_is_looked_through_and_a_picture_deleted(
     page.keyboard.press("Escape")
     expect(page.locator("#viewer")).to_be_hidden()
     expect(page.locator("#tiles img").first).to_have_attribute("alt", "the first")
+    page.fill("#gallery-search", "no prompt has this")
+    expect(page.locator("#panel-gallery .empty")).to_have_text("No prompt has these words.")
+    page.fill("#gallery-search", "the first")
+    expect(page.locator("#tiles img")).to_have_count(1)
     [newest] = service.client.get("/images?limit=1").json()["images"]
     assert newest["prompt"] == "the first"
 
@@ -297,23 +342,24 @@ def test_page_takes_service_addresses_of_this_machine_only(
     service: RunningService, open_page: OpenPage
 ) -> None:
     page = open_page(ui(service))
-    usual = "http://pictures.lan:8001"
+    usual = {"fp4": "http://pictures.lan:8000", "bf16": "http://pictures.lan:8001"}
+    loopback = "http://127.0.0.1:8123"
     addresses = {
         "http://pictures.lan:9000/": usual,
-        "http://pictures.lan:9000/?bf16=http://127.0.0.1:8123": "http://127.0.0.1:8123",
-        "http://pictures.lan:9000/?bf16=http://pictures.lan:8123/": "http://pictures.lan:8123",
+        f"http://pictures.lan:9000/?bf16={loopback}": {**usual, "bf16": loopback},
+        f"http://pictures.lan:9000/?fp4={loopback}&bf16=": {"fp4": loopback},
         "http://pictures.lan:9000/?bf16=http://elsewhere.example:8001": usual,
         "http://pictures.lan:9000/?bf16=http://127.0.0.1.elsewhere.example": usual,
         "http://pictures.lan:9000/?bf16=http://127.0.0.1:80@elsewhere.example": usual,
         "http://pictures.lan:9000/?bf16=//elsewhere.example": usual,
         "http://pictures.lan:9000/?bf16=javascript:alert(1)": usual,
-        "http://pictures.lan:8155/ui/?bf16=http://127.0.0.1:8123": "http://pictures.lan:8155",
-        "http://pictures.lan:8155/docs": "http://pictures.lan:8155",
+        f"http://pictures.lan:8155/ui/?bf16={loopback}": {"bf16": "http://pictures.lan:8155"},
+        "http://pictures.lan:8001/ui/": usual,
         "http://pictures.lan:9000/uikit/": usual,
     }
     taken = page.evaluate(
-        "async (pages) => { const { serviceAddress } = await import('/ui/js/config.js');"
-        " return pages.map((page) => serviceAddress(new URL(page)).url); }",
+        "async (pages) => { const { serviceAddresses } = await import('/ui/js/config.js');"
+        " return pages.map((page) => serviceAddresses(new URL(page), 'bf16').addresses); }",
         list(addresses),
     )
     assert dict(zip(addresses, taken, strict=True)) == addresses

@@ -60,9 +60,7 @@ export function orderOf(graph, samplerId) {
   if (chosen.length > MAX_LORAS) {
     faults.push({ node: model?.id ?? samplerId, field: "loras", message: `A picture takes ${MAX_LORAS} LoRAs; ${chosen.length} are wired.` });
   }
-  if (chosen.length) {
-    body.loras = chosen.map(loraOf);
-  }
+  body.loras = chosen.map(loraOf); // none is said too: left out, the service's default LoRAs would act
   const parts = partsOf(graph, samplerId, faults);
   const start = plan.image;
   if (start?.kind === "image-input" && parts.some(({ field }) => field === "image")) {
@@ -95,11 +93,10 @@ function samplerValues({ values }) {
 
 /** @param {GraphNode} node */
 function loraOf({ values }) {
-  const word = String(values.trigger_word).trim();
   return {
     name: String(values.name),
     weight: Number(values.weight ?? 1),
-    ...(word ? { trigger_word: word } : {}),
+    ...(typeof values.trigger_word === "string" ? { trigger_word: values.trigger_word } : {}),
   };
 }
 

@@ -73,7 +73,7 @@ export function graphOf(wanted, service) {
     backend: wanted.backend ?? null,
     model: wanted.model ?? null,
   });
-  const prompt = builder.node("prompt", left, 236, { text: wanted.prompt ?? "" });
+  const prompt = builder.node("prompt", left, 316, { text: wanted.prompt ?? "" });
   const sampler = builder.node("sampler", left + 388, 0, {
     width: wanted.width ?? null,
     height: wanted.height ?? null,
@@ -88,15 +88,15 @@ export function graphOf(wanted, service) {
   builder.wire(`${model}.model`, `${sampler}.model`).wire(`${prompt}.text`, `${sampler}.prompt`).wire(`${sampler}.image`, `${image}.image`);
   if (wanted.negative_prompt) {
     const values = { text: wanted.negative_prompt, true_cfg_scale: wanted.true_cfg_scale ?? null };
-    builder.wire(`${builder.node("negative", left, 480, values)}.text`, `${sampler}.negative`);
+    builder.wire(`${builder.node("negative", left, 730, values)}.text`, `${sampler}.negative`);
   }
   loras.forEach(({ name, weight, trigger_word }, index) => {
-    const values = { name, weight: weight ?? 1, trigger_word: trigger_word ?? "" };
-    builder.wire(`${builder.node("lora", 0, index * 236, values)}.lora`, `${model}.loras`);
+    const values = { name, weight: weight ?? 1, trigger_word: trigger_word ?? null };
+    builder.wire(`${builder.node("lora", 0, index * 330, values)}.lora`, `${model}.loras`);
   });
   if (wanted.image) {
     const values = { image: wanted.image, strength: wanted.strength ?? 0.6 };
-    builder.wire(`${builder.node("image-input", left, wanted.negative_prompt ? 740 : 480, values)}.image`, `${sampler}.image`);
+    builder.wire(`${builder.node("image-input", left, wanted.negative_prompt ? 1010 : 730, values)}.image`, `${sampler}.image`);
   }
   return builder.graph;
 }
@@ -129,9 +129,10 @@ export function wantedFrom(data) {
 function loraFrom(data) {
   const lora = typeof data === "object" && data !== null ? /** @type {Record<string, unknown>} */ ({ ...data }) : {};
   const words = Array.isArray(lora.trigger_words) ? lora.trigger_words : [lora.trigger_word];
-  const word = words.find((item) => typeof item === "string");
+  // Several words are the LoRA's own: a request names at most one.
+  const word = words.length === 0 ? "" : words.length === 1 ? words[0] : null;
   return typeof lora.name === "string"
-    ? [{ name: lora.name, weight: typeof lora.weight === "number" ? lora.weight : 1, ...(word ? { trigger_word: String(word) } : {}) }]
+    ? [{ name: lora.name, weight: typeof lora.weight === "number" ? lora.weight : 1, ...(typeof word === "string" ? { trigger_word: word } : {}) }]
     : [];
 }
 

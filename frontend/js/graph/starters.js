@@ -30,11 +30,11 @@ export const EXAMPLES = [
     build: () => {
       const builder = new Builder();
       const fp4 = builder.node("model", 0, 0, { service: "fp4" });
-      const bf16 = builder.node("model", 0, 236, { service: "bf16" });
-      const prompt = builder.node("prompt", 0, 472, { text: "a blue house on the right in front of a wheat field at dawn" });
+      const bf16 = builder.node("model", 0, 316, { service: "bf16" });
+      const prompt = builder.node("prompt", 0, 632, { text: "a blue house on the right in front of a wheat field at dawn" });
       const values = { seed_mode: "fixed", seed: 3 };
       const first = builder.node("sampler", 388, 0, values);
-      const second = builder.node("sampler", 388, 560, values);
+      const second = builder.node("sampler", 388, 590, values);
       const compare = builder.node("compare", 744, 160);
       builder.wire(`${fp4}.model`, `${first}.model`).wire(`${bf16}.model`, `${second}.model`);
       builder.wire(`${prompt}.text`, `${first}.prompt`).wire(`${prompt}.text`, `${second}.prompt`);

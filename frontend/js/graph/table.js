@@ -41,7 +41,7 @@ export const NODE_TYPES = {
     values: {
       name: { kind: "name", initial: null },
       weight: number(1, { least: -2, most: 2, step: 0.05 }),
-      trigger_word: text(50),
+      trigger_word: { kind: "name", initial: null }, // null: the LoRA's own words; "": none
     },
   },
   prompt: {

@@ -1,12 +1,15 @@
 /** Short messages, seen for a moment and read out; and the tab's title. */
 
+/** @import { Run } from "../../types/state" */
 /** @import { Store } from "../store.js" */
 
 import { find } from "../dom.js";
 import { runStage } from "../format.js";
-import { currentRun } from "./run.js";
+import { isOpen } from "../runs.js";
 
+/** Long ones stay longer. */
 const SHOWN_MS = 3500;
+const PER_CHARACTER_MS = 40;
 const NAME = "FLUX";
 
 /** @param {Store} store */
@@ -19,7 +22,7 @@ export function mountMessage(store) {
     (message) => {
       clearTimeout(timer);
       line.textContent = message?.text ?? "";
-      timer = setTimeout(() => (line.textContent = ""), SHOWN_MS);
+      timer = setTimeout(() => (line.textContent = ""), SHOWN_MS + PER_CHARACTER_MS * line.textContent.length);
     },
   );
   const announcement = find("#announcement", HTMLElement);
@@ -46,13 +49,11 @@ export function mountMessage(store) {
 /** @param {Store} store */
 export function mountTitle(store) {
   store.watch(
-    ({ runs, service }) => [runs, service.phase],
-    (runs, phase) => {
+    ({ runs }) => [runs],
+    (runs) => {
       const run = currentRun(runs);
       const progress = run?.progress;
-      if (phase === "down") {
-        document.title = `No answer · ${NAME}`;
-      } else if (!run || run.phase === "failed") {
+      if (!run) {
         document.title = NAME;
       } else if (run.phase === "running" && progress && progress.steps) {
         document.title = `${Math.round((100 * progress.step) / progress.steps)} % · ${NAME}`;
@@ -61,4 +62,9 @@ export function mountTitle(store) {
       }
     },
   );
+}
+
+/** What draws, else what is next. @param {readonly Run[]} runs */
+function currentRun(runs) {
+  return runs.find(({ phase }) => phase === "running") ?? runs.find(({ phase }) => isOpen(phase));
 }

@@ -1,123 +1,110 @@
-/** What draws, in the corner; the notice when it cannot; the question for a key. */
+/** The notice when a service cannot draw; the question for a key. */
 
-/** @import { Info } from "../../types/api" */
-/** @import { ServiceState } from "../../types/state" */
-/** @import { Connection } from "../connection.js" */
-/** @import { Store } from "../store.js" */
+/** @import { App } from "../../types/app" */
+/** @import { ServiceName, ServiceState, State } from "../../types/state" */
 
 import { find } from "../dom.js";
 import { precision } from "../format.js";
-
-/** The header tells. @param {Store} store */
-export function mountServiceLine(store) {
-  const line = find("#service", HTMLElement);
-  const text = find("#service-text", HTMLElement);
-  store.watch(
-    ({ service }) => [service],
-    ({ phase, info }) => {
-      line.dataset.phase = phase;
-      const words = {
-        connecting: "Connecting",
-        ready: info ? machine(info) : "Ready",
-        waiting: "Not ready",
-        down: "No answer",
-        locked: "Needs a key",
-      };
-      text.textContent = words[phase];
-    },
-  );
-}
-
-/** @param {Info} info */
-function machine({ precision: name, devices }) {
-  const names = devices.map((device) => device.name);
-  const first = names[0] ?? "";
-  return [precision(name), names.length > 1 ? `${names.length} × ${first}` : first]
-    .filter(Boolean)
-    .join(" · ");
-}
+import { servicesOf } from "../services.js";
 
 /**
- * @param {Store} store
- * @param {string} address
+ * @param {App} app
  * @param {string} refused an address that was asked for and not taken, or ""
  */
-export function mountNotice(store, address, refused) {
+export function mountNotice({ store }, refused) {
   const bar = find("#notice", HTMLElement);
   const title = find("#notice-title", HTMLElement);
   const text = find("#notice-text", HTMLElement);
   const enter = find("#notice-key", HTMLButtonElement);
-  enter.addEventListener("click", () => store.set({ isKeyAsked: true }));
+  /** @type {ServiceName | null} */
+  let locked = null;
+  enter.addEventListener("click", () => store.set({ keyAsked: locked }));
   store.watch(
-    ({ service, isKeyAsked }) => [service.phase, service.reason, isKeyAsked],
-    (phase, reason, isKeyAsked) => {
-      const words = isKeyAsked ? null : noticeOf({ phase, reason }, address, refused);
-      bar.hidden = words === null;
-      bar.dataset.phase = phase;
-      enter.hidden = phase !== "locked";
+    (state) => [state.keyAsked, state.services, isUsed(state, "fp4"), isUsed(state, "bf16")],
+    (keyAsked, _services, _fp4, _bf16) => {
+      const notice = keyAsked ? null : noticeOf(store.state, refused);
+      bar.hidden = notice === null;
+      bar.dataset.phase = notice?.phase ?? "";
+      locked = notice?.phase === "locked" ? notice.service : null;
+      enter.hidden = locked === null;
       // Set only when they change: an alert is read out each time it is written.
-      if (words && `${title.textContent}${text.textContent}` !== words.join("")) {
-        [title.textContent, text.textContent] = words;
+      if (notice && `${title.textContent}${text.textContent}` !== `${notice.title}${notice.text}`) {
+        [title.textContent, text.textContent] = [notice.title, notice.text];
       }
     },
   );
 }
 
-/**
- * @param {Pick<ServiceState, "phase" | "reason">} service
- * @param {string} address
- * @param {string} refused
- * @returns {[string, string] | null}
- */
-function noticeOf({ phase, reason }, address, refused) {
-  if (phase === "down") {
-    const why = reason ? ` It said: ${reason}.` : "";
-    const origin =
-      address === location.origin ? "" : ` If it runs, FLUX_PAGE_ORIGINS must hold ${location.origin}.`;
-    return [
-      `The service at ${address} does not answer.`,
-      `Trying again every second; nothing you typed is lost.${why}${origin}`,
-    ];
+/** Whether a Model node draws with it. @param {State} state @param {ServiceName} name */
+function isUsed({ document }, name) {
+  return Object.values(document.graph.nodes).some(({ kind, values }) => kind === "model" && values.service === name);
+}
+
+/** @param {State} state @param {string} refused @returns {{title: string, text: string, phase: string, service: ServiceName | null} | null} */
+function noticeOf(state, refused) {
+  const services = servicesOf(state);
+  // One that was never there and that nothing asks for is no news.
+  const inTrouble = services.filter((service) => service.phase !== "ready" && service.phase !== "connecting" && (service.wasUp || isUsed(state, service.name)));
+  const first = inTrouble[0];
+  if (first) {
+    const other = services.find(({ phase }) => phase === "ready");
+    return { ...wordsFor(first, other), phase: first.phase, service: first.name };
   }
-  if (phase === "waiting") {
-    return ["The service cannot draw now.", `It says: ${reason}.`];
-  }
-  if (phase === "locked") {
-    return ["This service needs a key.", "Nothing you typed is lost."];
-  }
-  if (refused && phase === "ready") {
-    return [`The address ${refused} was not taken.`, `Only services on this machine are; this is ${address}.`];
+  if (refused && services.some(({ phase }) => phase === "ready")) {
+    return { title: `The address ${refused} was not taken.`, text: "Only services on this machine are.", phase: "refused", service: null };
   }
   return null;
 }
 
-/** @param {Store} store @param {Connection} connection @param {string} address */
-export function mountKeyDialog(store, connection, address) {
+/** @param {ServiceState} service @param {ServiceState | undefined} other one that draws */
+function wordsFor({ name, phase, reason, address }, other) {
+  const title = precision(name);
+  if (phase === "locked") {
+    return { title: `The ${title} service needs a key.`, text: "Nothing you typed is lost." };
+  }
+  const instead = other ? ` ${precision(other.name)} still draws.` : "";
+  if (phase === "waiting") {
+    return { title: `The ${title} service cannot draw now.`, text: `It says: ${reason}.${instead}` };
+  }
+  const why = reason ? ` It said: ${reason}.` : "";
+  const origin = address === location.origin ? "" : ` If it runs, FLUX_PAGE_ORIGINS must hold ${location.origin}.`;
+  return {
+    title: `The ${title} service at ${address} does not answer.`,
+    text: `Trying again every second; nothing you typed is lost.${instead}${why}${origin}`,
+  };
+}
+
+/** @param {App} app */
+export function mountKeyDialog({ store, connections }) {
   const dialog = find("#key-dialog", HTMLDialogElement);
   const field = find("#key", HTMLInputElement);
   const error = find("#key-error", HTMLElement);
-  find("#key-address", HTMLElement).textContent = address;
   find("#key-form", HTMLFormElement).addEventListener("submit", (event) => {
     event.preventDefault();
     const key = field.value.trim();
-    if (/^[\x21-\x7e]+$/.test(key)) {
+    const { keyAsked } = store.state;
+    if (/^[\x21-\x7e]+$/.test(key) && keyAsked) {
       field.value = "";
-      connection.useKey(key);
+      connections[keyAsked]?.useKey(key);
     } else {
       store.set({ keyError: key ? "A key has letters, digits and signs without spaces." : "Enter the key." });
     }
   });
-  dialog.addEventListener("close", () => store.set({ isKeyAsked: false }));
+  dialog.addEventListener("close", () => store.set({ keyAsked: null }));
   store.watch(
-    ({ isKeyAsked, keyError }) => [isKeyAsked, keyError],
-    (isKeyAsked, keyError) => {
+    ({ keyAsked, keyError }) => [keyAsked, keyError],
+    (keyAsked, keyError) => {
       error.textContent = keyError;
       error.hidden = !keyError;
       field.setAttribute("aria-invalid", String(Boolean(keyError)));
-      if (isKeyAsked && !dialog.open) {
+      if (keyAsked) {
+        find("#key-title", HTMLElement).textContent = `The ${precision(keyAsked)} service needs a key`;
+        find("#key-address", HTMLElement).textContent = store.state.services[keyAsked]?.address ?? "";
+      }
+      if (keyAsked && !dialog.open) {
         dialog.showModal();
         field.focus();
-      } else if (!isKeyAsked && dialog.open) {
+      } else if (!keyAsked && dialog.open) {
         dialog.close();
       }
     },

@@ -1,40 +1,32 @@
 /** One picture of the gallery, large. Arrows go on, Escape closes, Delete asks. */
 
-/** @import { StoredImage } from "../../types/api" */
-/** @import { Connection } from "../connection.js" */
-/** @import { Gallery } from "../gallery.js" */
-/** @import { Store } from "../store.js" */
+/** @import { App } from "../../types/app" */
+/** @import { GalleryImage } from "../../types/state" */
 
-import { find, icon, make } from "../dom.js";
-import { fileSize, modelTitle, moment, precision, size } from "../format.js";
+import { button, find, keep, make } from "../dom.js";
+import { duration, fileSize, modelTitle, moment, precision, size } from "../format.js";
 import { clear, show } from "../pictures.js";
+import { actionsFor } from "./actions.js";
 import { confirmed } from "./confirm.js";
-import { mountActions, showFacts } from "./facts.js";
 
-/** @param {Store} store @param {Connection} connection @param {Gallery} gallery */
-export function mountViewer(store, connection, gallery) {
+/** @param {App} app */
+export function mountViewer(app) {
+  const { store, connections, gallery } = app;
   const dialog = find("#viewer", HTMLDialogElement);
   const picture = find("#viewer-picture", HTMLImageElement);
   const prompt = find("#viewer-prompt", HTMLElement);
   const facts = find("#viewer-facts", HTMLElement);
-  const actions = find("#viewer-actions", HTMLElement);
   const previous = find("#viewer-previous", HTMLButtonElement);
   const next = find("#viewer-next", HTMLButtonElement);
 
   const close = () => store.set({ viewed: null });
-  const offerActions = mountActions(actions, {
-    store,
-    connection,
-    choose: () => imageAt(0),
-    onUsed: close,
-  });
-  const remove = make("button", { class: "quiet", type: "button" }, icon("delete"), "Delete");
-  actions.append(remove);
+  const actions = actionsFor(app, () => imageAt(0), { onUsed: close });
+  actions.row.append(button({ label: "Delete", words: "Delete", icon: "delete", act: () => void askAndDelete() }));
+  find("#viewer-actions", HTMLElement).append(actions.row);
 
   find("#viewer-close", HTMLButtonElement).addEventListener("click", close);
   previous.addEventListener("click", () => void go(-1));
   next.addEventListener("click", () => void go(1));
-  remove.addEventListener("click", () => void askAndDelete());
   dialog.addEventListener("close", close);
   dialog.addEventListener("keydown", (event) => {
     /** @type {Record<string, () => void>} */
@@ -51,8 +43,8 @@ export function mountViewer(store, connection, gallery) {
   });
 
   store.watch(
-    ({ viewed, gallery, service }) => [viewed, gallery.images, gallery.isComplete, service.models],
-    (viewed, _images, isComplete, models) => {
+    ({ viewed, gallery, services }) => [viewed, gallery.images, gallery.isComplete, services],
+    (viewed, _images, isComplete, services) => {
       const image = imageAt(0);
       if (!viewed || !image) {
         if (dialog.open) {
@@ -68,19 +60,22 @@ export function mountViewer(store, connection, gallery) {
       picture.style.setProperty("--ratio", String(image.width / image.height));
       picture.style.setProperty("--widest", `${4 * image.width}px`);
       prompt.textContent = image.prompt;
-      showFacts(facts, factsOf(image, modelTitle(image.request.model, models)));
-      offerActions(image);
-      void show(picture, image.image_url, connection);
+      showFacts(facts, factsOf(image, modelTitle(image.request.model, services[image.service]?.models ?? [])));
+      actions.update();
+      const connection = connections[image.service];
+      if (connection) {
+        void show(picture, image.image_url, connection);
+      }
       if (!dialog.open) {
         dialog.showModal();
       }
     },
   );
 
-  /** The picture so many places after the one that is looked at. @param {number} distance */
+  /** The picture so many places after the one that is looked at. @param {number} distance @returns {GalleryImage | null} */
   function imageAt(distance) {
     const { viewed, gallery } = store.state;
-    const place = gallery.images.findIndex(({ id }) => id === viewed);
+    const place = gallery.images.findIndex(({ key }) => key === viewed);
     return place < 0 ? null : (gallery.images[place + distance] ?? null);
   }
 
@@ -91,7 +86,7 @@ export function mountViewer(store, connection, gallery) {
     }
     const image = imageAt(distance);
     if (image) {
-      store.set({ viewed: image.id });
+      store.set({ viewed: image.key });
     }
   }
 
@@ -101,27 +96,45 @@ export function mountViewer(store, connection, gallery) {
     if (!image || !(await confirmed("Delete this picture? Its file goes with it, for good."))) {
       return;
     }
-    store.set({ viewed: neighbour?.id ?? null });
-    if (!(await gallery.delete(image.id))) {
-      store.set({ viewed: image.id });
+    store.set({ viewed: neighbour?.key ?? null });
+    if (!(await gallery.delete(image))) {
+      store.set({ viewed: image.key });
     }
   }
 }
 
-/** @param {StoredImage} image @param {string} model @returns {[string, string][]} */
-function factsOf({ seed, width, height, request, precision: name, size_bytes, created_at }, model) {
-  /** @type {[string, string][]} */
-  const facts = [
+/** @param {GalleryImage} image @param {string} model @returns {[string, string][]} */
+function factsOf({ seed, width, height, request, precision: name, engine, size_bytes, created_at, generation_time_ms }, model) {
+  const loras = request.loras.map(({ name: lora, weight }) => `${lora} (${weight})`).join(", ");
+  return /** @type {[string, string][]} */ ([
     ["Seed", String(seed)],
     ["Size", size({ width, height })],
     ["Steps", String(request.num_inference_steps)],
     ["Model", model],
     ["Precision", precision(name)],
+    ["Engine", engine],
+    ["Guidance", request.guidance_scale ? String(request.guidance_scale) : ""],
+    ["LoRAs", loras],
+    ["Negative prompt", request.negative_prompt ?? ""],
+    ["True CFG", request.negative_prompt ? String(request.true_cfg_scale) : ""],
+    ["Time", generation_time_ms ? duration(generation_time_ms) : ""],
     ["File", `${request.output_format.toUpperCase()}, ${fileSize(size_bytes)}`],
     ["Drawn", moment(created_at)],
-  ];
-  if (request.negative_prompt) {
-    facts.push(["Negative prompt", request.negative_prompt]);
-  }
-  return facts;
+  ]).filter(([, value]) => value);
+}
+
+/** @param {Element} list @param {readonly [string, string][]} facts */
+function showFacts(list, facts) {
+  keep(
+    list,
+    facts,
+    ([name]) => name,
+    ([name]) => make("div", {}, make("dt", {}, name), make("dd")),
+    (row, [, value]) => {
+      const cell = row.lastElementChild;
+      if (cell && cell.textContent !== value) {
+        cell.textContent = value;
+      }
+    },
+  );
 }

@@ -41,7 +41,7 @@ test("a request becomes a graph whose request it is", () => {
 });
 
 test("what is left open is not sent", () => {
-  assert.deepEqual(only(graphOf({ prompt: "a fish" }, "bf16")).body, { prompt: "a fish" });
+  assert.deepEqual(only(graphOf({ prompt: "a fish" }, "bf16")).body, { prompt: "a fish", loras: [] });
 });
 
 test("a random seed is not sent, though one is remembered", () => {

@@ -1,0 +1,39 @@
+/** Both services, as far as this page has them. */
+
+/** @import { ServiceName, ServiceState, State } from "../types/state" */
+/** @import { Connection } from "./connection.js" */
+
+import { SERVICE_NAMES } from "./config.js";
+import { isReachable } from "./connection.js";
+
+/** @typedef {Readonly<Partial<Record<ServiceName, Connection>>>} Connections */
+
+/** Those of the page, in order. @param {State} state @returns {ServiceState[]} */
+export function servicesOf({ services }) {
+  return SERVICE_NAMES.flatMap((name) => services[name] ?? []);
+}
+
+/** @param {State} state @param {unknown} name @returns {ServiceState | null} */
+export function serviceNamed({ services }, name) {
+  return SERVICE_NAMES.flatMap((known) => (known === name ? (services[known] ?? []) : []))[0] ?? null;
+}
+
+/** The service to begin with: BF16 unless only FP4 answers. @param {State} state @returns {ServiceName} */
+export function firstService(state) {
+  const services = servicesOf(state);
+  const up = services.filter(isReachable);
+  return (up.find(({ name }) => name === "bf16") ?? up[0] ?? services.find(({ name }) => name === "bf16") ?? services[0])?.name ?? "bf16";
+}
+
+/**
+ * The connection of a service. Throws, saying what to do, when the page has none of that name.
+ * @param {Connections} connections
+ * @param {ServiceName} name
+ */
+export function connectionTo(connections, name) {
+  const connection = connections[name];
+  if (!connection) {
+    throw new Error(`This page knows no ${name.toUpperCase()} service. Choose the other one in the Model node.`);
+  }
+  return connection;
+}
