@@ -18,7 +18,7 @@
     ├── NoRoom                     storage              507   an upload that the disk has no room for
     ├── LoraError                  models/lora/errors.py      what is wrong with a LoRA
     └── JobFailed                  (of the job)               the job ended without a picture
-        internal, oom, poison, worker_lost: 500 · model_unavailable, storage: 503 · cancelled: 409 · timeout: 504
+        internal, oom, poison, worker_lost: 500 · model_unavailable, storage: 503 · cancelled, lora_incompatible: 409 · bad_file: 422 · timeout: 504
 
     ConfigurationError             no HTTP: the process refuses to start and says why
 
@@ -127,6 +127,8 @@ class NoRoom(FluxError):
 
 
 _STATUS_OF_JOB_ERRORS = {
+    "lora_incompatible": 409,
+    "bad_file": 422,
     "model_unavailable": 503,
     "storage": 503,
     "cancelled": 409,

@@ -6,7 +6,7 @@ import asyncio
 import copy
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from config.catalog import Catalog, ModelRow
 from config.errors import FieldError, FluxError, InvalidRequest, NotFound
@@ -66,7 +66,7 @@ class LoraManager:
         self._fetcher.start(bus)
         stored = await store.read_state(_DEFAULTS)
         self.defaults = tuple(map(DefaultLora.from_json, json.loads(stored or "[]")))
-        await asyncio.to_thread(incoming.sweep, self.library.folder)
+        await self._in_a_thread(self.library.sweep)
         await self.refresh()
 
     async def stop(self) -> None:
@@ -76,10 +76,7 @@ class LoraManager:
 
     async def refresh(self) -> None:
         """Look what other services, or somebody by hand, have put into the folder."""
-        try:
-            await asyncio.to_thread(self.library.refresh)
-        except OSError as error:
-            raise incoming.refused(self.library.folder, error) from error
+        await self._in_a_thread(self.library.refresh)
 
     async def entries(self) -> list[LoraEntry]:
         await self.refresh()
@@ -228,6 +225,12 @@ class LoraManager:
         self.defaults = defaults
 
     # Inside
+
+    async def _in_a_thread(self, call: Callable[[], None]) -> None:
+        try:
+            await asyncio.to_thread(call)
+        except OSError as error:
+            raise incoming.refused(self.library.folder, error) from error
 
     def _rows(self) -> list[ModelRow]:
         return [row for row in self._catalog if self._profile.name in row.memory_gib]

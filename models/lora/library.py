@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from config.errors import FluxError, InvalidRequest, NotFound
-from models.lora import names
+from models.lora import incoming, names
 from models.lora.entry import BUILTIN, FOUND, LoraEntry
 from models.lora.errors import ReadOnlyLora
 from models.lora.header import read_header
@@ -85,6 +85,13 @@ class Library:
         return self._entries.get(sha256)
 
     # Changing
+
+    def sweep(self) -> None:
+        """Remove what processes that are gone left half-way."""
+        incoming.sweep(self.folder)
+        if self._shelf.changed_at() is not None:
+            with self._shelf.locked():
+                self._shelf.sweep()
 
     def incoming(self, *, reserve_bytes: int, expected_bytes: int | None = None) -> Incoming:
         """A place for a file on its way in."""

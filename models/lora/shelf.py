@@ -99,6 +99,13 @@ class Shelf:
         except OSError as error:
             raise incoming.refused(self.folder, error) from error
 
+    def sweep(self) -> None:
+        """Remove facts without a LoRA, and halves of them: what a crash leaves. Call with the lock."""
+        for path in self.folder.glob("*.json"):
+            is_half = path.name.startswith(".")
+            if is_half or not path.with_suffix(names.SUFFIX).exists():
+                path.unlink(missing_ok=True)
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Nobody else changes the folder meanwhile."""

@@ -182,6 +182,22 @@ def test_sweep_removes_what_a_dead_process_left_and_nothing_else(
         assert files(folder) == {str(alive.path.relative_to(folder))}
 
 
+def test_sweep_removes_facts_without_a_lora_and_halves_of_them(
+    library: Library, folder: Path
+) -> None:
+    entry, _ = add(library, lora(1.0))
+    gone, _ = add(library, lora(2.0))
+    gone.path.unlink()  # as a crash in the middle of a deletion
+    (folder / ".0123456789abcdef.json").write_text("{")
+    library.sweep()
+    assert files(folder) == {f"{entry.sha256}.safetensors", f"{entry.sha256}.json"}
+
+
+def test_sweep_of_no_folder_makes_none(library: Library, folder: Path) -> None:
+    library.sweep()
+    assert not folder.exists()
+
+
 # What others see
 
 
