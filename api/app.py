@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from api import errors
 from api.json_body import QuickPost
-from api.middleware import Gate
+from api.middleware import Gate, HeadAsGet
 from api.routes import (
     events,
     generate,
@@ -59,6 +59,7 @@ def create_app(plan: Plan) -> FastAPI:
         app.include_router(module.router)
     page.mount(app)
 
+    app.add_middleware(HeadAsGet)
     app.add_middleware(QuickPost, path="/jobs", endpoint=jobs.submit, status=202)
     app.add_middleware(Gate, settings=server)  # added last: outermost
     return app

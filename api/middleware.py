@@ -276,6 +276,21 @@ class BodyLimit:
         return TooLarge(message, fields=[FieldError("body", message)])
 
 
+class HeadAsGet:
+    """Answers HEAD as GET: what watches a service asks so. The server leaves the body out.
+
+    A stream of events has no end and is not begun for somebody who will not read it.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("method") == "HEAD" and not scope["path"].endswith("/events"):
+            scope = {**scope, "method": "GET"}  # the server keeps its own
+        await self._app(scope, receive, send)
+
+
 def owner_of(request: Request) -> str:
     """Whose key a request came with, as digits that do not tell the key; empty where none is asked for."""
     return request.scope["state"].get("owner", "")

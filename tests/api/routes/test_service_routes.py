@@ -177,6 +177,28 @@ def test_route_of_post_names_its_method(engine_service: RunningService, method: 
     assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
 
 
+@pytest.mark.parametrize(
+    "path", ["/health", "/health/live", "/info", "/jobs", "/images", "/openapi.json", "/ui/", "/docs"]
+)  # fmt: skip
+def test_head_is_answered_as_get_without_the_body(
+    engine_service: RunningService, path: str
+) -> None:
+    got, asked = engine_service.client.get(path), engine_service.client.head(path)
+    assert (asked.status_code, asked.content) == (got.status_code, b"")
+    assert asked.headers["content-type"] == got.headers["content-type"]
+    assert (
+        engine_service.client.get("/health/live").status_code == 200
+    ), "the connection is in order"
+
+
+def test_head_of_an_unknown_route_is_404(engine_service: RunningService) -> None:
+    assert engine_service.client.head("/nothing").status_code == 404
+
+
+def test_head_of_a_stream_is_refused(engine_service: RunningService) -> None:
+    assert engine_service.client.head("/events").status_code == 405
+
+
 # The page
 
 
