@@ -106,7 +106,7 @@ def test_effect_grows_with_the_weight_in_both_directions(model: Any, style: Lora
 def test_both_precisions_change_the_picture_alike(both, style: LoraRef, other: LoraRef) -> None:
     changes = [
         [
-            change(model, *refs, prompt=prompt, num_inference_steps=4)
+            change(model, *refs, prompt=prompt, width=128, height=128, num_inference_steps=4)
             for refs, prompt in itertools.product(
                 ((style,), (style, other)), ("a red balloon", "three sailboats at sunset")
             )
