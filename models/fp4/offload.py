@@ -1,6 +1,6 @@
 """Text encoders that wait in main memory and come to the GPU for the moment they compute.
 
-T5 in four bits is 2.7 GB, CLIP 0.25 GB: beside a transformer of 7 GB they would not fit into 8 GB. T5
+T5 in four bits is 2.9 GB, CLIP 0.25 GB: beside a transformer of 7 GB they would not fit into 8 GB. T5
 comes block by block (110 MB), CLIP whole; copies are pinned, so they come at the bus's speed (about a
 tenth of a second for T5). The weights do not change, so nothing is copied back.
 """
