@@ -62,7 +62,15 @@ def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BF16 diffusers folder; the transformer lies in several safetensors files with an index."""
     folder = tmp_path_factory.mktemp("hub") / "tiny-flux"
     shutil.copytree(ROOT / EMBEDDED.source, folder)
-    shutil.rmtree(folder / "transformer")
+    put_tiny_transformer(folder / "transformer", max_shard_size="100KB")
+    index = json.loads(next((folder / "transformer").glob("*.index.json")).read_text())
+    assert len(set(index["weight_map"].values())) > 1
+    return folder
+
+
+def put_tiny_transformer(folder: Path, **how: Any) -> None:
+    """Random weights of FLUX.1's architecture in the place of those in `folder`."""
+    shutil.rmtree(folder)
     torch.manual_seed(0)
     transformer = FluxTransformer2DModel(
         in_channels=64,
@@ -76,10 +84,7 @@ def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     for parameter in transformer.parameters():
         parameter.data = parameter.data.bfloat16()
-    transformer.save_pretrained(folder / "transformer", max_shard_size="100KB")
-    index = json.loads(next((folder / "transformer").glob("*.index.json")).read_text())
-    assert len(set(index["weight_map"].values())) > 1
-    return folder
+    transformer.save_pretrained(folder, **how)
 
 
 @pytest.fixture(scope="session")
