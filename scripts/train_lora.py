@@ -32,7 +32,7 @@ from scripts.lora.files import (
     write_lora,
 )
 from scripts.lora.picture_folder import TrainingDataError, fingerprint, read_folder
-from scripts.lora.presets import PRESETS, draw_folder
+from scripts.lora.presets import PRESETS, draw_plain, redraw
 from scripts.lora.training import Plan, ResumeError, TrainingFailed, sampler_levels, train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,7 +76,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.preset:
         check_folder(work, "--work")
         folder = work / "pictures"
-        draw_folder(PRESETS[arguments.preset], folder)
+        plain = work.parent / "plain"
+        draw_plain(arguments.model, plain)
+        redraw(PRESETS[arguments.preset], plain, folder)
     examples = read_folder(folder, resolution_px=arguments.resolution_px, caption=arguments.caption)
     check_model(arguments.model, plan, arguments.form)
     check_folder(work, "--work")

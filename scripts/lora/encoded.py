@@ -30,6 +30,19 @@ class Bucket:
     ids: torch.Tensor  # (seq, 3)
     captions: torch.Tensor  # (n,) int64
     triggered: torch.Tensor  # (n,) int64; the same where there is no trigger word
+    seeds: tuple[int | None, ...]  # of pictures with a noise of their own
+
+    def noise(self, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Return (rows, seq, 64) noise: what the pipeline draws from a picture's seed, or any."""
+        drawn = torch.randn(self.tokens[rows].shape, generator=generator)
+        height, width = (2 * int(self.ids[:, axis].max() + 1) for axis in (1, 2))
+        for place, row in enumerate(rows.tolist()):
+            if (seed := self.seeds[row]) is not None:
+                channels = drawn.shape[2] // 4
+                own = torch.Generator().manual_seed(seed)
+                latents = torch.randn((1, channels, height, width), generator=own)
+                drawn[place] = FluxPipeline._pack_latents(latents, 1, channels, height, width)[0]
+        return drawn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,4 +136,5 @@ def _encode_bucket(
         ),
         captions=torch.tensor([number(example.caption) for example in examples]),
         triggered=torch.tensor([number(text) for text in called]),
+        seeds=tuple(example.seed for example in examples),
     )

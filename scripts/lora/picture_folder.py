@@ -1,11 +1,16 @@
 """Pictures to learn from: a folder with `name.png` and, beside it, its caption in `name.txt`.
 
+A picture that the model itself has drawn, and somebody redrawn, may have its seed in `name.seed`. It is
+then trained with the very noise it came from, as straight lines from that noise to the new picture: the
+LoRA learns the redrawing alone, and the same seed gives the same scene with it and without it.
+
 Every picture is scaled and cut around its middle to sides that the model takes, multiples of 16, so
 that its area is that of a square of the wanted resolution and its shape stays nearly what it was.
 """
 
 import hashlib
 import math
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +36,7 @@ class Example:
     path: Path
     caption: str
     size: tuple[int, int]  # width, height in pixels
+    seed: int | None = None  # of the noise that the model drew it from
 
     def open(self) -> Image.Image:
         """Return the picture as RGB of `size`."""
@@ -67,7 +73,12 @@ def read_folder(
             f"{Path(missing[0]).stem}.txt, or give --caption for all that have none"
         )
     return [
-        Example(path=path, caption=text, size=_size(path, resolution_px))
+        Example(
+            path=path,
+            caption=text,
+            size=_size(path, resolution_px),
+            seed=_seed(path, resolution_px),
+        )
         for path, text in zip(paths, captions, strict=True)
     ]
 
@@ -76,7 +87,7 @@ def fingerprint(examples: list[Example]) -> str:
     """Return a digest of what the examples show and say, and of their order."""
     digest = hashlib.sha256()
     for example in examples:
-        facts = (example.path.name, example.caption, example.size)
+        facts = (example.path.name, example.caption, example.size, example.seed)
         digest.update(repr(facts).encode())
         digest.update(hashlib.sha256(example.path.read_bytes()).digest())
     return digest.hexdigest()
@@ -141,6 +152,24 @@ def _caption(path: Path, otherwise: str | None) -> str:
         return " ".join(text_path.read_text(encoding="utf-8-sig").split())
     except UnicodeDecodeError as error:
         raise TrainingDataError(f"{text_path} is not UTF-8 text; save it as UTF-8") from error
+
+
+def _seed(path: Path, resolution_px: int | None) -> int | None:
+    seed_path = path.with_suffix(".seed")
+    if not seed_path.exists():
+        return None
+    text = seed_path.read_text(encoding="utf-8", errors="replace").strip()
+    if not re.fullmatch(r"\d{1,18}", text):
+        raise TrainingDataError(
+            f"{seed_path} holds {text[:40]!r}; write the number the picture was drawn from, or "
+            "remove the file"
+        )
+    if resolution_px is not None:
+        raise TrainingDataError(
+            f"{path.name} has a seed, whose noise is of the size it was drawn at; train with "
+            "--resolution native, or remove the .seed files"
+        )
+    return int(text)
 
 
 def _check_names(paths: list[Path]) -> None:

@@ -5,6 +5,8 @@ noise - picture. The noise level s is logit-normal and passed through the schedu
 diffusers' DreamBooth script for FLUX. Models that draw in few steps visit few noise levels: with
 `sampler_steps` half of the pictures are taken there.
 
+Pictures that the model drew itself come with their noise (`picture_folder.py`); others get any.
+
 Every step draws from a generator of its own number, so a resumed run draws what an uninterrupted one
 would have drawn, and ends with the same bytes.
 Source: diffusers `examples/dreambooth/train_dreambooth_lora_flux.py`.
@@ -213,7 +215,7 @@ def _loss(
     captions = torch.where(called, bucket.triggered[rows], bucket.captions[rows])
     sigmas = draw_sigmas(count, scheduler, levels, generator)
     pictures = bucket.tokens[rows]  # (B, seq, 64)
-    noise = torch.randn(pictures.shape, generator=generator)
+    noise = bucket.noise(rows, generator)
     share = sigmas[:, None, None]
     noisy = (1 - share) * pictures + share * noise
     text = encoded.text[captions].to(device, dtype)

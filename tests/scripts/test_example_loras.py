@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import numpy
@@ -15,9 +16,12 @@ from models.lora.convert import convert
 from models.lora.inspect import inspect
 from models.lora.merge import layer_shapes, match
 from scripts.embedded.examination import Prompt, draw_prompts, generate
+from scripts.embedded.scene import random_scene
 from scripts.lora.application import applied
+from scripts.lora.encoded import encode
 from scripts.lora.examination import examine_lora
-from scripts.lora.presets import PRESETS, draw_folder
+from scripts.lora.picture_folder import read_folder
+from scripts.lora.presets import PRESETS, draw_plain, redraw
 from scripts.lora.styles import STYLES
 
 FOLDER = Path("models/embedded-loras")
@@ -120,17 +124,42 @@ def test_style_changes_every_picture_and_keeps_its_size(name: str, size: tuple[i
     assert numpy.abs(pixels([styled]) - pixels([grey])).mean() > 8
 
 
-def test_draw_folder_has_a_caption_for_every_picture_and_draws_the_same_again(
-    tmp_path: Path,
-) -> None:
-    from dataclasses import replace
-
-    preset = replace(PRESETS["sepia"], sizes={(64, 64): 3})
-    draw_folder(preset, tmp_path / "a")
-    draw_folder(preset, tmp_path / "b")
-    draw_folder(preset, tmp_path / "b")  # in place of what was there
-    names = [f"{index:04}.{end}" for index in range(3) for end in ("png", "txt")]
-    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == names
+def test_redraw_keeps_captions_and_seeds_and_gives_the_same_again(tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    draw_plain("models/embedded", plain, {(64, 64): 2, (96, 64): 1})
+    names = [f"{index:04}.{end}" for index in range(3) for end in ("png", "seed", "txt")]
+    assert sorted(path.name for path in plain.iterdir()) == names
+    for _ in range(2):  # in place of what was there
+        redraw(PRESETS["sepia"], plain, tmp_path / "sepia")
+    assert sorted(path.name for path in (tmp_path / "sepia").iterdir()) == names
     for name in names:
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-        assert (tmp_path / "a" / name).read_bytes().strip()
+        same = (tmp_path / "sepia" / name).read_bytes() == (plain / name).read_bytes()
+        assert same == (not name.endswith(".png"))
+
+
+def test_draw_plain_picture_comes_from_its_seed_and_caption(
+    pipeline: FluxPipeline, tmp_path: Path
+) -> None:
+    draw_plain("models/embedded", tmp_path / "plain", {(64, 64): 2})
+    (example,) = read_folder(tmp_path / "plain", resolution_px=None)[1:]
+    asked = Prompt(text=example.caption, scene=random_scene(random.Random(0)))
+    (again,) = generate(pipeline, [asked], seed=example.seed, size=(64, 64))
+    assert numpy.abs(pixels([again]) - pixels([example.open()])).max() <= 2
+
+
+def test_encoded_noise_of_a_seed_is_what_the_pipeline_draws_from_it(
+    pipeline: FluxPipeline, tmp_path: Path
+) -> None:
+    Image.new("RGB", (96, 64)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a ball")
+    (tmp_path / "a.seed").write_text("5\n")
+    encoded = encode(
+        "models/embedded", read_folder(tmp_path, resolution_px=None), trigger_word=None,
+        device="cpu", dtype=torch.float32, max_text_tokens=None,
+    )  # fmt: skip
+    found = encoded.buckets[0].noise(torch.tensor([0]), torch.Generator().manual_seed(1))
+    expected, ids = pipeline.prepare_latents(
+        1, 16, 64, 96, torch.float32, torch.device("cpu"), torch.Generator().manual_seed(5)
+    )
+    assert torch.equal(found, expected)
+    assert torch.equal(encoded.buckets[0].ids, ids)

@@ -266,6 +266,23 @@ def test_train_lora_two_pictures_of_one_name_are_refused(
 
 
 @pytest.mark.parametrize(
+    ("text", "resolution", "said"),
+    [("seven", "native", "one.seed holds 'seven'"), ("7", "64", "--resolution native")],
+)
+def test_train_lora_seed_that_cannot_be_used_is_named(
+    text: str,
+    resolution: str,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = one_picture(tmp_path, Image.new("RGB", (64, 64)))
+    (folder / "one.seed").write_text(text)
+    words = [str(folder), "--output", str(tmp_path / "a.safetensors"), *FEW]
+    assert said in refusal(capsys, *words, "--resolution", resolution)
+
+
+@pytest.mark.parametrize(
     ("name", "said"),
     [("cat.bin", ".safetensors"), ("file/cat.safetensors", "cannot be written to")],
 )
