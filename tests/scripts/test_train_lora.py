@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -387,3 +388,15 @@ def test_train_lora_loss_that_is_no_number_is_refused_and_leaves_no_file(
     message = refusal(capsys, *words, "--alpha", "1e38", "--learning-rate", "1e30")
     assert "the loss is nan" in message and "--learning-rate" in message
     assert not output.exists()
+
+
+def test_training_guide_names_options_that_there_are_and_their_defaults() -> None:
+    guide = Path("docs/lora-training.md").read_text()
+    known = {word for action in train_lora._parser()._actions for word in action.option_strings}
+    assert set(re.findall(r"--[a-z][a-z-]+", guide)) <= known
+    plan = train_lora.parse_arguments(["pictures", "--output", "a.safetensors"]).plan
+    told = (plan.rank, plan.alpha, plan.layers, plan.steps, plan.batch_size, plan.accumulation)
+    assert told == (16, 16, "attention", 1000, 1, 1)
+    assert (plan.learning_rate, plan.warm_up_steps, plan.guidance_scale) == (1e-4, 50, 3.5)
+    for value in ("16, the rank", "1000, 1, 1", "1e-4, 50, `constant`", "| 3.5 |"):
+        assert value in guide
