@@ -260,7 +260,7 @@ class ThirdService:
                 stdout=log,
                 stderr=log,
             )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180  # a start asks several Pythons; machines may be busy
         while not self._is_ready():
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
