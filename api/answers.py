@@ -178,7 +178,7 @@ def worker_json(worker: Worker) -> dict[str, Any]:
 def queue_json(queue: QueueManager, settings: Settings) -> dict[str, Any]:
     return {
         "paused": queue.is_paused,
-        "held": queue.why_held(),
+        "held": queue.why_waiting(),
         "running": queue.running_ids,
         "queued": queue.waiting,
         "max_queue_size": settings.queue.max_queue_size,

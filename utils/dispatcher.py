@@ -220,6 +220,8 @@ class Dispatcher:
         await self._expire_waiting()
         await self._tell_listeners()
         self.wake()
+        if self._ledger.store.refusal is not None:
+            await self._ledger.store.probe()  # nobody else may ask: the service is not ready
 
     def _look_at_disk(self) -> None:
         storage = self._settings.storage

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 RETRY_AFTER_STORAGE_SECONDS = 5
+PROBE = "probe"  # the key of what is written to see whether it can be
 MAX_GROUP = 256  # changes of one transaction: more would make the first of them wait
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
@@ -45,6 +46,7 @@ class JobStore:
     """
 
     def __init__(self, path: Path) -> None:
+        self.refusal: str | None = None  # why the last change was not written; None when it was
         self._path = path
         self._arrived: list[_Pending] = []  # in this turn of the loop
         self._changes: queue.SimpleQueue[list[_Pending] | None] = queue.SimpleQueue()
@@ -292,6 +294,10 @@ class JobStore:
     async def write_state(self, key: str, value: str) -> None:
         await self._write(lambda db: _fetch_one(db, "write_state", {"key": key, "value": value}))
 
+    async def probe(self) -> None:
+        """Write something, to see whether the store still refuses."""
+        await self.write_state(PROBE, "")
+
     # Images
 
     async def image(self, image_id: str) -> StoredImage | None:
@@ -353,7 +359,24 @@ class JobStore:
                 waiting += following
             group, left = waiting[:MAX_GROUP], waiting[MAX_GROUP:]
             outcomes = [(None, refused)] * len(group) if refused else self._commit(group)
-            loop.call_soon_threadsafe(_settle, group, outcomes)
+            loop.call_soon_threadsafe(self._settle, group, outcomes)
+
+    def _settle(self, group: list[_Pending], outcomes: list[tuple[Any, Exception | None]]) -> None:
+        """In the loop: what became of each change."""
+        for pending, (value, error) in zip(group, outcomes, strict=True):
+            if pending.then is not None:
+                pending.then(value)
+            if error is not None and _is_refusal(error):
+                error = _refused(error)
+                self.refusal = error.message
+            elif error is None:
+                self.refusal = None
+            if pending.done.cancelled():
+                continue
+            if error is None:
+                pending.done.set_result(value)
+            else:
+                pending.done.set_exception(error)
 
     def _begin(self) -> Exception | None:
         """Why no transaction could be begun; None when one was."""
@@ -463,20 +486,11 @@ class _Pending:
     then: Callable[[Any], None] | None = None
 
 
-def _settle(group: list[_Pending], outcomes: list[tuple[Any, Exception | None]]) -> None:
-    for pending, (value, error) in zip(group, outcomes, strict=True):
-        if pending.then is not None:
-            pending.then(value)
-        if pending.done.cancelled():
-            continue
-        if error is None:
-            pending.done.set_result(value)
-        elif isinstance(error, sqlite3.Error | OSError) and not isinstance(
-            error, sqlite3.IntegrityError
-        ):
-            pending.done.set_exception(_refused(error))
-        else:
-            pending.done.set_exception(error)
+def _is_refusal(error: Exception) -> bool:
+    """Whether the disk or the database refused, and not what it was asked for."""
+    return isinstance(error, sqlite3.Error | OSError) and not isinstance(
+        error, sqlite3.IntegrityError
+    )
 
 
 def _refused(error: Exception) -> StorageUnavailable:

@@ -298,6 +298,10 @@ class QueueManager:
             return "the queue is paused (POST /queue/resume goes on)"
         return self._dispatcher.no_room
 
+    def why_waiting(self) -> str | None:
+        """Why nothing goes on now, also where the queue tries all the same; None when all is well."""
+        return self.why_held() or self.store.refusal
+
     def require_worker(self) -> None:
         """Raises Unavailable when nobody can say whether a job will ever be drawn."""
         if all(worker.is_degraded for worker in self.workers):
@@ -312,7 +316,8 @@ class QueueManager:
                 f"worker {worker.name}: {worker.last_death}" for worker in self.workers
             )
             return f"every worker died again and again ({deaths}); jobs wait, the service's log has the reason"
-        return disk.why_no_room(self._output_dir, self._settings.storage.min_free_mib)
+        no_room = disk.why_no_room(self._output_dir, self._settings.storage.min_free_mib)
+        return no_room or self.store.refusal
 
     def is_well(self) -> bool:
         """Whether the queue's own work goes on and no worker is stuck beyond the time it is ended after.

@@ -186,12 +186,14 @@ def during_lock(stored: RunningService) -> dict:
         time.sleep(0.5)  # these come while the others wait for the lock
         late = [pool.submit(submit) for _ in range(3)]
         cancelled = stored.client.post(f"/jobs/{waiting}/cancel")
+        ready = stored.client.get("/health/ready")
         live = stored.client.get("/health/live")
         read = stored.client.get(f"/jobs/{running}")
         answers = [each.result() for each in early + late]
     return {
         "answers": answers,
         "cancelled": cancelled,
+        "ready": ready,
         "live": live,
         "read": read,
         "finished": stored.wait_for_job(running),
@@ -209,6 +211,11 @@ def test_locked_database_refuses_new_jobs_with_a_time_to_come_back(during_lock: 
 def test_locked_database_keeps_nobody_waiting_for_long(during_lock: dict) -> None:
     """Those who came while others waited for the lock do not wait for it once more."""
     assert max(seconds for _, seconds in during_lock["answers"]) < LOCKED_ANSWER_SECONDS
+
+
+def test_locked_database_makes_the_service_unready_with_the_reason(during_lock: dict) -> None:
+    assert during_lock["ready"].status_code == 503
+    assert "database is locked" in during_lock["ready"].text
 
 
 def test_locked_database_refuses_a_cancel(during_lock: dict) -> None:
@@ -250,11 +257,15 @@ def during_full(stored: RunningService) -> dict:
         stored.release(name)
         answers = [stored.client.post("/jobs", json=BODY) for _ in range(5)]
         live = stored.client.get("/health/live")
+        ready = stored.client.get("/health/ready")
+        queue = stored.client.get("/queue").json()
         stored.wait_until(lambda: "refused" in stored.log())
         meanwhile = stored.job(running)["status"]
     return {
         "answers": answers,
         "live": live,
+        "ready": ready,
+        "queue": queue,
         "meanwhile": meanwhile,
         "finished": stored.wait_for_job(running),
         "waiting": stored.wait_for_job(waiting),
@@ -265,6 +276,19 @@ def test_full_database_refuses_new_jobs_with_a_time_to_come_back(during_full: di
     for answer in during_full["answers"]:
         assert (answer.status_code, answer.json()["code"]) == (503, "storage")
         assert int(answer.headers["Retry-After"]) >= 1
+
+
+def test_full_database_makes_the_service_unready_with_the_reason(during_full: dict) -> None:
+    assert during_full["ready"].status_code == 503
+    assert "cannot be written" in during_full["ready"].text
+    assert "cannot be written" in during_full["queue"]["held"]
+
+
+def test_database_that_has_room_again_makes_the_service_ready_by_itself(
+    stored: RunningService, during_full: dict
+) -> None:
+    stored.wait_until(lambda: stored.client.get("/health/ready").status_code == 200)
+    assert stored.client.get("/queue").json()["held"] is None
 
 
 def test_full_database_still_answers(during_full: dict) -> None:
