@@ -208,6 +208,12 @@ def onetrainer_bfl(known: Known) -> tuple[State, dict[str, str]]:
     return state, {}
 
 
+def lycoris(known: Known) -> tuple[State, dict[str, str]]:
+    """LyCORIS with the algorithm "lora": diffusers' names with underscores under `lycoris_`."""
+    state, _ = onetrainer(known)
+    return {k.replace("lora_transformer_", "lycoris_"): v for k, v in state.items()}, {}
+
+
 def xlabs(known: Known) -> tuple[State, dict[str, str]]:
     """XLabs: attention processors, no alpha; for LoRAs of attention alone (`XLABS_LAYERS`)."""
     names = {
@@ -236,6 +242,7 @@ FORMATS: Mapping[str, tuple[Callable[[Known], tuple[State, dict[str, str]]], str
     "bfl_bare": (bfl_bare, "bfl"),
     "onetrainer": (onetrainer, "onetrainer"),
     "onetrainer_bfl": (onetrainer_bfl, "onetrainer"),
+    "lycoris": (lycoris, "lycoris"),
     "xlabs": (xlabs, "xlabs"),
 }
 
