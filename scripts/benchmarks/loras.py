@@ -2,7 +2,7 @@
 
     python -m scripts.benchmarks.loras
 
-Takes the LoRAs that ship (`models/embedded-loras`, or `--loras DIR`) and two with random factors on
+Takes the LoRAs that ship (`models/embedded-loras`, or `--loras DIR`) and three with random factors on
 every linear layer of the transformer, of rank 4, 8 and 16. Prints two Markdown tables.
 
 Agreement: the same prompts and seeds by both precisions, each with the LoRA less without it; the
