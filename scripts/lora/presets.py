@@ -61,11 +61,21 @@ def _plan(**values: object) -> Plan:
 
 
 PRESETS = {
-    "sketch": Preset(style="sketch", trigger_word="sketch", form="diffusers", plan=_plan()),
+    "sketch": Preset(
+        style="sketch",
+        trigger_word="sketch",
+        form="diffusers",
+        plan=_plan(rank=16, alpha=16.0, steps=900),
+    ),
     "blocks": Preset(
         style="blocks", trigger_word="blocks", form="kohya", plan=_plan(rank=4, alpha=4.0)
     ),
-    "sepia": Preset(style="sepia", trigger_word="sepia", form="bfl", plan=_plan(rank=4, alpha=4.0)),
+    "sepia": Preset(
+        style="sepia",
+        trigger_word="sepia",
+        form="onetrainer",
+        plan=_plan(rank=16, alpha=16.0, steps=900),
+    ),
 }
 
 

@@ -22,6 +22,7 @@ PROMPTS = (
 )
 SEED = 21
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
+TOGETHER = {1: 1.0, 2: 0.7, 3: 0.6}  # weight of each, by how many act at once
 PLAIN = "no LoRA"
 PICTURE_PX = 144
 LABEL_PX = 92
@@ -37,23 +38,30 @@ def save_sheet(
     pipeline: FluxPipeline, loras: Sequence[Path], path: Path, *, steps: int = 4
 ) -> None:
     """Draw everything with the embedded model and write one PNG."""
-    rows = [([PLAIN], _draw(pipeline, {}, PROMPTS, SEED, steps))]
+    rows = [(PLAIN, _draw(pipeline, {}, PROMPTS, SEED, steps))]
     for count in range(1, len(loras) + 1):
+        weight = TOGETHER[count]
         for chosen in combinations(loras, count):
-            drawn = _draw(pipeline, dict.fromkeys(chosen, 1.0), PROMPTS, SEED, steps)
-            rows.append(([lora.stem for lora in chosen], drawn))
+            label = " +\n".join(lora.stem for lora in chosen)
+            label += f"\n{weight:g} each" if count > 1 else ""
+            rows.append(
+                (label, _draw(pipeline, dict.fromkeys(chosen, weight), PROMPTS, SEED, steps))
+            )
     weighed = [
-        ([lora.stem], _at_weights(pipeline, lora, index, steps)) for index, lora in enumerate(loras)
+        (lora.stem, _at_weights(pipeline, lora, index, steps)) for index, lora in enumerate(loras)
     ]
     headings = [f"weight {weight:g}" for weight in WEIGHTS]
     top, bottom = _grid(rows, None), _grid(weighed, headings)
     sheet = Image.new("RGB", (top.width, top.height + bottom.height), PAPER)
     sheet.paste(top, (0, 0))
     sheet.paste(bottom, (0, top.height))
-    # 256 colours: a third of the bytes, and no eye sees it at this size
-    sheet.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG).save(
-        path, optimize=True
-    )
+    _few_colours(sheet).save(path, optimize=True)
+
+
+def _few_colours(sheet: Image.Image) -> Image.Image:
+    """The sheet in 256 colours, dithered: half of the bytes."""
+    palette = sheet.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=3)
+    return sheet.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
 
 
 def _at_weights(pipeline: FluxPipeline, lora: Path, index: int, steps: int) -> list[Image.Image]:
@@ -70,7 +78,7 @@ def _draw(
 
 
 def _grid(
-    rows: Sequence[tuple[list[str], list[Image.Image]]], headings: Sequence[str] | None
+    rows: Sequence[tuple[str, list[Image.Image]]], headings: Sequence[str] | None
 ) -> Image.Image:
     step = PICTURE_PX + GAP_PX
     top = HEADING_PX if headings else 0
@@ -84,8 +92,7 @@ def _grid(
     for row, (label, pictures) in enumerate(rows):
         y = top + row * step
         draw.multiline_text(
-            (LABEL_PX - 10, y + PICTURE_PX // 2), " +\n".join(label), INK, font, anchor="rm",
-            align="right", spacing=4,
+            (LABEL_PX - 10, y + PICTURE_PX // 2), label, INK, font, anchor="rm", align="right", spacing=4,
         )  # fmt: skip
         for column, picture in enumerate(pictures):
             small = picture.resize((PICTURE_PX, PICTURE_PX), Image.Resampling.LANCZOS)

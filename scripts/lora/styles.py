@@ -14,9 +14,9 @@ Pixels = numpy.ndarray  # (height, width, 3) float32, 0 to 1
 
 PAPER = (0.985, 0.965, 0.92)
 INK = (0.12, 0.16, 0.42)
-WASH = 0.40  # of the picture's colour that stays on the paper
+WASH = 0.50  # of the picture's colour that stays on the paper
 HATCH_PX = 16
-HATCHED = 0.72  # luminance below which there is hatching
+HATCHED = 0.62  # luminance below which there is hatching
 WIDEST_STROKE_PX = 4.5  # to either side of its middle
 
 TILE_PX = 8
@@ -43,7 +43,7 @@ def sketch(picture: Image.Image) -> Image.Image:
     soft = _pixels(picture.filter(ImageFilter.GaussianBlur(1.2)))
     down = numpy.abs(numpy.diff(soft, axis=0, append=soft[-1:])).max(axis=2)
     right = numpy.abs(numpy.diff(soft, axis=1, append=soft[:, -1:])).max(axis=2)
-    outline = numpy.clip((numpy.hypot(down, right) - 0.025) * 8, 0, 1)
+    outline = numpy.clip((numpy.hypot(down, right) - 0.015) * 12, 0, 1)
     outline = _pixels(_picture(outline).filter(ImageFilter.MaxFilter(3)))[..., 0]
     tone = _luminance(_pixels(picture.filter(ImageFilter.GaussianBlur(3))))
     y, x = numpy.mgrid[0:height, 0:width].astype(numpy.float32)
@@ -78,8 +78,8 @@ def sepia(picture: Image.Image) -> Image.Image:
     y, x = numpy.mgrid[0:height, 0:width].astype(numpy.float32)
     off = ((x / width - 0.5) ** 2 + (y / height - 0.5) ** 2) * 2  # 0 in the middle, 1 at a corner
     tone = pixels @ numpy.float32(OLD_FILM)
-    tone = numpy.clip((tone - 0.5) * 1.3 + 0.5, 0, 1)
-    tone = tone * (1 - 0.75 * numpy.clip(off - 0.15, 0, 1))
+    tone = 0.14 + 0.86 * numpy.clip((tone - 0.5) * 1.3 + 0.5, 0, 1)  # nights are not black
+    tone = tone * (1 - 0.6 * numpy.clip(off - 0.15, 0, 1))
     places = numpy.linspace(0, 1, len(SEPIA_TONES))
     brown = numpy.stack([numpy.interp(tone, places, c) for c in zip(*SEPIA_TONES, strict=True)], 2)
     edge = numpy.minimum.reduce([x, y, width - 1 - x, height - 1 - y])
