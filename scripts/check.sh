@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The static checks: black, ruff and shellcheck. Runs all of them, then says whether one failed.
+# The static checks: black, ruff, shellcheck, and the page's types. Runs all of them, then says whether one failed.
 set -euo pipefail
 
 main() {
@@ -9,10 +9,12 @@ main() {
         echo "check.sh: shellcheck is missing; scripts/test.sh installs it on Debian, else install it by hand" >&2
         exit 1
     fi
+    scripts/page_tools.sh
     local failed=()
     check black .venv/bin/python -m black --check --quiet --diff .
     check ruff .venv/bin/python -m ruff check .
     check shellcheck shellcheck --external-sources ./*.sh scripts/*.sh .ci/run
+    check tsc .venv/page-tools/node_modules/.bin/tsc -p frontend
     if ((${#failed[@]})); then
         echo "check.sh: failed: ${failed[*]}" >&2
         exit 1

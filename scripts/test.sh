@@ -7,6 +7,7 @@ main() {
     scripts/setup_env.sh --dev
     need shellcheck shellcheck
     need chromium chromium chromium-browser google-chrome
+    need npm npm # and Node.js with it: the page's graph is tested without a browser
 
     local checks=0
     scripts/check.sh || checks=$?

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, FastAPI
+import re
+
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import FileResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
-from starlette.types import Receive, Scope, Send
+from starlette.datastructures import Headers
+from starlette.types import Message, Receive, Scope, Send
 
 from config.settings import ROOT
 
 FRONTEND = ROOT / "frontend"
 
-# The page loads nothing from elsewhere. It may call the services on this machine.
-CONTENT_SECURITY_POLICY = (
-    "default-src 'self'; img-src 'self' blob: data: http://127.0.0.1:* http://localhost:*; "
-    "connect-src 'self' http://127.0.0.1:* http://localhost:*; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+# The page loads nothing from elsewhere. It calls the services of its machine, by the name that it
+# was itself called by and by loopback.
+_POLICY = (
+    "default-src 'self'; img-src 'self' blob: data: {services}; connect-src 'self' {services}; "
+    "object-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
+_LOOPBACK = ("127.0.0.1", "localhost")
+# A name or an IPv4 address; the policy's grammar has no IPv6 addresses.
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+
+
+def content_security_policy(host: str) -> str:
+    """The policy for a page that was asked for under this Host header, which was checked before."""
+    name = host.partition(":")[0].lower()
+    names = dict.fromkeys((*_LOOPBACK, *([name] if _NAME.fullmatch(name) else [])))
+    return _POLICY.format(services=" ".join(f"http://{each}:*" for each in names))
+
 
 router = APIRouter()
 
@@ -26,10 +41,11 @@ async def to_the_page() -> RedirectResponse:
 
 
 @router.get("/docs", include_in_schema=False)
-async def docs() -> FileResponse:
+async def docs(request: Request) -> FileResponse:
     """The HTTP reference, drawn in the browser from /openapi.json."""
     return FileResponse(
-        FRONTEND / "docs.html", headers={"Content-Security-Policy": CONTENT_SECURITY_POLICY}
+        FRONTEND / "docs.html",
+        headers={"Content-Security-Policy": content_security_policy(request.url.netloc)},
     )
 
 
@@ -37,11 +53,13 @@ class Page(StaticFiles):
     """Static files with the page's content policy, always asked for again."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_policy(message):
+        policy = content_security_policy(Headers(scope=scope).get("host", ""))
+
+        async def send_with_policy(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [
                     *message["headers"],
-                    (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
+                    (b"content-security-policy", policy.encode()),
                     (b"cache-control", b"no-cache"),
                 ]
             await send(message)

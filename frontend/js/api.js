@@ -1,6 +1,6 @@
 /** The only module that talks to a service. */
 
-/** @import { FieldError, GenerateBody, Health, Info, Job, Lora, Model, QueueState, StoredImage } from "../types/api" */
+/** @import { FieldError, GenerateBody, Health, Info, Job, Lora, LoraInList, Model, QueueState, StoredImage } from "../types/api" */
 
 import { readEvents } from "./event_stream.js";
 
@@ -128,7 +128,7 @@ export class ServiceClient {
     return this.#json(`/images?${query}`);
   }
 
-  /** @returns {Promise<{loras: Lora[]}>} */
+  /** @returns {Promise<{loras: LoraInList[]}>} */
   loras() {
     return this.#json("/loras");
   }

@@ -1,6 +1,6 @@
 /** LoRAs: the libraries of both services, files on their way there, and the nodes that use them. */
 
-/** @import { Lora } from "../types/api" */
+/** @import { LoraInList as Lora } from "../types/api" */
 /** @import { ServiceName, Upload } from "../types/state" */
 /** @import { Connections } from "./services.js" */
 /** @import { Editor } from "./editor.js" */

@@ -12,24 +12,18 @@ import { Gallery } from "./gallery.js";
 import { newDocument } from "./graph/history.js";
 import { firstGraph } from "./graph/starters.js";
 import { mountKeys } from "./keys.js";
+import { whenRead } from "./lazy.js";
 import { Library } from "./library.js";
 import { Opener } from "./opener.js";
 import { Runs } from "./runs.js";
 import { keepSession, readKeys, restore } from "./session.js";
 import { INITIAL_CAMERA, Store, Values, initialService, initialState } from "./store.js";
-import { mountComparison } from "./views/comparison.js";
 import { mountForm } from "./views/form.js";
-import { mountGallery } from "./views/gallery.js";
-import { mountHelp } from "./views/help.js";
-import { mountLoras } from "./views/loras.js";
-import { mountMachine } from "./views/machine.js";
 import { mountMessage, mountTitle } from "./views/message.js";
 import { mountPanel } from "./views/panel.js";
-import { mountQueue } from "./views/queue.js";
 import { mountKeyDialog, mountNotice } from "./views/service.js";
 import { mountCorner, mountTopbar } from "./views/topbar.js";
 import { mountViewer } from "./views/viewer.js";
-import { mountWorkflows } from "./views/workflows.js";
 
 /** Below this there is no room for a canvas, px. */
 const NARROW = "(max-width: 700px)";
@@ -77,19 +71,22 @@ async function main() {
   mountForm(app);
   mountTopbar(app, canvas);
   mountPanel(app, {
-    gallery: (body) => mountGallery(app, body),
-    queue: (body) => mountQueue(app, body),
-    loras: (body) => mountLoras(app, body),
-    machine: (body) => mountMachine(app, body),
-    workflows: (body) => mountWorkflows(app, body, fitSoon),
+    gallery: () => import("./views/gallery.js").then(({ mountGallery }) => (body) => mountGallery(app, body)),
+    queue: () => import("./views/queue.js").then(({ mountQueue }) => (body) => mountQueue(app, body)),
+    loras: () => import("./views/loras.js").then(({ mountLoras }) => (body) => mountLoras(app, body)),
+    machine: () => import("./views/machine.js").then(({ mountMachine }) => (body) => mountMachine(app, body)),
+    workflows: () => import("./views/workflows.js").then(({ mountWorkflows }) => (body) => mountWorkflows(app, body, fitSoon)),
   });
   mountViewer(app);
-  mountComparison(app);
+  store.watch(
+    ({ compared }) => [compared],
+    (compared) => compared && whenRead(store, import("./views/comparison.js"), ({ showComparison }) => showComparison(app, compared)),
+  );
   mountNotice(app, refused);
   mountKeyDialog(app);
   mountMessage(store);
   mountTitle(store);
-  const openHelp = mountHelp();
+  const openHelp = () => whenRead(store, import("./views/help.js"), ({ showHelp }) => showHelp());
   mountCorner(app, openHelp);
   mountKeys(app, canvas, openHelp);
   mountDrops(app, canvas);

@@ -7,9 +7,6 @@
 /** @import { Store } from "./store.js" */
 
 import { keepAsset } from "./assets.js";
-import { fromComfy, isComfy } from "./graph/comfy.js";
-import { fromInfotext } from "./graph/infotext.js";
-import { pngTexts } from "./graph/png.js";
 import { graphOf, wantedFrom } from "./graph/restore.js";
 import { isWorkflow, parse } from "./graph/workflow.js";
 import { isLoraFile } from "./library.js";
@@ -49,7 +46,7 @@ export class Opener {
   }
 
   /** @param {string} text of a workflow @param {string} name */
-  openText(text, name) {
+  async openText(text, name) {
     let data;
     try {
       data = JSON.parse(text);
@@ -59,9 +56,7 @@ export class Opener {
     if (isWorkflow(data)) {
       const { graph, name: own } = parse(data);
       this.#replace(graph, own || name);
-    } else if (isComfy(data)) {
-      this.#openComfy(data, name);
-    } else {
+    } else if (!(await this.#openComfy(data, name))) {
       throw new Error("it is no workflow of this page and none of ComfyUI");
     }
   }
@@ -82,7 +77,7 @@ export class Opener {
       if (file.size > MOST_JSON_BYTES) {
         throw new Error("it is too large for a workflow");
       }
-      this.openText(await file.text(), file.name.replace(/\.json$/i, ""));
+      await this.openText(await file.text(), file.name.replace(/\.json$/i, ""));
     } else {
       throw new Error("this page opens .safetensors, .png, .json and pictures");
     }
@@ -90,6 +85,7 @@ export class Opener {
 
   /** @param {File} file @param {{x: number, y: number} | null} place */
   async #openPng(file, place) {
+    const [{ pngTexts }, { fromInfotext }] = await Promise.all([import("./graph/png.js"), import("./graph/infotext.js")]);
     const texts = await pngTexts(await file.arrayBuffer());
     if (texts.flux_api !== undefined) {
       const { request, precision } = JSON.parse(texts.flux_api);
@@ -100,18 +96,21 @@ export class Opener {
     const infotext = fromInfotext(texts.parameters ?? "");
     if (infotext) {
       this.#openForeign(infotext, []);
-    } else if (texts.prompt !== undefined && isComfy(JSON.parse(texts.prompt))) {
-      this.#openComfy(JSON.parse(texts.prompt), "");
-    } else {
+    } else if (texts.prompt === undefined || !(await this.#openComfy(JSON.parse(texts.prompt), ""))) {
       await this.#addInput(file, place);
       this.#store.say("The picture says nothing about how it was made: it is an input now.");
     }
   }
 
-  /** @param {unknown} data @param {string} name */
-  #openComfy(data, name) {
+  /** False when it is no workflow of ComfyUI. @param {unknown} data @param {string} name */
+  async #openComfy(data, name) {
+    const { fromComfy, isComfy } = await import("./graph/comfy.js");
+    if (!isComfy(data)) {
+      return false;
+    }
     const { wanted, leftOut } = fromComfy(data);
     this.#openForeign(wanted, leftOut, name);
+    return true;
   }
 
   /** A request of another program: its model may have another name here. @param {Wanted} wanted @param {readonly string[]} leftOut @param {string} [name] */

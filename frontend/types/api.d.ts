@@ -71,7 +71,14 @@ export interface Lora {
   trigger_words: string[];
   compatible_models: string[];
   created_at: string;
+  /** Why nothing can apply it, or null. */
+  refusal?: string | null;
+  /** Ships with the project: it stays. */
+  builtin?: boolean;
 }
+
+/** A LoRA that is being fetched has a name and not much more. */
+export type LoraInList = Pick<Lora, "name"> & Partial<Lora>;
 
 export interface Model {
   id: string;

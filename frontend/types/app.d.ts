@@ -31,8 +31,6 @@ export interface NodeContext {
   set: (values: Record<string, Value>) => void;
   /** Like `Store.watch`, for as long as the view lives. */
   watch: <T extends unknown[]>(select: (state: State) => [...T], react: (...values: NoInfer<T>) => void) => void;
-  /** Called when the view ends. */
-  onEnd: (act: () => void) => void;
 }
 
 /** How a type of node looks: fills the body, returns nothing. */

@@ -1,6 +1,6 @@
 /** What the store holds. Every value is replaced, never changed in place. */
 
-import type { GenerateBody, GpuEvent, Info, Job, Lora, Model, Progress, QueueState, StoredImage } from "./api";
+import type { GenerateBody, GpuEvent, Info, Job, LoraInList, Model, Progress, QueueState, StoredImage } from "./api";
 import type { Document } from "./graph";
 
 export type ServiceName = "fp4" | "bf16";
@@ -23,7 +23,7 @@ export interface ServiceState {
   models: readonly Model[];
   queue: QueueState | null;
   gpus: readonly GpuEvent[];
-  loras: readonly Lora[];
+  loras: readonly LoraInList[];
   /** Why there is no list of LoRAs, or "". */
   lorasError: string;
 }

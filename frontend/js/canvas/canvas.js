@@ -60,6 +60,11 @@ export function mountCanvas(app) {
   const canvas = {
     boxOf,
     fit() {
+      for (const element of layer.children) {
+        if (element instanceof HTMLElement) {
+          heights.set(element.dataset.node ?? "", element.offsetHeight); // not told yet
+        }
+      }
       const ids = store.state.selection.length > 1 ? store.state.selection : Object.keys(editor.graph.nodes);
       const box = around(ids.map(boxOf));
       if (box && root.clientWidth) {

@@ -1,10 +1,13 @@
 /** How a picture is compared with another one of the same sampler on the other service. */
 
-/** @import { Graph } from "../../types/graph" */
+/** @import { Box, Graph } from "../../types/graph" */
 
 import { nodesOf, sourceOf, wiresInto, wiresOutOf } from "./graph.js";
+import { around } from "./layout.js";
 import { planOf } from "./plan.js";
 import { Builder } from "./restore.js";
+
+const GAP = 36;
 
 /**
  * A graph in which a sampler has a twin on the other service, with the same seed, and both lead into
@@ -12,9 +15,10 @@ import { Builder } from "./restore.js";
  * @param {Graph} graph
  * @param {string} samplerId
  * @param {number} seed for a sampler without a fixed one
+ * @param {(id: string) => Box} boxOf where the nodes are: what is new goes beside them
  * @returns {{graph: Graph, samplers: [string, string], compare: string} | null} null when it has no model
  */
-export function withTwin(graph, samplerId, seed) {
+export function withTwin(graph, samplerId, seed, boxOf) {
   const plan = planOf(graph, samplerId);
   if (!plan?.model) {
     return null;
@@ -30,12 +34,11 @@ export function withTwin(graph, samplerId, seed) {
       ? { graph: { ...start, nodes: { ...start.nodes, [old.twin]: { ...twin, values } } }, samplers: [samplerId, old.twin], compare: old.compare }
       : null;
   }
-  const bottom = Math.max(...nodesOf(graph).map(({ y }) => y));
+  const { x = 0, y = 0, width = 0, height = 0 } = around(nodesOf(graph).map(({ id }) => boxOf(id))) ?? {};
   const builder = new Builder(start);
-  const model = builder.node("model", plan.model.x, bottom + 340, { ...plan.model.values, service: other });
-  const twin = builder.node("sampler", plan.sampler.x, Math.max(plan.sampler.y + 560, bottom + 340), values);
-  const right = Math.max(...nodesOf(graph).map(({ x }) => x)) + 400;
-  const compare = builder.node("compare", right, plan.sampler.y);
+  const model = builder.node("model", plan.model.x, y + height + GAP, { ...plan.model.values, service: other });
+  const twin = builder.node("sampler", plan.sampler.x, y + height + GAP, values);
+  const compare = builder.node("compare", x + width + 2 * GAP, plan.sampler.y);
   builder.wire(`${model}.model`, `${twin}.model`);
   for (const { from } of wiresInto(graph, plan.model.id, "loras")) {
     builder.wire(`${from.node}.${from.socket}`, `${model}.loras`);

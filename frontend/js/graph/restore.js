@@ -73,7 +73,7 @@ export function graphOf(wanted, service) {
     backend: wanted.backend ?? null,
     model: wanted.model ?? null,
   });
-  const prompt = builder.node("prompt", left, 316, { text: wanted.prompt ?? "" });
+  const prompt = builder.node("prompt", left, 400, { text: wanted.prompt ?? "" });
   const sampler = builder.node("sampler", left + 388, 0, {
     width: wanted.width ?? null,
     height: wanted.height ?? null,
@@ -88,7 +88,7 @@ export function graphOf(wanted, service) {
   builder.wire(`${model}.model`, `${sampler}.model`).wire(`${prompt}.text`, `${sampler}.prompt`).wire(`${sampler}.image`, `${image}.image`);
   if (wanted.negative_prompt) {
     const values = { text: wanted.negative_prompt, true_cfg_scale: wanted.true_cfg_scale ?? null };
-    builder.wire(`${builder.node("negative", left, 730, values)}.text`, `${sampler}.negative`);
+    builder.wire(`${builder.node("negative", left, 810, values)}.text`, `${sampler}.negative`);
   }
   loras.forEach(({ name, weight, trigger_word }, index) => {
     const values = { name, weight: weight ?? 1, trigger_word: trigger_word ?? null };
@@ -96,7 +96,7 @@ export function graphOf(wanted, service) {
   });
   if (wanted.image) {
     const values = { image: wanted.image, strength: wanted.strength ?? 0.6 };
-    builder.wire(`${builder.node("image-input", left, wanted.negative_prompt ? 1010 : 730, values)}.image`, `${sampler}.image`);
+    builder.wire(`${builder.node("image-input", left, wanted.negative_prompt ? 1080 : 810, values)}.image`, `${sampler}.image`);
   }
   return builder.graph;
 }

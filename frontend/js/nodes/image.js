@@ -35,7 +35,7 @@ export function mountImage(body, context) {
   const frame = make("div", { class: "frame" }, placeholder, ghost, opener, preview);
   const strip = make("div", { class: "strip", role: "group", "aria-label": "Pictures of this run", hidden: true });
   const facts = make("p", { class: "facts-line" });
-  const actions = actionsFor(app, () => pictureNow(), { compact: true });
+  const actions = actionsFor(app, () => pictureNow(), { compact: context.place === "canvas" });
   body.append(frame, strip, state, facts, actions.row);
 
   opener.addEventListener("click", () => void look());

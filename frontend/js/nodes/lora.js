@@ -1,12 +1,13 @@
 /** The LoRA node: a file of the library, or one on its way there. */
 
-/** @import { Lora } from "../../types/api" */
+/** @import { LoraInList as Lora } from "../../types/api" */
 /** @import { MountNode } from "../../types/app" */
 /** @import { State } from "../../types/state" */
 
 import { button, chooseFiles, find, keep, make } from "../dom.js";
 import { fileSize } from "../format.js";
 import { wiresOutOf } from "../graph/graph.js";
+import { modelOf } from "../models.js";
 import { serviceNamed } from "../services.js";
 import { field, rangeField, watchValue, write } from "./fields.js";
 
@@ -19,6 +20,7 @@ export function mountLora(body, context) {
   word.addEventListener("input", () => context.set({ trigger_word: word.value || null }));
   word.addEventListener("blur", () => context.app.editor.endSeries());
   const facts = make("p", { class: "hint" });
+  const misfit = make("p", { class: "error" });
   const upload = make("div", { class: "upload" }, make("p", { class: "upload-name" }), make("progress", { max: 1, value: 0, "aria-label": "Upload" }), make("p", { class: "error" }));
   const choose = button({ label: "Choose a file", words: "Choose a file", icon: "upload", act: () => void fill() });
   const again = button({ label: "Try again", words: "Try again", act: () => void library.again(context.id) });
@@ -33,9 +35,16 @@ export function mountLora(body, context) {
       }
       select.value = String(name ?? "");
       const lora = loras.find((each) => each.name === name);
-      word.placeholder = lora?.trigger_words.length ? lora.trigger_words.join(", ") : "none";
+      word.placeholder = lora?.trigger_words?.length ? lora.trigger_words.join(", ") : "none";
       facts.textContent = lora ? factsOf(lora) : "";
       facts.hidden = !lora;
+    },
+  );
+  context.watch(
+    (state) => [whyNot(state)],
+    (why) => {
+      misfit.textContent = why;
+      misfit.hidden = !why;
     },
   );
   context.watch(
@@ -65,7 +74,26 @@ export function mountLora(body, context) {
     rangeField(context, { name: "weight", label: "Weight" }),
     field(context, { name: "trigger_word", label: "Trigger word", control: word, wide: true }),
     facts,
+    misfit,
   );
+
+  /** Why the file cannot act on a model that it is wired to, or "". @param {State} state */
+  function whyNot(state) {
+    const graph = state.document.graph;
+    const name = graph.nodes[context.id]?.values.name;
+    for (const { to } of wiresOutOf(graph, context.id)) {
+      const node = graph.nodes[to.node];
+      const lora = serviceNamed(state, node?.values.service)?.loras.find((each) => each.name === name);
+      const model = modelOf(state, node);
+      if (lora?.refusal) {
+        return `It cannot be applied: ${lora.refusal}.`;
+      }
+      if (lora?.compatible_models && model && !lora.compatible_models.includes(model.id)) {
+        return `It does not fit ${model.title}: it is made for ${lora.base_model ?? "another model"}${lora.compatible_models.length ? ` (${lora.compatible_models.join(", ")})` : ""}.`;
+      }
+    }
+    return "";
+  }
 
   async function fill() {
     const [file] = await chooseFiles({ accept: ".safetensors", many: false });
@@ -88,5 +116,5 @@ const NONE = [];
 
 /** @param {Lora} lora */
 export function factsOf({ rank, format, base_model, size_bytes }) {
-  return [rank === null || rank === undefined ? "" : `rank ${rank}`, format, base_model ?? "", fileSize(size_bytes)].filter(Boolean).join(" · ");
+  return [rank === null || rank === undefined ? "" : `rank ${rank}`, format ?? "", base_model ?? "", size_bytes === undefined ? "" : fileSize(size_bytes)].filter(Boolean).join(" · ");
 }

@@ -23,6 +23,7 @@ export function mountModel(body, context) {
   backend.addEventListener("change", () => context.set({ backend: backend.value || null, model: null }));
   model.addEventListener("change", () => context.set({ model: model.value || null }));
   const why = make("p", { class: "hint" });
+  const about = make("p", { class: "hint about" });
   const backendBox = field(context, { name: "backend", label: "Backend", control: backend, wide: true });
 
   context.watch(
@@ -48,7 +49,9 @@ export function mountModel(body, context) {
   context.watch(
     (state) => [serviceOf(state), modelOf(state, context.node())],
     (service, chosen) => {
-      why.textContent = wordsOf(service, chosen?.is_default ? inShort(service?.info?.default_model_reason ?? "") : (chosen?.description ?? ""));
+      why.textContent = wordsOf(service, chosen?.is_default ? inShort(service?.info?.default_model_reason ?? "") : "");
+      about.textContent = service?.phase === "ready" ? (chosen?.description ?? "") : "";
+      about.title = about.textContent;
     },
   );
   watchValue(context, "service", (name) => services.setAttribute("data-service", String(name)));
@@ -63,6 +66,7 @@ export function mountModel(body, context) {
     backendBox,
     field(context, { name: "model", label: "Model", control: model, wide: true, errors: ["model", "loras"] }),
     why,
+    about,
   );
 
   /** @param {State} state */

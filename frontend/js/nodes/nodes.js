@@ -3,31 +3,25 @@
 /** @import { App, MountNode, NodeContext } from "../../types/app" */
 /** @import { GraphNode, NodeKind } from "../../types/graph" */
 
-import { mountCompare } from "./compare.js";
+import { whenRead } from "../lazy.js";
 import { mountImage } from "./image.js";
-import { mountImageInput } from "./image_input.js";
-import { mountLora } from "./lora.js";
-import { mountMask } from "./mask.js";
 import { mountModel } from "./model.js";
-import { mountNegative } from "./negative.js";
-import { mountNote } from "./note.js";
 import { mountPrompt } from "./prompt.js";
-import { mountReferences } from "./references.js";
 import { mountSampler } from "./sampler.js";
 
-/** @type {Readonly<Record<NodeKind, MountNode>>} */
+/** Those of the first graph are there at once. @type {Readonly<Record<NodeKind, MountNode | (() => Promise<MountNode>)>>} */
 const MOUNTS = {
   model: mountModel,
-  lora: mountLora,
   prompt: mountPrompt,
-  negative: mountNegative,
-  "image-input": mountImageInput,
-  mask: mountMask,
-  references: mountReferences,
   sampler: mountSampler,
   image: mountImage,
-  compare: mountCompare,
-  note: mountNote,
+  lora: () => import("./lora.js").then(({ mountLora }) => mountLora),
+  negative: () => import("./negative.js").then(({ mountNegative }) => mountNegative),
+  "image-input": () => import("./image_input.js").then(({ mountImageInput }) => mountImageInput),
+  mask: () => import("./mask.js").then(({ mountMask }) => mountMask),
+  references: () => import("./references.js").then(({ mountReferences }) => mountReferences),
+  compare: () => import("./compare.js").then(({ mountCompare }) => mountCompare),
+  note: () => import("./note.js").then(({ mountNote }) => mountNote),
 };
 
 /**
@@ -39,17 +33,34 @@ const MOUNTS = {
  * @returns {() => void} ends it
  */
 export function mountNode(app, node, body, place) {
+  const { context, end, isOver } = contextOf(app, node, place);
+  const mount = MOUNTS[node.kind];
+  if (mount.length) {
+    /** @type {MountNode} */ (mount)(body, context);
+  } else {
+    whenRead(app.store, /** @type {() => Promise<MountNode>} */ (mount)(), (read) => isOver() || read(body, context));
+  }
+  return end;
+}
+
+/** What a view of a node is given, and how it is ended. @param {App} app @param {GraphNode} node @param {NodeContext["place"]} place */
+export function contextOf(app, node, place) {
   /** @type {(() => void)[]} */
   const ends = [];
   let last = node;
-  MOUNTS[node.kind](body, {
+  let isOver = false;
+  /** @type {NodeContext} */
+  const context = {
     app,
     id: node.id,
     place,
     node: () => (last = app.editor.graph.nodes[node.id] ?? last),
     set: (values) => app.editor.setValues(node.id, values),
     watch: (select, react) => void ends.push(app.store.watch(select, react)),
-    onEnd: (act) => void ends.push(act),
-  });
-  return () => ends.splice(0).forEach((end) => end());
+  };
+  const end = () => {
+    isOver = true;
+    ends.splice(0).forEach((act) => act());
+  };
+  return { context, end, isOver: () => isOver };
 }

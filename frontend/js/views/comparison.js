@@ -3,31 +3,25 @@
 /** @import { App } from "../../types/app" */
 
 import { find } from "../dom.js";
-import { focusSlider } from "../nodes/compare.js";
-import { mountNode } from "../nodes/nodes.js";
+import { focusSlider, mountCompare } from "../nodes/compare.js";
+import { contextOf } from "../nodes/nodes.js";
 
-/** @param {App} app */
-export function mountComparison(app) {
+/** @param {App} app @param {string} id of the node */
+export function showComparison(app, id) {
+  const node = app.editor.graph.nodes[id];
   const dialog = find("#comparison", HTMLDialogElement);
   const body = find("#comparison-body", HTMLElement);
-  let end = () => {};
-  const close = () => app.store.set({ compared: null });
-  dialog.addEventListener("close", close);
-  find("#comparison-close", HTMLButtonElement).addEventListener("click", close);
-  app.store.watch(
-    ({ compared }) => [compared],
-    (compared) => {
-      end();
-      end = () => {};
-      body.replaceChildren();
-      const node = compared === null ? undefined : app.editor.graph.nodes[compared];
-      if (node) {
-        end = mountNode(app, node, body, "form");
-        dialog.showModal();
-        focusSlider(body);
-      } else if (dialog.open) {
-        dialog.close();
-      }
-    },
-  );
+  if (!node || dialog.open) {
+    return;
+  }
+  const { context, end } = contextOf(app, node, "form");
+  mountCompare(body, context);
+  find("#comparison-close", HTMLButtonElement).onclick = () => dialog.close();
+  dialog.onclose = () => {
+    end();
+    body.replaceChildren();
+    app.store.set({ compared: null });
+  };
+  dialog.showModal();
+  focusSlider(body);
 }

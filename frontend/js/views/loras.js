@@ -1,7 +1,7 @@
 /** The library: LoRAs of both services, to search, use, rename, delete. */
 
 /** @import { App } from "../../types/app" */
-/** @import { Lora } from "../../types/api" */
+/** @import { LoraInList as Lora } from "../../types/api" */
 /** @import { ServiceName, State } from "../../types/state" */
 
 import { button, chooseFiles, find, keep, make } from "../dom.js";
@@ -26,7 +26,7 @@ export function mountLoras(app, panel) {
   const render = () => {
     const words = search.value.trim().toLowerCase();
     const all = entriesOf(store.state);
-    const found = all.filter(({ lora }) => [lora.name, lora.format, lora.base_model ?? "", ...lora.trigger_words].join(" ").toLowerCase().includes(words));
+    const found = all.filter(({ lora }) => [lora.name, lora.format ?? "", lora.base_model ?? "", ...(lora.trigger_words ?? [])].join(" ").toLowerCase().includes(words));
     keep(list, found, ({ lora }) => lora.name, card, updateCard);
     const errors = servicesOf(store.state).flatMap(({ name, lorasError }) => (lorasError ? [`${precision(name)}: ${lorasError}`] : []));
     note.textContent = errors.length && !all.length ? errors.join(" ") : all.length ? (found.length ? "" : "Nothing has these words.") : "Drop .safetensors files anywhere on this page. They are kept here, and each gets a node.";
@@ -59,9 +59,9 @@ export function mountLoras(app, panel) {
       make(
         "div",
         { class: "row lora-actions" },
-        button({ label: `Use ${name}`, words: "Use", icon: "plus", act: () => void library.use(now()?.lora ?? /** @type {Lora} */ ({ name })) }),
-        button({ label: `Edit ${name}`, words: "Edit", act: () => edit() }),
-        button({ label: `Delete ${name}`, icon: "delete", kind: "bare", act: () => void remove() }),
+        button({ label: `Use ${name}`, words: "Use", icon: "plus", act: () => void library.use(now()?.lora ?? { name }) }),
+        button({ label: `Edit ${name}`, words: "Edit", kind: "quiet lora-edit", act: () => edit() }),
+        button({ label: `Delete ${name}`, icon: "delete", kind: "bare lora-delete", act: () => void remove() }),
       ),
       form,
     );
@@ -75,7 +75,7 @@ export function mountLoras(app, panel) {
         return;
       }
       const rename = make("input", { type: "text", value: name, maxlength: 100, "aria-label": "Name" });
-      const words = make("input", { type: "text", value: entry.lora.trigger_words.join(", "), "aria-label": "Trigger words, separated by commas" });
+      const words = make("input", { type: "text", value: (entry.lora.trigger_words ?? []).join(", "), "aria-label": "Trigger words, separated by commas" });
       const error = make("p", { class: "error", role: "alert" });
       form.replaceChildren(make("label", {}, "Name", rename), make("label", {}, "Trigger words", words), error, make("button", { class: "quiet", type: "submit" }, "Save"));
       form.onsubmit = async (event) => {
@@ -113,8 +113,9 @@ export function mountLoras(app, panel) {
   /** @param {HTMLElement} element @param {Entry} entry */
   function updateCard(element, { lora, services }) {
     find(".lora-facts", HTMLElement, element).textContent = `${factsOf(lora)} · ${services.map(precision).join(", ")}`;
-    find(".lora-words", HTMLElement, element).textContent = lora.trigger_words.length ? `Trigger words: ${lora.trigger_words.join(", ")}` : "";
-    find(".lora-fits", HTMLElement, element).textContent = lora.compatible_models?.length ? `Fits ${lora.compatible_models.join(", ")}` : "Fits no model here";
+    find(".lora-words", HTMLElement, element).textContent = lora.trigger_words?.length ? `Trigger words: ${lora.trigger_words.join(", ")}` : "";
+    find(".lora-fits", HTMLElement, element).textContent = lora.refusal ? `Cannot be applied: ${lora.refusal}` : lora.compatible_models?.length ? `Fits ${lora.compatible_models.join(", ")}` : lora.compatible_models ? "Fits no model here" : "On its way";
+    find(".lora-edit", HTMLElement, element).hidden = find(".lora-delete", HTMLElement, element).hidden = Boolean(lora.builtin) || !lora.compatible_models;
   }
 }
 

@@ -1,13 +1,14 @@
 /** The bar at the top: the workflow, the view, the button that runs, the services, the panels. */
 
 /** @import { App } from "../../types/app" */
+/** @import { Box } from "../../types/graph" */
 /** @import { Panel, ServiceState } from "../../types/state" */
 
 import { button, find, icon, keep, make } from "../dom.js";
 import { precision } from "../format.js";
-import { withTwin } from "../graph/compared.js";
 import * as commands from "../graph/commands.js";
 import { mainSampler } from "../graph/plan.js";
+import { whenRead } from "../lazy.js";
 import { newSeed } from "../random.js";
 import { isOpen } from "../runs.js";
 import { servicesOf } from "../services.js";
@@ -21,14 +22,16 @@ export const PANELS = [
   { panel: "workflows", words: "Workflows", icon: "workflows" },
 ];
 
-/** @param {App} app @param {{fit: () => void}} canvas */
+/** @typedef {{fit: () => void, boxOf: (id: string) => Box}} Canvas */
+
+/** @param {App} app @param {Canvas} canvas */
 export function mountTopbar(app, canvas) {
   const { store, runs } = app;
   const run = find("#run", HTMLButtonElement);
   const stop = find("#stop", HTMLButtonElement);
   run.addEventListener("click", () => void runs.start());
   stop.addEventListener("click", () => runs.cancelAll());
-  find("#compare", HTMLButtonElement).addEventListener("click", () => compare(app, canvas));
+  find("#compare", HTMLButtonElement).addEventListener("click", () => whenRead(store, import("../graph/compared.js"), ({ withTwin }) => compare(app, canvas, withTwin)));
   for (const radio of document.querySelectorAll("[name=view]")) {
     radio.addEventListener("change", () => store.set({ view: radio.getAttribute("value") === "form" ? "form" : "canvas" }));
   }
@@ -95,11 +98,11 @@ export function togglePanel({ store }, panel) {
   store.set({ panel: store.state.panel === panel ? null : panel });
 }
 
-/** The same prompt and seed at both precisions, side by side. @param {App} app @param {{fit: () => void}} canvas */
-function compare({ store, editor, runs }, canvas) {
+/** The same prompt and seed at both precisions, side by side. @param {App} app @param {Canvas} canvas @param {typeof import("../graph/compared.js").withTwin} withTwin */
+function compare({ store, editor, runs }, canvas, withTwin) {
   const sampler = mainSampler(editor.graph, store.state.selection[0] ?? null);
   const last = sampler && store.state.shown[sampler.id];
-  const twin = sampler && withTwin(editor.graph, sampler.id, last?.job.result?.images[last.index]?.seed ?? newSeed());
+  const twin = sampler && withTwin(editor.graph, sampler.id, last?.job.result?.images[last.index]?.seed ?? newSeed(), canvas.boxOf);
   if (!twin) {
     store.say("There is no Sampler with a Model to compare.");
     return;

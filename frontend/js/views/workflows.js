@@ -97,9 +97,9 @@ export function mountWorkflows(app, panel, onOpened) {
 
   /** @param {{title: string}} saved */
   function card({ title }) {
-    const openIt = () => {
+    const openIt = async () => {
       try {
-        opener.openText(savedWorkflows().find((each) => each.title === title)?.text ?? "", title);
+        await opener.openText(savedWorkflows().find((each) => each.title === title)?.text ?? "", title);
       } catch (error) {
         store.say(`${title} was not opened: ${error instanceof Error ? error.message : error}.`);
       }
@@ -115,7 +115,7 @@ export function mountWorkflows(app, panel, onOpened) {
       { class: "lora" },
       make("p", { class: "lora-name" }, title),
       make("p", { class: "hint" }),
-      make("div", { class: "row" }, button({ label: `Open ${title}`, words: "Open", act: openIt }), button({ label: `Delete ${title}`, icon: "delete", kind: "bare", act: () => void remove() })),
+      make("div", { class: "row" }, button({ label: `Open ${title}`, words: "Open", act: () => void openIt() }), button({ label: `Delete ${title}`, icon: "delete", kind: "bare", act: () => void remove() })),
     );
   }
 }

@@ -27,6 +27,8 @@ const REQUEST = {
   ],
 };
 
+const boxOf = () => ({ x: 0, y: 0, width: 300, height: 200 });
+
 function only(graph) {
   const [sampler, ...others] = samplersOf(graph);
   assert.deepEqual(others, []);
@@ -91,16 +93,16 @@ test("the examples are whole graphs that could run", () => {
 test("a twin differs in the service alone and is used again", () => {
   const graph = graphOf({ ...wantedFrom(REQUEST), num_images: 1 }, "bf16");
   const [sampler] = samplersOf(graph);
-  const twin = withTwin(graph, sampler.id, 99);
+  const twin = withTwin(graph, sampler.id, 99, boxOf);
   assert.deepEqual(faultsOf(twin.graph), []);
   const [mine, other] = twin.samplers.map((id) => orderOf(twin.graph, id));
   assert.deepEqual(mine.body, other.body);
   assert.deepEqual([mine.service, other.service], ["bf16", "fp4"]);
-  const again = withTwin(twin.graph, sampler.id, 5);
+  const again = withTwin(twin.graph, sampler.id, 5, boxOf);
   assert.deepEqual(again.graph, twin.graph);
 });
 
 test("a sampler with a random seed and its twin get one seed", () => {
-  const twin = withTwin(graphOf({ prompt: "a fish" }, "fp4"), "n3", 99);
+  const twin = withTwin(graphOf({ prompt: "a fish" }, "fp4"), "n3", 99, boxOf);
   assert.deepEqual(twin.samplers.map((id) => orderOf(twin.graph, id).body.seed), [99, 99]);
 });

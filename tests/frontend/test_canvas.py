@@ -1,0 +1,276 @@
+"""The canvas in a real browser: nodes, wires, undo, keys, speed."""
+
+from __future__ import annotations
+
+import re
+
+from playwright.sync_api import Page, expect
+
+from tests.frontend.conftest import OpenPage
+from tests.frontend.page import drop, field, graph, is_ready, node, prompt, ui
+from tests.service import RunningService
+
+FRAME_MS = 16.0
+
+
+def opened(open_page: OpenPage, service: RunningService) -> Page:
+    page = open_page(ui(service))
+    is_ready(page)
+    expect(page.locator(".node")).to_have_count(4)
+    page.keyboard.press("Escape")  # nothing has the focus
+    return page
+
+
+def wires(page: Page) -> set[tuple[str, str]]:
+    return {(wire["from"], wire["to"]) for wire in graph(page)["wires"]}
+
+
+def socket(page: Page, kind: str, side: str, name: str, nth: int = 0):
+    return node(page, kind, nth).locator(f".socket[data-side={side}][data-socket={name}]")
+
+
+def drag(page: Page, start, end: tuple[float, float] | object) -> None:
+    """From the middle of an element to that of another one, or to a place."""
+
+    def middle(element) -> tuple[float, float]:
+        box = element.bounding_box()
+        return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+    page.mouse.move(*middle(start))
+    page.mouse.down()
+    target = end if isinstance(end, tuple) else middle(end)
+    page.mouse.move(*target, steps=5)
+    page.mouse.up()
+
+
+def add(page: Page, words: str) -> None:
+    page.keyboard.press("a")
+    page.keyboard.type(words)
+    page.keyboard.press("Enter")
+
+
+# Nodes and wires
+
+
+def test_canvas_node_is_searched_added_and_wired_by_dragging(
+    service: RunningService, open_page: OpenPage
+) -> None:
+    page = opened(open_page, service)
+    page.mouse.dblclick(700, 850)
+    page.keyboard.type("negative")
+    page.keyboard.press("Enter")
+    expect(node(page, "negative")).to_be_visible()
+    page.keyboard.press("Escape")
+    page.keyboard.press("Escape")
+    page.keyboard.press("f")
+    drag(page, socket(page, "negative", "out", "text"), socket(page, "sampler", "in", "negative"))
+    assert ("n5.text", "n3.negative") in wires(page)
+    # A socket of another type takes nothing.
+    drag(page, socket(page, "negative", "out", "text"), socket(page, "sampler", "in", "mask"))
+    assert len(wires(page)) == 4
+    # Pulled out of its input and let go over a node that does not fit, a wire is cut.
+    drag(page, socket(page, "sampler", "in", "negative"), node(page, "model").locator("h3"))
+    assert ("n5.text", "n3.negative") not in wires(page)
+    page.keyboard.press("Control+z")
+    assert ("n5.text", "n3.negative") in wires(page)
+
+
+def test_canvas_wire_let_go_over_the_ground_offers_what_fits(
+    service: RunningService, open_page: OpenPage
+) -> None:
+    page = opened(open_page, service)
+    drag(page, socket(page, "image", "out", "image"), (1100.0, 860.0))
+    offered = page.locator(".menu .menu-words")
+    expect(offered).to_have_text(["Mask", "Sampler", "Image", "Compare"])
+    page.keyboard.type("compare")
+    page.keyboard.press("Enter")
+    assert ("n4.image", "n5.a") in wires(page)
+
+
+def test_canvas_everything_is_undone_and_done_again(
+    service: RunningService, open_page: OpenPage
+) -> None:
+    page = opened(open_page, service)
+    start = graph(page)
+    prompt(page).fill("a red ball")
+    page.keyboard.press("Escape")
+    drag(page, node(page, "model").locator("h3"), (260.0, 120.0))
+    page.keyboard.press("c")
+    expect(node(page, "model")).to_have_attribute("data-collapsed", "true")
+    page.keyboard.press("Control+a")
+    page.keyboard.press("Control+d")
+    expect(page.locator(".node")).to_have_count(8)
+    page.keyboard.press("Delete")
+    expect(page.locator(".node")).to_have_count(4)
+    end = graph(page)
+    for _ in range(5):
+        page.keyboard.press("Control+z")
+    assert graph(page) == start
+    expect(prompt(page)).to_have_value("")
+    for _ in range(5):
+        page.keyboard.press("Control+Shift+z")
+    assert graph(page) == end
+
+
+def test_canvas_box_selects_and_copies_with_wires(
+    service: RunningService, open_page: OpenPage
+) -> None:
+    page = opened(open_page, service)
+    box = page.locator("#canvas").bounding_box()
+    page.keyboard.down("Shift")
+    page.mouse.move(box["x"] + 5, box["y"] + 5)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] - 200, box["y"] + box["height"] - 5, steps=4)
+    page.mouse.up()
+    page.keyboard.up("Shift")
+    expect(page.locator(".node[data-selected=true]")).to_have_count(4)
+    page.keyboard.press("Control+c")
+    page.keyboard.press("Control+v")
+    expect(page.locator(".node")).to_have_count(8)
+    assert ("n5.model", "n7.model") in wires(page)
+    page.keyboard.press("Delete")
+    expect(page.locator(".node")).to_have_count(4)
+
+
+def test_canvas_zooms_to_the_pointer_and_fits(service: RunningService, open_page: OpenPage) -> None:
+    page = opened(open_page, service)
+    head = node(page, "image").locator("h3")
+    page.wait_for_timeout(300)
+    before = head.bounding_box()
+    page.mouse.move(before["x"], before["y"])
+    page.mouse.wheel(0, -240)
+    expect(page.locator(".scale")).not_to_have_text("100 %")
+    after = head.bounding_box()
+    assert abs(after["x"] - before["x"]) < 2 and abs(after["y"] - before["y"]) < 2
+    assert after["width"] > 1.2 * before["width"]
+    page.keyboard.press("f")
+    for kind in ("model", "prompt", "sampler", "image"):
+        expect(node(page, kind)).to_be_in_viewport(ratio=0.99)
+
+
+def test_canvas_number_is_dragged_by_its_label(
+    service: RunningService, open_page: OpenPage
+) -> None:
+    page = opened(open_page, service)
+    label = node(page, "sampler").locator("[data-field=num_inference_steps] label")
+    box = label.bounding_box()
+    drag(page, label, (box["x"] + box["width"] / 2 + 30, box["y"] + 5))
+    expect(field(page, "sampler", "num_inference_steps")).to_have_value("9")  # 4 and five steps
+
+
+def test_canvas_runs_with_the_keyboard_alone(service: RunningService, open_page: OpenPage) -> None:
+    page = opened(open_page, service)
+    add(page, "negative")
+    page.keyboard.type("a house")
+    page.keyboard.press("Escape")
+    node(page, "negative").focus()
+    page.keyboard.press("Tab")  # its button to collapse
+    page.keyboard.press("Tab")  # its socket
+    expect(socket(page, "negative", "out", "text")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator(".menu")).to_contain_text("Wire to Sampler 3, Prompt")
+    page.keyboard.press("ArrowDown")
+    expect(page.locator(".menu [aria-selected=true]")).to_contain_text("Negative")
+    page.keyboard.press("Enter")
+    assert ("n5.text", "n3.negative") in wires(page)
+    for name, value in (("width", "128"), ("height", "128"), ("num_inference_steps", "1")):
+        field(page, "sampler", name).focus()
+        page.keyboard.type(value)
+    prompt(page).focus()
+    page.keyboard.type("a heart")
+    page.keyboard.press("Control+Enter")
+    expect(node(page, "image").locator(".picture")).to_be_visible(timeout=30_000)
+    page.keyboard.press("Escape")
+    page.keyboard.press("?")
+    expect(page.locator("#help")).to_contain_text("Redo")
+    page.keyboard.press("Escape")
+    page.keyboard.press("g")
+    expect(page.locator("#panel-gallery")).to_be_visible()
+
+
+# Workflows
+
+
+def test_canvas_workflow_is_kept_in_the_browser_and_opened_again(
+    service: RunningService, open_page: OpenPage
+) -> None:
+    page = opened(open_page, service)
+    prompt(page).fill("kept words")
+    page.click("#workflow")
+    page.get_by_label("Name of this workflow").fill("mine <b>")
+    page.keyboard.press("Enter")
+    expect(page.locator("#saved-workflows")).to_contain_text("mine <b>")
+    page.get_by_role("button", name="Open FP4 against BF16").click()
+    expect(node(page, "compare")).to_be_visible()
+    page.reload()
+    page.click("#workflow")
+    page.get_by_role("button", name="Open mine <b>").click()
+    expect(prompt(page)).to_have_value("kept words")
+    expect(page.locator("#workflow-name")).to_have_text("mine <b>")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as a file").click()
+    saved = download.value.path().read_bytes()
+    page.get_by_role("button", name="New", exact=True).click()
+    expect(prompt(page)).to_have_value("")
+    drop(page, "#canvas", [("mine.json", "application/json", saved)])
+    expect(prompt(page)).to_have_value("kept words")
+    drop(page, "#canvas", [("bad.json", "application/json", b'{"format": "x"}')])
+    expect(page.locator("#message")).to_contain_text("bad.json was not opened")
+
+
+def test_canvas_opens_a_workflow_of_comfyui(service: RunningService, open_page: OpenPage) -> None:
+    page = opened(open_page, service)
+    workflow = b"""{
+        "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a cat", "clip": ["4", 1]}},
+        "5": {"class_type": "EmptySD3LatentImage", "inputs": {"width": 256, "height": 128, "batch_size": 1}},
+        "4": {"class_type": "UNETLoader", "inputs": {"unet_name": "other.safetensors"}},
+        "3": {"class_type": "KSampler", "inputs": {"seed": 9, "steps": 3, "cfg": 1, "positive": ["6", 0],
+              "latent_image": ["5", 0], "model": ["4", 0]}}}"""
+    drop(page, "#canvas", [("comfy.json", "application/json", workflow)])
+    expect(prompt(page)).to_have_value("a cat")
+    expect(field(page, "sampler", "seed")).to_have_value("9")
+    expect(field(page, "sampler", "height")).to_have_value("128")
+
+
+# Speed
+
+
+def test_canvas_of_200_nodes_pans_and_zooms_within_a_frame(
+    service: RunningService, open_page: OpenPage
+) -> None:
+    page = opened(open_page, service)
+    page.keyboard.press("Control+a")
+    for _ in range(6):  # 4 nodes become 256
+        page.keyboard.press("Control+a")
+        page.keyboard.press("Control+d")
+    page.evaluate("document.querySelectorAll('.node')[0].offsetHeight")
+    assert page.locator(".node").count() >= 200
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Arrange").click()
+    cost_ms = page.evaluate("""async () => {
+            const root = document.querySelector("#canvas");
+            const { left, top, width, height } = root.getBoundingClientRect();
+            const at = { clientX: left + width / 2, clientY: top + height / 2, bubbles: true, cancelable: true };
+            const frames = [];
+            for (let i = 0; i < 60; i++) {
+                await new Promise(requestAnimationFrame);
+                const start = performance.now();
+                const turn = i % 2 ? { deltaX: 9, deltaY: 7 } : { deltaY: i < 30 ? -40 : 40, ctrlKey: true };
+                root.dispatchEvent(new WheelEvent("wheel", { ...at, ...turn }));
+                root.getBoundingClientRect();
+                document.querySelector(".node").getBoundingClientRect(); // style and layout, too
+                frames.push(performance.now() - start);
+            }
+            return frames.sort((a, b) => a - b);
+        }""")
+    assert cost_ms[len(cost_ms) // 2] <= FRAME_MS, cost_ms
+
+
+def test_canvas_title_of_a_hostile_workflow_is_text(
+    service: RunningService, open_page: OpenPage
+) -> None:
+    page = opened(open_page, service)
+    add(page, "note")
+    page.keyboard.type("<img src=x onerror=alert(1)>")
+    expect(field(page, "note", "text")).to_have_value(re.compile("^<img"))
+    expect(page.locator("img[src=x]")).to_have_count(0)

@@ -1,0 +1,270 @@
+"""Pictures that come back, are compared, and change with LoRAs: both services, a real browser."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageChops, PngImagePlugin
+from playwright.sync_api import Page, expect
+
+from tests.frontend.conftest import OpenPage
+from tests.frontend.page import (
+    drop,
+    field,
+    graph,
+    is_ready,
+    node,
+    prompt,
+    small,
+    ui,
+)
+from tests.lora_files import EMBEDDED, SDXL, lora
+from tests.service import RunningService
+
+
+@pytest.fixture(scope="module")
+def fp4(
+    service: RunningService, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningService]:
+    """An FP4 service that the page of the BF16 one may call."""
+    running = RunningService(
+        tmp_path_factory.mktemp("fp4"), precision="fp4", FLUX_PAGE_ORIGINS=service.url
+    ).start()
+    try:
+        running.wait_for_workers()
+        yield running
+    finally:
+        running.close()
+
+
+@pytest.fixture
+def no_loras(service: RunningService) -> Iterator[None]:
+    """Takes out of the library what the test put in."""
+    before = {each["name"] for each in service.client.get("/loras").json()["loras"]}
+    yield
+    for each in service.client.get("/loras").json()["loras"]:
+        if each["name"] not in before:
+            service.client.delete(f"/loras/{each['name']}")
+
+
+def newest(service: RunningService) -> tuple[dict, bytes]:
+    [image] = service.client.get("/images?limit=1").json()["images"]
+    return image, service.client.get(image["image_url"]).content
+
+
+def run(page: Page, service: RunningService) -> tuple[dict, bytes]:
+    """Runs the graph and returns the picture that it drew."""
+    before = (
+        newest(service)[0]["id"] if service.client.get("/images?limit=1").json()["images"] else ""
+    )
+    page.keyboard.press("Control+Enter")
+    service.wait_until(lambda: newest_id(service) != before, 60, "drew nothing")
+    expect(node(page, "image").locator(".run-stage")).to_have_text("Finished", timeout=10_000)
+    return newest(service)
+
+
+def newest_id(service: RunningService) -> str:
+    images = service.client.get("/images?limit=1").json()["images"]
+    return images[0]["id"] if images else ""
+
+
+# Restore
+
+
+def test_results_png_dropped_on_the_canvas_draws_the_same_bytes(
+    service: RunningService, open_page: OpenPage
+) -> None:
+    answer = service.generate(
+        prompt="a fish, größer <b> 🎈", negative_prompt="a house", true_cfg_scale=3.5,
+        width=128, height=144, steps=2, seed=77, num_images=2,
+    )  # fmt: skip
+    assert answer.status_code == 200
+    second = service.client.get(answer.json()["images"][1]["image_url"]).content
+    page = open_page(ui(service))
+    is_ready(page)
+    drop(page, "#canvas", [("picture.png", "image/png", second)])
+    expect(prompt(page)).to_have_value("a fish, größer <b> 🎈")
+    expect(field(page, "negative", "text")).to_have_value("a house")
+    _, drawn = run(page, service)
+    assert drawn == second
+
+
+def test_results_png_of_a1111_gives_its_prompt_and_settings(
+    service: RunningService, open_page: OpenPage
+) -> None:
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text(
+        "parameters",
+        "a lighthouse\nNegative prompt: people\n"
+        "Steps: 20, Sampler: Euler, CFG scale: 3, Seed: 42, Size: 512x768, Model: foreign",
+    )
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG", pnginfo=texts)
+    page = open_page(ui(service))
+    is_ready(page)
+    drop(page, "#canvas", [("a1111.png", "image/png", buffer.getvalue())])
+    expect(prompt(page)).to_have_value("a lighthouse")
+    expect(field(page, "sampler", "seed")).to_have_value("42")
+    expect(field(page, "sampler", "height")).to_have_value("768")
+    expect(page.locator("#message")).to_contain_text("its model foreign is not here")
+
+
+def test_results_picture_without_words_becomes_an_input_that_the_service_judges(
+    service: RunningService, open_page: OpenPage
+) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(buffer, "PNG")
+    page = open_page(ui(service), errors_expected=True)
+    is_ready(page)
+    drop(page, "#canvas", [("red.png", "image/png", buffer.getvalue())])
+    expect(node(page, "image-input").locator("img")).to_have_js_property("naturalWidth", 64)
+    page.reload()
+    expect(node(page, "image-input").locator("img")).to_have_js_property("naturalWidth", 64)
+
+
+def test_results_settings_of_a_gallery_picture_come_back(
+    service: RunningService, open_page: OpenPage
+) -> None:
+    assert service.generate(
+        prompt="three hearts", width=160, height=128, steps=3, seed=5
+    ).is_success
+    page = open_page(ui(service))
+    is_ready(page)
+    page.click("#panels [data-panel=gallery]")
+    page.locator("#tiles button").first.click()
+    page.locator("#viewer").get_by_role("button", name="Use these settings").click()
+    expect(page.locator("#viewer")).to_be_hidden()
+    expect(prompt(page)).to_have_value("three hearts")
+    expect(field(page, "sampler", "width")).to_have_value("160")
+    expect(field(page, "sampler", "seed")).to_have_value("5")
+
+
+# Compare
+
+
+def test_results_one_click_compares_fp4_and_bf16_with_the_figures_of_python(
+    service: RunningService, fp4: RunningService, open_page: OpenPage
+) -> None:
+    page = open_page(ui(service, fp4), origins=(service.url, fp4.url))
+    is_ready(page)
+    is_ready(page, "fp4")
+    small(page, num_inference_steps=2)
+    page.keyboard.type("a red balloon over green hills")
+    page.click("#compare")
+    stage = page.locator(".compare-stage")
+    expect(stage).to_have_attribute("data-complete", "true", timeout=90_000)
+    figures = page.locator(".figures")
+    expect(figures).to_contain_text("SSIM")
+    words = figures.inner_text()
+    told = float(re.search(r"PSNR\s+([\d.]+) dB", words)[1])
+    (a, first), (b, second) = newest(fp4), newest(service)
+    assert a["seed"] == b["seed"] and (a["precision"], b["precision"]) == ("fp4", "bf16")
+    difference = ImageChops.difference(*(Image.open(io.BytesIO(each)) for each in (first, second)))
+    samples = difference.tobytes()
+    mean = sum(value * value for value in samples) / len(samples)
+    assert told == pytest.approx(10 * math.log10(255**2 / mean), abs=0.1)
+    page.get_by_role("button", name="Look at the comparison closely").click()
+    slider = page.locator("#comparison .cut")
+    expect(slider).to_be_focused()
+    page.keyboard.press("Home")
+    cut = page.locator("#comparison .compare-stage")
+    assert cut.evaluate("stage => stage.style.getPropertyValue('--cut')") == "0%"
+    page.locator("#comparison").get_by_text("Difference").click()
+    expect(page.locator("#comparison .side-map")).to_be_visible()
+
+
+# LoRAs
+
+
+def test_results_three_loras_dropped_at_once_are_wired_and_change_the_picture(
+    service: RunningService, open_page: OpenPage, no_loras: None
+) -> None:
+    page = open_page(ui(service))
+    is_ready(page)
+    small(page, num_inference_steps=2)
+    field(page, "sampler", "seed").fill("3")
+    prompt(page).fill("a red balloon")
+    _, plain = run(page, service)
+    files = [
+        (f"style {index}<i>.safetensors", "", lora(0.1 * index, EMBEDDED)) for index in (1, 2, 3)
+    ]
+    drop(page, "#canvas", files)
+    nodes = page.locator(".node[data-kind=lora]")
+    expect(nodes).to_have_count(3)
+    names = [each["name"] for each in service.client.get("/loras").json()["loras"]]
+    for index in range(3):
+        expect(field(page, "lora", "name", index)).not_to_have_value("", timeout=15_000)
+    page.keyboard.press("Control+Enter")
+    image, styled = run(page, service)
+    names = {each["name"] for each in service.client.get("/loras").json()["loras"]}
+    assert {each["name"] for each in image["request"]["loras"]} <= names
+    assert len(image["request"]["loras"]) == 3
+    assert _pixels(plain) != _pixels(styled)
+    wires = [wire for wire in graph(page)["wires"] if wire["to"] == "n1.loras"]
+    assert len(wires) == 3
+    expect(page.locator("i")).to_have_count(0)
+
+
+def test_results_bad_lora_files_say_why_on_their_nodes(
+    service: RunningService, open_page: OpenPage, no_loras: None
+) -> None:
+    page = open_page(ui(service), errors_expected=True)
+    is_ready(page)
+    drop(
+        page,
+        "#canvas",
+        [
+            ("broken.safetensors", "", b"this is no LoRA"),
+            ("foreign.safetensors", "", lora(0.5, SDXL)),
+        ],
+    )
+    expect(node(page, "lora", 0).locator(".upload .error")).to_have_text(re.compile(r"\w+"))
+    expect(node(page, "lora", 0).get_by_role("button", name="Try again")).to_be_visible()
+    expect(node(page, "lora", 1)).to_contain_text(re.compile("does not fit|cannot be applied"))
+
+
+def test_results_library_renames_and_deletes(
+    service: RunningService, open_page: OpenPage, no_loras: None
+) -> None:
+    service.client.put("/loras/before.safetensors", content=lora(0.3))
+    page = open_page(ui(service))
+    is_ready(page)
+    page.click("#panels [data-panel=loras]")
+    card = page.locator("#panel-loras .lora", has_text="before")
+    expect(card).to_contain_text("rank 1")
+    card.get_by_role("button", name="Use before").click()
+    expect(field(page, "lora", "name")).to_have_value("before")
+    card.get_by_role("button", name="Edit before").click()
+    page.get_by_label("Name", exact=True).fill("after")
+    page.get_by_label("Trigger words").fill("woodcut, ink")
+    page.keyboard.press("Enter")
+    renamed = page.locator("#panel-loras .lora", has_text="after")
+    expect(renamed).to_contain_text("woodcut, ink")
+    expect(field(page, "lora", "name")).to_have_value("after")
+    renamed.get_by_role("button", name="Delete after").click()
+    page.click("#confirm-yes")
+    expect(renamed).to_have_count(0)
+    assert service.client.get("/loras/after").status_code == 404
+
+
+def _pixels(png: bytes) -> bytes:
+    return Image.open(io.BytesIO(png)).tobytes()
+
+
+def test_results_job_of_the_page_has_what_the_graph_says(
+    service: RunningService, open_page: OpenPage, tmp_path: Path
+) -> None:
+    page = open_page(ui(service))
+    is_ready(page)
+    small(page, num_inference_steps=1)
+    page.keyboard.type("a star")
+    image, png = run(page, service)
+    metadata = json.loads(Image.open(io.BytesIO(png)).info["flux_api"])
+    assert metadata["request"]["prompt"] == "a star" == image["prompt"]
+    assert metadata["request"]["loras"] == []
