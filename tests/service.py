@@ -18,7 +18,9 @@ from config.settings import ROOT
 # The service on a stand-in model; TEST_ENGINE names the loader in `tests/engines.py`.
 ENGINE_MAIN = ROOT / "tests" / "main_engine.py"
 
-START_SECONDS = 60
+# Limits, not waits: beside other work a worker's imports alone may take a minute.
+START_SECONDS = 180
+WAIT_SECONDS = 60
 STOP_SECONDS = 40
 
 
@@ -90,7 +92,9 @@ class RunningService:
     def workers(self) -> list[dict]:
         return self.client.get("/queue").json()["workers"]
 
-    def wait_until(self, condition, seconds: float = 30, what: str = "condition not met") -> None:
+    def wait_until(
+        self, condition, seconds: float = WAIT_SECONDS, what: str = "condition not met"
+    ) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert self.process.poll() is None, f"the service ended: {self.log()}"
@@ -111,7 +115,7 @@ class RunningService:
     def job(self, job_id: str) -> dict:
         return self.client.get(f"/jobs/{job_id}").json()
 
-    def wait_for_job(self, job_id: str, *statuses: str, seconds: float = 30) -> dict:
+    def wait_for_job(self, job_id: str, *statuses: str, seconds: float = WAIT_SECONDS) -> dict:
         """The job when it has one of the statuses; without any: when it has ended."""
         statuses = statuses or ("succeeded", "failed", "cancelled")
         self.wait_until(

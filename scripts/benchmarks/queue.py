@@ -4,7 +4,8 @@
 
 Starts a service of its own with the embedded model on the CPU, and beside it an application with
 one empty FastAPI route on the same server (uvicorn), as the measure for this machine. Both get the
-same requests from the same client, in alternating rounds. Prints the lines of `docs/benchmarks.md`.
+same requests from the same client, in alternating rounds; their processors' time is measured beside
+the rate, because other work on the machine disturbs it less. Prints the lines of `docs/benchmarks.md`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from config.settings import ROOT
 
 MIB = 2**20
 CONNECTIONS = 32
-ROUNDS = 5
+ROUNDS = 20
 LOAD_PER_SECOND = 1000
 LOAD_SECONDS = 10
 BODY = json.dumps({"prompt": "a red balloon over green hills at sunset", "width": 128}).encode()
@@ -65,6 +66,32 @@ class Address:
         ).encode() + body
 
 
+class Rounds:
+    """Requests to one address in several rounds, and what they cost the process that answers."""
+
+    def __init__(self, address: Address, process: psutil.Process) -> None:
+        self.rates: list[float] = []  # requests a second
+        self._address = address
+        self._process = process
+        self._cpu_seconds = 0.0
+        self._requests = 0
+
+    async def send(self, count: int) -> None:
+        before = self._cpu()
+        self.rates.append(count / await _send_all(self._address, count))
+        self._cpu_seconds += self._cpu() - before
+        self._requests += count
+
+    @property
+    def cpu_us(self) -> float:
+        """Microseconds of processor time a request."""
+        return self._cpu_seconds / self._requests * 1e6
+
+    def _cpu(self) -> float:
+        times = self._process.cpu_times()
+        return times.user + times.system
+
+
 def main() -> None:
     """Run every measurement and print its line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -86,20 +113,22 @@ async def _measure(folder: Path, jobs: int) -> None:
         await _health_under_load(service)
 
 
-async def _submit_rate(service: Service, empty: Address, jobs: int) -> None:
+async def _submit_rate(service: Service, empty: EmptyApp, jobs: int) -> None:
     service.client.post("/queue/pause").raise_for_status()
     submit = Address(service.port, "POST", "/jobs")
     share = jobs // ROUNDS
-    ours, theirs = [], []
+    ours, theirs = Rounds(submit, service.process), Rounds(empty.address, empty.process)
     for turn in range(ROUNDS):
-        order = [(submit, ours), (empty, theirs)]
-        for address, rates in order if turn % 2 else order[::-1]:
-            rates.append(share / await _send_all(address, share))
-    ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
+        for one in (ours, theirs) if turn % 2 else (theirs, ours):
+            await one.send(share)
+    ratios = [one / other for one, other in zip(ours.rates, theirs.rates, strict=True)]
     print(
-        f"submit through HTTP, {CONNECTIONS} connections: {statistics.median(ours):.0f}/s; "
-        f"an empty FastAPI route: {statistics.median(theirs):.0f}/s; ratio {statistics.median(ratios):.2f} "
+        f"submit through HTTP, {CONNECTIONS} connections: {statistics.median(ours.rates):.0f}/s; "
+        f"an empty FastAPI route: {statistics.median(theirs.rates):.0f}/s; ratio {statistics.median(ratios):.2f} "
         f"(from {min(ratios):.2f} to {max(ratios):.2f} in {ROUNDS} rounds)"
+    )
+    print(
+        f"processor time of a submit, all threads: {ours.cpu_us:.0f} us; of the empty route: {theirs.cpu_us:.0f} us"
     )
 
 
@@ -265,11 +294,11 @@ class Service:
     def __init__(self, port: int, process: subprocess.Popen[bytes]) -> None:
         self.port = port
         self.client = httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
-        self._process = psutil.Process(process.pid)
+        self.process = psutil.Process(process.pid)
 
     @property
     def memory_mib(self) -> float:
-        return self._process.memory_info().rss / MIB
+        return self.process.memory_info().rss / MIB
 
 
 @contextlib.asynccontextmanager
@@ -298,13 +327,21 @@ async def _service(folder: Path, **environ: str) -> AsyncIterator[Service]:
         process.wait(30)
 
 
+@dataclass(frozen=True, slots=True)
+class EmptyApp:
+    """The measure: an application with one empty route."""
+
+    address: Address
+    process: psutil.Process
+
+
 @contextlib.asynccontextmanager
-async def _empty_app() -> AsyncIterator[Address]:
+async def _empty_app() -> AsyncIterator[EmptyApp]:
     port = _free_port()
     process = subprocess.Popen([sys.executable, "-c", EMPTY_APP, str(port)])
     try:
         await _until_up(process, port)
-        yield Address(port, "POST", "/empty")
+        yield EmptyApp(Address(port, "POST", "/empty"), psutil.Process(process.pid))
     finally:
         process.terminate()
         process.wait(30)
