@@ -175,7 +175,7 @@ class QueueManager:
         Raises QueueFull, StorageUnavailable, Unavailable, NotFound for a LoRA that is gone.
         """
         if idempotency_key is not None:
-            earlier = await self._earlier(owner, idempotency_key, body_sha256)
+            earlier = await self.earlier(owner, idempotency_key, body_sha256)
             if earlier is not None:
                 return earlier
         self._require_open(owner)
@@ -184,7 +184,7 @@ class QueueManager:
         except Exception as error:
             if idempotency_key is not None and not isinstance(error, FluxError):
                 # The same key came twice at once, and the other one was first.
-                earlier = await self._earlier(owner, idempotency_key, body_sha256)
+                earlier = await self.earlier(owner, idempotency_key, body_sha256)
                 if earlier is not None:
                     return earlier
             raise
@@ -205,6 +205,18 @@ class QueueManager:
     def _forget_loras(self, job: Job) -> None:
         if self._pins is not None:
             self._pins.job_ended(job.request.loras)
+
+    async def earlier(self, owner: str, key: str, body_sha256: str | None) -> Job | None:
+        """The job that was submitted under an idempotency key. Raises IdempotencyMismatch for another body."""
+        found = await self._ledger.by_key(owner, key)
+        if found is None:
+            return None
+        job, digest = found
+        if digest != body_sha256:
+            raise IdempotencyMismatch(
+                f"Idempotency-Key {key[:64]!r} was used with another body; use a new key for a new request"
+            )
+        return job
 
     async def wait(self, job: Job) -> Job:
         """The job when it has ended. Raises Unavailable when the service stops before."""
@@ -485,17 +497,6 @@ class QueueManager:
             await worker.unload()
             await self._until(lambda: worker.model is None)
         return WorkerOutcome(worker.name, True)
-
-    async def _earlier(self, owner: str, key: str, body_sha256: str | None) -> Job | None:
-        found = await self._ledger.by_key(owner, key)
-        if found is None:
-            return None
-        job, digest = found
-        if digest != body_sha256:
-            raise IdempotencyMismatch(
-                f"Idempotency-Key {key[:64]!r} was used with another body; use a new key for a new request"
-            )
-        return job
 
     def _require_open(self, owner: str) -> None:
         if self.is_draining:

@@ -39,13 +39,18 @@ JobId = Annotated[str, Path(min_length=1, max_length=64)]
     openapi_extra={"parameters": [IDEMPOTENCY_KEY]},
 )
 async def submit(request: Request, body: GenerateBody, services: ServicesDep) -> dict[str, Any]:
-    idempotency_key = _idempotency_key(request)
-    wanted = await services.resolve(body.wanted())
+    owner, key = owner_of(request), _idempotency_key(request)
+    digest = body.digest() if key is not None else None
+    if key is not None:
+        # Before the request is looked at: what it names may be gone since, its job is not.
+        earlier = await services.queue.earlier(owner, key, digest)
+        if earlier is not None:
+            return _submitted(services, earlier)
     job = await services.queue.submit(
-        wanted,
-        owner=owner_of(request),
-        idempotency_key=idempotency_key,
-        body_sha256=body.digest() if idempotency_key is not None else None,
+        await services.resolve(body.wanted()),
+        owner=owner,
+        idempotency_key=key,
+        body_sha256=digest,
     )
     return _submitted(services, job)
 

@@ -398,6 +398,19 @@ def test_deleted_lora_stays_with_the_job_that_waits_and_goes_after_it(
     assert library.job(job_id)["request"]["loras"][0]["sha256"] == sha256
 
 
+def test_same_key_and_body_after_the_lora_is_gone_is_the_same_job(library: RunningService) -> None:
+    put(library)
+    again = {
+        "json": {"prompt": "a", "lora_name": "woodcut"},
+        "headers": {"Idempotency-Key": "key-of-woodcut"},
+    }
+    first = library.client.post("/jobs", **again)
+    library.client.delete("/loras/woodcut")
+    second = library.client.post("/jobs", **again)
+    assert (second.status_code, second.json()["id"]) == (202, first.json()["id"])
+    library.client.post("/queue/clear")
+
+
 def test_lora_of_two_jobs_stays_until_both_have_ended(library: RunningService) -> None:
     sha256 = put(library)["sha256"]
     other = put(library, lora(2.0), "other.safetensors")["sha256"]
