@@ -169,13 +169,17 @@ class PeftAdapters:
 
     def _add(self, layers: Layers, path: str, name: str, weights: _Weights) -> None:
         rank = weights.down.out_features
-        with torch.device("meta"):  # PEFT makes weights of its own, which are not used
-            if path in layers:
-                layers[path].update_layer(name, rank, lora_alpha=rank, config=_CONFIG)
-            else:
+        if path not in layers:
+            with torch.device("meta"):  # PEFT makes weights of its own, which are not used
                 own = self._own(path)
                 layers[path] = peft_lora.Linear(own, name, _CONFIG, r=rank, lora_alpha=rank)
-        layers[path].lora_A[name], layers[path].lora_B[name] = weights.down, weights.up
+        layer = layers[path]
+        if name not in layer.r:
+            # What `update_layer` does, less making weights: 0.5 ms for each of some 500 layers.
+            layer.r[name] = layer.lora_alpha[name] = rank
+            layer.use_rslora[name] = layer.use_dora[name] = layer.lora_bias[name] = False
+            layer.lora_dropout[name] = nn.Identity()
+        layer.lora_A[name], layer.lora_B[name] = weights.down, weights.up
 
     def _make_room(self, used: set[str], wanted_bytes: int) -> None:
         for name in list(self._adapters):
