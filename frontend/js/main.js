@@ -23,7 +23,6 @@ import { mountMessage, mountTitle } from "./views/message.js";
 import { mountPanel } from "./views/panel.js";
 import { mountKeyDialog, mountNotice } from "./views/service.js";
 import { mountCorner, mountTopbar } from "./views/topbar.js";
-import { mountViewer } from "./views/viewer.js";
 
 /** Below this there is no room for a canvas, px. */
 const NARROW = "(max-width: 700px)";
@@ -77,7 +76,16 @@ async function main() {
     machine: () => import("./views/machine.js").then(({ mountMachine }) => (body) => mountMachine(app, body)),
     workflows: () => import("./views/workflows.js").then(({ mountWorkflows }) => (body) => mountWorkflows(app, body, fitSoon)),
   });
-  mountViewer(app);
+  let hasViewer = false;
+  store.watch(
+    ({ viewed }) => [viewed],
+    (viewed) => {
+      if (viewed && !hasViewer) {
+        hasViewer = true;
+        whenRead(store, import("./views/viewer.js"), ({ mountViewer }) => mountViewer(app));
+      }
+    },
+  );
   store.watch(
     ({ compared }) => [compared],
     (compared) => compared && whenRead(store, import("./views/comparison.js"), ({ showComparison }) => showComparison(app, compared)),

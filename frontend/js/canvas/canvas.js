@@ -19,6 +19,8 @@ import { Wires } from "./wires.js";
 const STILL_MS = 140;
 /** From here on words are too small to read. */
 const FAR_SCALE = 0.35;
+/** Few nodes are drawn whole however small. */
+const MANY_NODES = 60;
 const GUESSED_HEIGHT = 220;
 
 /** @param {App} app */
@@ -113,7 +115,7 @@ export function mountCanvas(app) {
       world.style.transform = `translate(${x}px, ${y}px) scale(${now})`;
       root.style.backgroundPosition = `${x}px ${y}px`;
       root.style.backgroundSize = `${24 * now * (now < 0.5 ? 2 : 1)}px ${24 * now * (now < 0.5 ? 2 : 1)}px`;
-      root.dataset.far = String(now < FAR_SCALE);
+      root.dataset.far = String(now < FAR_SCALE && layer.children.length > MANY_NODES);
       scale.textContent = `${Math.round(now * 100)} %`;
       world.dataset.moving = "true";
       clearTimeout(stillTimer);

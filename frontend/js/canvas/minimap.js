@@ -37,12 +37,15 @@ export function mountMinimap({ canvas, root, app, boxOf, setCamera }) {
     }
   });
 
-  return () => {
+  const ask = () => {
     if (!isAsked) {
       isAsked = true;
       requestAnimationFrame(draw);
     }
   };
+  matchMedia("(prefers-color-scheme: light)").addEventListener("change", ask);
+  new MutationObserver(ask).observe(document.documentElement, { attributeFilter: ["data-theme"] });
+  return ask;
 
   function draw() {
     isAsked = false;
@@ -64,7 +67,7 @@ export function mountMinimap({ canvas, root, app, boxOf, setCamera }) {
     const colours = getComputedStyle(root);
     for (const { id, kind } of nodes) {
       const type = (NODE_TYPES[kind].outputs[0] ?? NODE_TYPES[kind].inputs[0])?.type;
-      pen.fillStyle = colours.getPropertyValue(type ? `--${type}` : "--muted");
+      pen.fillStyle = colours.getPropertyValue(type === undefined ? "--muted" : type === "text" ? "--text-socket" : `--${type}`);
       pen.globalAlpha = app.store.state.selection.includes(id) ? 1 : 0.6;
       const box = boxOf(id);
       pen.fillRect(view.x + box.x * scale, view.y + box.y * scale, Math.max(2, box.width * scale), Math.max(2, box.height * scale));

@@ -6,6 +6,7 @@ import { inOrder, wiresInto, wiresOutOf } from "./graph.js";
 
 const COLUMN_GAP = 72;
 const ROW_GAP = 32;
+const ROW_WIDTH = 1200;
 
 /**
  * @param {Graph} graph
@@ -13,10 +14,11 @@ const ROW_GAP = 32;
  * @returns {Record<string, {x: number, y: number}>}
  */
 export function arranged(graph, sizeOf) {
-  const columns = columnsOf(graph);
+  const isWired = (/** @type {string} */ id) => Object.values(graph.wires).some(({ from, to }) => from.node === id || to.node === id);
+  const columns = columnsOf(graph).map((ids) => ids.filter(isWired));
   /** @type {Record<string, {x: number, y: number}>} */
   const places = {};
-  let x = 0;
+  let [x, right, bottom] = [0, 0, 0];
   for (const ids of columns) {
     let y = 0;
     let width = 0;
@@ -27,6 +29,21 @@ export function arranged(graph, sizeOf) {
       width = Math.max(width, size.width);
     }
     x += ids.length ? width + COLUMN_GAP : 0;
+    bottom = Math.max(bottom, y);
+    right = Math.max(right, x);
+  }
+  // What is not wired lies below, in rows as wide as the rest.
+  const loose = inOrder(graph).filter(({ id }) => !isWired(id));
+  let [place, highest] = [0, 0];
+  for (const { id } of loose) {
+    const size = sizeOf(id);
+    if (place > 0 && place + size.width > Math.max(right, ROW_WIDTH)) {
+      bottom += highest + ROW_GAP;
+      [place, highest] = [0, 0];
+    }
+    places[id] = { x: place, y: bottom };
+    place += size.width + ROW_GAP;
+    highest = Math.max(highest, size.height);
   }
   return places;
 }

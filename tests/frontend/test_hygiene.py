@@ -1,0 +1,115 @@
+"""What must hold for the whole page: its weight, its speed, its policy, its accessibility."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from config.settings import ROOT
+from tests.frontend.conftest import OpenPage
+from tests.frontend.page import PHONE, drop, is_ready, node, prompt, ui
+from tests.service import RunningService
+
+AXE = ROOT / ".venv" / "page-tools" / "node_modules" / "axe-core" / "axe.min.js"
+MAX_PAGE_BYTES = 300_000
+INTERACTIVE_MS = 1000
+GRAVE = {"serious", "critical"}
+PANELS = ("gallery", "loras", "queue", "machine", "workflows")
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    if not AXE.exists():
+        pytest.skip("needs axe-core; scripts/test.sh installs it")
+    return AXE.read_text()
+
+
+def grave_findings(page: Page, axe: str) -> list[str]:
+    page.evaluate(axe)
+    found = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+    return [
+        f"{each['id']}: {item['target']} {item['failureSummary']}"
+        for each in found["violations"]
+        if each["impact"] in GRAVE
+        for item in each["nodes"]
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_hygiene_canvas_and_panels_have_no_grave_finding_of_axe(
+    service: RunningService, open_page: OpenPage, axe: str, scheme: str
+) -> None:
+    page = open_page(ui(service), color_scheme=scheme)
+    is_ready(page)
+    page.keyboard.press("Escape")
+    for words in ("lora", "negative", "compare", "mask", "image input", "note"):
+        page.keyboard.press("a")
+        page.keyboard.type(words)
+        page.keyboard.press("Enter")
+        page.keyboard.press("Escape")
+    page.get_by_role("button", name="Arrange").click()
+    assert grave_findings(page, axe) == []
+    for panel in PANELS:
+        page.click(f"#panels [data-panel={panel}]")
+        expect(page.locator(f"#panel-{panel} .panel-body > *").first).to_be_attached()
+    assert grave_findings(page, axe) == []
+    page.keyboard.press("?")
+    assert grave_findings(page, axe) == []
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_hygiene_form_at_phone_size_has_no_grave_finding_of_axe(
+    service: RunningService, open_page: OpenPage, axe: str, scheme: str
+) -> None:
+    page = open_page(ui(service), viewport=PHONE, color_scheme=scheme)
+    is_ready(page)
+    page.locator("#form-more summary").click()
+    assert grave_findings(page, axe) == []
+
+
+def test_hygiene_first_look_is_light_and_quick(
+    service: RunningService, open_page: OpenPage
+) -> None:
+    page = open_page(ui(service))
+    expect(prompt(page)).to_be_focused()
+    page.reload()
+    expect(prompt(page)).to_be_focused()
+    is_ready(page)
+    loaded = page.evaluate(
+        """performance.getEntriesByType("resource")
+            .concat(performance.getEntriesByType("navigation"))
+            .filter(({ name }) => /\\/ui\\/|\\.(js|css|svg)$/.test(name))
+            .map(({ name, decodedBodySize, responseEnd }) => [name, decodedBodySize, responseEnd])"""
+    )
+    assert len(loaded) > 20
+    assert sum(size for _, size, _ in loaded) <= MAX_PAGE_BYTES
+
+
+def test_hygiene_theme_is_switched_by_hand(service: RunningService, open_page: OpenPage) -> None:
+    page = open_page(ui(service), color_scheme="dark")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    dark = page.evaluate(ground)
+    page.get_by_role("button", name="Dark or light").click()
+    assert page.evaluate(ground) != dark
+
+
+def test_hygiene_policy_refuses_scripts_in_the_document(
+    service: RunningService, open_page: OpenPage
+) -> None:
+    page = open_page(ui(service))
+    is_ready(page)
+    policy = service.client.get("/ui/").headers["content-security-policy"]
+    assert "unsafe" not in policy and "object-src 'none'" in policy
+
+
+def test_hygiene_hostile_file_names_are_text(service: RunningService, open_page: OpenPage) -> None:
+    page = open_page(ui(service), errors_expected=True)
+    is_ready(page)
+    name = "<img src=x onerror=alert(1)>.safetensors"
+    drop(page, "#canvas", [(name, "", b"no LoRA"), ("<b>bold<b>.txt", "", b"no file of ours")])
+    expect(node(page, "lora").locator(".upload-name")).to_contain_text(name)
+    expect(page.locator("#message")).to_contain_text("<b>bold<b>.txt was not opened")
+    expect(page.locator("img[src=x], b")).to_have_count(0)
+    assert "<img" in json.dumps(page.evaluate("document.body.innerText"))
