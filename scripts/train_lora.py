@@ -8,7 +8,7 @@ trains for FLUX.1 on a GPU and for the embedded model on a CPU. `--preset` draws
 of the example LoRAs itself and trains it for the embedded model.
 
 The state of a run is kept under `--work`; started again with the same settings, the script goes on
-from there and writes the bytes of an uninterrupted run. docs/lora.md explains the options.
+from there and writes the bytes of an uninterrupted run. docs/lora-training.md explains the options.
 """
 
 import argparse
@@ -24,13 +24,13 @@ from scripts.lora.adapter import LAYER_GROUPS, LayersError, find_layers
 from scripts.lora.encoded import encode
 from scripts.lora.files import (
     FORMATS,
-    Description,
     FormatError,
     check_folder,
     check_form,
     check_output,
     write_lora,
 )
+from scripts.lora.metadata import Description
 from scripts.lora.picture_folder import TrainingDataError, fingerprint, read_folder
 from scripts.lora.presets import PRESETS, draw_plain, redraw
 from scripts.lora.training import Plan, ResumeError, TrainingFailed, sampler_levels, train
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.preset:
         check_folder(work, "--work")
         folder = work / "pictures"
-        plain = work.parent / "plain"
+        plain = work / "plain"
         draw_plain(arguments.model, plain)
         redraw(PRESETS[arguments.preset], plain, folder)
     examples = read_folder(folder, resolution_px=arguments.resolution_px, caption=arguments.caption)

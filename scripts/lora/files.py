@@ -1,4 +1,4 @@
-"""LoRA files in the formats that programs read, with metadata that says what the file is.
+"""LoRA files in the formats that programs read.
 
     diffusers   transformer.transformer_blocks.0.attn.to_q .lora_A.weight          alpha in the metadata
     onetrainer  lora_transformer_transformer_blocks_0_attn_to_q .lora_down.weight  and .alpha
@@ -11,23 +11,20 @@ blocks the MLP) are one layer. LoRAs of the parts become one of the whole withou
 A, and the Bs stand in a block diagonal, so the rank is the sum of the ranks.
 """
 
-import json
 import os
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
 
 from scripts.lora.adapter import Adapter
+from scripts.lora.metadata import Description, describe, in_order
 
 State = dict[str, torch.Tensor]
 Pair = tuple[torch.Tensor, torch.Tensor]  # down (r, in), up (out, r)
-
-SOFTWARE = "FLUX API scripts/train_lora.py"
 
 _DOUBLE = {
     "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
@@ -69,20 +66,6 @@ class FormatError(ValueError):
     """A format that has no name for a layer of the LoRA, or a file that cannot be written."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Description:
-    """What the metadata of a file says beside rank and alpha."""
-
-    title: str
-    base_model: str
-    guidance_embeds: bool  # FLUX.1-dev has such, FLUX.1-schnell and the embedded model have not
-    resolution_px: int
-    trigger_word: str | None
-    steps: int
-    pictures: int
-    licence: str | None = None
-
-
 def write_lora(
     path: Path,
     lora: Adapter,
@@ -94,7 +77,7 @@ def write_lora(
     """Write `lora` to `path` in a format of FORMATS; equal input gives equal bytes."""
     state = FORMATS[form](lora)
     kept = {name: _stored(tensor, name, dtype) for name, tensor in state.items()}
-    data = _sorted_metadata(save(kept, _metadata(lora, description, form)))
+    data = in_order(save(kept, describe(lora, description, form)))
     partial = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
@@ -263,53 +246,3 @@ def _stored(tensor: torch.Tensor, name: str, dtype: torch.dtype) -> torch.Tensor
     if not stored.isfinite().all():
         raise FormatError(f"{name} does not fit into {dtype}; use --save-dtype bfloat16 or float32")
     return stored
-
-
-def _metadata(lora: Adapter, description: Description, form: str) -> dict[str, str]:
-    """What tools look for: modelspec, Kohya's ss_ keys, diffusers' adapter settings."""
-    kind = "flux-1-dev" if description.guidance_embeds else "flux-1-schnell"
-    size = f"{description.resolution_px}x{description.resolution_px}"
-    told = {
-        "format": "pt",
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{kind}/lora",
-        "modelspec.implementation": "https://github.com/black-forest-labs/flux",
-        "modelspec.title": description.title,
-        "modelspec.resolution": size,
-        "modelspec.description": f"trained from {description.pictures} pictures on "
-        f"{description.base_model} in {description.steps} steps",
-        "ss_base_model_version": "flux1",
-        "ss_sd_model_name": description.base_model,
-        "ss_network_dim": str(lora.rank),
-        "ss_network_alpha": f"{lora.alpha:g}",
-        "ss_steps": str(description.steps),
-        "ss_num_train_images": str(description.pictures),
-        "software": json.dumps({"name": SOFTWARE}),
-    }
-    if description.licence:
-        told["modelspec.license"] = description.licence
-    if description.trigger_word:
-        told["modelspec.trigger_phrase"] = description.trigger_word
-        told["trigger_word"] = description.trigger_word  # where AI-Toolkit has it
-    if form == "kohya":
-        told["ss_network_module"] = "networks.lora_flux"
-    if form == "diffusers":
-        told["lora_adapter_metadata"] = json.dumps(
-            {
-                "transformer.r": lora.rank,
-                "transformer.lora_alpha": lora.alpha,
-                "transformer.target_modules": sorted(lora.factors),
-                "transformer.use_rslora": False,
-            }
-        )
-    return told
-
-
-def _sorted_metadata(data: bytes) -> bytes:
-    """The same file with its metadata in order; the library writes them in a random one."""
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data[8 + length :]
