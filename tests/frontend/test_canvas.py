@@ -69,7 +69,7 @@ def test_canvas_node_is_searched_added_and_wired_by_dragging(
     drag(page, socket(page, "negative", "out", "text"), socket(page, "sampler", "in", "mask"))
     assert len(wires(page)) == 4
     # Pulled out of its input and let go over a node that does not fit, a wire is cut.
-    drag(page, socket(page, "sampler", "in", "negative"), node(page, "model").locator("h3"))
+    drag(page, socket(page, "sampler", "in", "negative"), node(page, "model").locator("h2"))
     assert ("n5.text", "n3.negative") not in wires(page)
     page.keyboard.press("Control+z")
     assert ("n5.text", "n3.negative") in wires(page)
@@ -94,7 +94,7 @@ def test_canvas_everything_is_undone_and_done_again(
     start = graph(page)
     prompt(page).fill("a red ball")
     page.keyboard.press("Escape")
-    drag(page, node(page, "model").locator("h3"), (260.0, 120.0))
+    drag(page, node(page, "model").locator("h2"), (260.0, 120.0))
     page.keyboard.press("c")
     expect(node(page, "model")).to_have_attribute("data-collapsed", "true")
     page.keyboard.press("Control+a")
@@ -134,7 +134,7 @@ def test_canvas_box_selects_and_copies_with_wires(
 
 def test_canvas_zooms_to_the_pointer_and_fits(service: RunningService, open_page: OpenPage) -> None:
     page = opened(open_page, service)
-    head = node(page, "image").locator("h3")
+    head = node(page, "image").locator("h2")
     page.wait_for_timeout(300)
     before = head.bounding_box()
     page.mouse.move(before["x"], before["y"])

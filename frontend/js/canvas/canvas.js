@@ -117,6 +117,7 @@ export function mountCanvas(app) {
       root.style.backgroundSize = `${24 * now * (now < 0.5 ? 2 : 1)}px ${24 * now * (now < 0.5 ? 2 : 1)}px`;
       root.dataset.far = String(now < FAR_SCALE && layer.children.length > MANY_NODES);
       scale.textContent = `${Math.round(now * 100)} %`;
+      scale.setAttribute("aria-label", `${scale.textContent}: actual size`);
       world.dataset.moving = "true";
       clearTimeout(stillTimer);
       stillTimer = setTimeout(() => delete world.dataset.moving, STILL_MS);

@@ -24,7 +24,7 @@ export function frameOf(app, node) {
     kind: "bare fold",
     act: () => app.editor.do(collapse(app.editor.graph, [node.id], !app.editor.graph.nodes[node.id]?.collapsed)),
   });
-  const head = make("header", { class: "node-head" }, fold, make("h3", {}, type.title));
+  const head = make("header", { class: "node-head" }, fold, make("h2", {}, type.title));
   if (node.kind === "sampler") {
     head.append(button({ label: "Run this sampler", icon: "run", kind: "bare", act: () => void app.runs.start([node.id]) }));
   }

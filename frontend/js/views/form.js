@@ -75,7 +75,7 @@ export function mountForm(app) {
   function card(node) {
     const { title } = NODE_TYPES[node.kind];
     const body = make("div", { class: "node-body" });
-    const head = make("header", { class: "card-head" }, make("h3", {}, title));
+    const head = make("header", { class: "card-head" }, make("h2", {}, title));
     if (!["prompt", "model", "sampler", "image"].includes(node.kind)) {
       head.append(button({ label: `Remove this ${title}`, icon: "close", kind: "bare", act: () => editor.do(commands.removeNodes(editor.graph, [node.id])) }));
     }
