@@ -33,11 +33,12 @@ main() {
     page_port=${page_port:-9000}
     is_port "$page_port" || give_up 2 "PAGE_PORT takes a port from 1 to 65535, not '$page_port'"
     page_port=$((10#$page_port))
-    if [[ $page_port != 9000 && -z $(setting FLUX_PAGE_ORIGINS) ]]; then # 9000 is the services' default
-        export FLUX_PAGE_ORIGINS=http://127.0.0.1:$page_port,http://localhost:$page_port
-    fi
     page_url=http://127.0.0.1:$page_port/
     read_service_addresses "$page_port"
+    if [[ -z $(setting FLUX_PAGE_ORIGINS) ]]; then
+        FLUX_PAGE_ORIGINS=$(page_origins "$page_port")
+        export FLUX_PAGE_ORIGINS
+    fi
     # First of all, so that an earlier instance does not answer in place of the new one.
     take_port --page frontend 127.0.0.1 "$page_port" > /dev/null
     take_service_ports
@@ -51,8 +52,7 @@ main() {
     for precision in "${built[@]}"; do
         await "the ${precision^^} service" "$precision" "${urls[$precision]}/health/ready"
     done
-    # The page looks for the service on its usual port unless it is told another.
-    [[ ${urls[bf16]} == http://127.0.0.1:8001 ]] || page_url+="?bf16=${urls[bf16]}"
+    page_url+=$(service_query)
     introduce "$page_url"
     is_up=1
 
@@ -77,6 +77,26 @@ and every setting of .env.example, for both services. PYTHON, in the environment
 make .venv with.
 One service alone: ./start_bf16_api.sh --help
 EOF
+}
+
+# page_origins <port of the page>: from where the page may call the services. Each service serves the page too.
+page_origins() {
+    local port precision origins=()
+    for precision in "${built[@]}"; do set -- "$@" "${urls[$precision]##*:}"; done
+    for port in "$@"; do origins+=("http://127.0.0.1:$port" "http://localhost:$port"); done
+    local IFS=,
+    echo "${origins[*]}"
+}
+
+# The page looks for the services on their usual ports unless it is told others, or that there is none.
+service_query() {
+    local precision query=()
+    local -A usual=([fp4]=http://127.0.0.1:8000 [bf16]=http://127.0.0.1:8001)
+    for precision in fp4 bf16; do
+        if [[ ${urls[$precision]-} != "${usual[$precision]}" ]]; then query+=("$precision=${urls[$precision]-}"); fi
+    done
+    local IFS='&'
+    if ((${#query[@]})); then echo "?${query[*]}"; fi
 }
 
 # read_service_addresses <port of the page>: fills `built` with the services that this version has,
