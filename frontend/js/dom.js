@@ -74,6 +74,24 @@ export function isTyping(target) {
   );
 }
 
+/** The first field of a node, as soon as its body is there. @param {Element | null} node */
+export function focusFirstField(node) {
+  const body = node?.querySelector(".node-body");
+  const field = body?.querySelector("textarea, select, input");
+  const target = field ?? node;
+  if (target instanceof HTMLElement) {
+    target.focus({ preventScroll: true });
+  }
+  if (body && !field && !body.children.length) {
+    new MutationObserver((_, observer) => {
+      observer.disconnect();
+      if (document.activeElement === node || document.activeElement === document.body) {
+        focusFirstField(node);
+      }
+    }).observe(body, { childList: true });
+  }
+}
+
 /** Asks for files. @param {{accept: string, many: boolean}} options @returns {Promise<File[]>} */
 export function chooseFiles({ accept, many }) {
   return new Promise((resolve) => {

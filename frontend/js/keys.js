@@ -38,6 +38,9 @@ export function mountKeys(app, canvas, openHelp) {
     if (name === "enter") {
       return () => void runs.start();
     }
+    if (isTyping(target) && target instanceof Element && !target.closest("[data-node]")) {
+      return undefined; // a search field undoes by itself
+    }
     if (name === "z") {
       return () => (shiftKey ? editor.redo() : editor.undo()); // of the whole graph: what is typed is a part of it
     }

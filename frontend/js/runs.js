@@ -20,6 +20,8 @@ import { connectionTo } from "./services.js";
 /** Places in line move when another job begins; asked for at most this often. */
 const POSITIONS_MS = 400;
 const FIRST_IN_LINE = 4;
+/** What the events did not tell, and what the service did not take, is asked and sent again. */
+const AGAIN_MS = 3000;
 
 export class Runs {
   #connections;
@@ -108,6 +110,7 @@ export class Runs {
 
   /** Follows the open runs for as long as the page lives. */
   follow() {
+    setInterval(() => void this.#again(), AGAIN_MS);
     for (const connection of Object.values(this.#connections)) {
       connection.listen((event) => this.#onEvent(connection, event));
       this.#store.watch(
@@ -226,6 +229,14 @@ export class Runs {
       throw new Error("A picture that was dropped here is not in this browser any more. Drop it again.");
     }
     return dataUrl(blob);
+  }
+
+  async #again() {
+    this.#sendAll();
+    const sent = this.#open().filter(({ id, service }) => id !== null && isReachable(this.#store.state.services[service]));
+    for (const run of sent.slice(0, FIRST_IN_LINE)) {
+      await this.#look(run, run.id ?? "");
+    }
   }
 
   /** @param {ServiceName} service */

@@ -161,6 +161,7 @@ def test_canvas_number_is_dragged_by_its_label(
 def test_canvas_runs_with_the_keyboard_alone(service: RunningService, open_page: OpenPage) -> None:
     page = opened(open_page, service)
     add(page, "negative")
+    expect(field(page, "negative", "text")).to_be_focused()
     page.keyboard.type("a house")
     page.keyboard.press("Escape")
     node(page, "negative").focus()
@@ -271,6 +272,7 @@ def test_canvas_title_of_a_hostile_workflow_is_text(
 ) -> None:
     page = opened(open_page, service)
     add(page, "note")
+    expect(field(page, "note", "text")).to_be_focused()
     page.keyboard.type("<img src=x onerror=alert(1)>")
     expect(field(page, "note", "text")).to_have_value(re.compile("^<img"))
     expect(page.locator("img[src=x]")).to_have_count(0)

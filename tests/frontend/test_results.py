@@ -16,6 +16,7 @@ from playwright.sync_api import Page, expect
 from tests.frontend.conftest import OpenPage
 from tests.frontend.page import (
     drop,
+    expect_picture,
     field,
     graph,
     is_ready,
@@ -127,6 +128,59 @@ def test_results_picture_without_words_becomes_an_input_that_the_service_judges(
     page.reload()
     picture = node(page, "image-input").locator("img")
     expect(picture).to_have_js_property("naturalWidth", 64, timeout=20_000)
+    is_ready(page)
+    prompt(page).fill("a red ball")
+    node(page, "image-input").locator(".socket").focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")  # the first that it fits: the sampler
+    assert any(wire["to"] == "n3.image" for wire in graph(page)["wires"])
+    refused = service.client.get("/info").json()["not_built"]["fields"]
+    page.keyboard.press("Control+Enter")
+    if "image" in refused:
+        error = node(page, "image-input").locator("[data-field=image] .error")
+        expect(error).to_contain_text("not built yet")
+    else:
+        expect_picture(page)
+
+
+def test_results_mask_is_painted_on_the_picture_and_undone(
+    service: RunningService, open_page: OpenPage
+) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), "blue").save(buffer, "PNG")
+    page = open_page(ui(service))
+    is_ready(page)
+    drop(page, "#canvas", [("blue.png", "image/png", buffer.getvalue())])
+    expect(node(page, "image-input").locator("img")).to_have_js_property("naturalWidth", 64)
+    page.keyboard.press("Escape")
+    page.keyboard.press("a")
+    page.keyboard.type("mask")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Escape")
+    node(page, "mask").locator(".socket[data-side=in]").focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Arrange").click()
+    surface = node(page, "mask").locator("canvas")
+    expect(surface).to_have_js_property("width", 64)
+    surface.scroll_into_view_if_needed()
+    box = surface.bounding_box()
+    page.mouse.move(box["x"] + 5, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] - 5, box["y"] + box["height"] / 2, steps=8)
+    page.mouse.up()
+    page.wait_for_function(
+        "JSON.parse(sessionStorage.getItem('flux page')).workflow.nodes"
+        ".some(({ kind, values }) => kind === 'mask' && values.mask)"
+    )
+    painted = "canvas => canvas.getContext('2d').getImageData(32, 32, 1, 1).data[3]"
+    assert surface.evaluate(painted) == 255
+    page.keyboard.press("Control+z")
+    page.wait_for_function(
+        "JSON.parse(sessionStorage.getItem('flux page')).workflow.nodes"
+        ".every(({ values }) => !values.mask)"
+    )
+    assert surface.evaluate(painted) == 0
 
 
 def test_results_settings_of_a_gallery_picture_come_back(

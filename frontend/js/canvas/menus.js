@@ -4,6 +4,7 @@
 /** @import { End, NodeKind, Socket, SocketType } from "../../types/graph" */
 /** @import { MenuItem } from "./menu.js" */
 
+import { focusFirstField } from "../dom.js";
 import * as commands from "../graph/commands.js";
 import { nodesOf, whyNoWire, wiresInto, wiresOutOf } from "../graph/graph.js";
 import { NODE_KINDS, NODE_TYPES } from "../graph/table.js";
@@ -35,7 +36,7 @@ export function openSearch(app, { at, place, end = null, onClose }) {
           const own = { node: node.id, socket: socket.name };
           app.editor.do(end.side === "out" ? commands.connect(app.editor.graph, end.end, own) : commands.connect(app.editor.graph, own, end.end));
         }
-        focusNode(node.id);
+        focusFirstField(document.querySelector(`.node[data-node="${node.id}"]`));
       },
     })),
   });
@@ -96,13 +97,4 @@ export function openNodeMenu(app, { at, boxOf }) {
       { words: "Delete", keys: "Del", icon: "delete", act: () => editor.deleteSelected() },
     ],
   });
-}
-
-/** @param {string} id */
-export function focusNode(id) {
-  const element = document.querySelector(`.node[data-node="${id}"]`);
-  const control = element?.querySelector(".node-body :is(textarea, select, input)") ?? element;
-  if (control instanceof HTMLElement) {
-    control.focus({ preventScroll: true });
-  }
 }

@@ -3,7 +3,7 @@
 /** @import { App } from "../../types/app" */
 /** @import { Graph, GraphNode, NodeKind } from "../../types/graph" */
 
-import { button, find, keep, make } from "../dom.js";
+import { button, find, focusFirstField, keep, make } from "../dom.js";
 import * as commands from "../graph/commands.js";
 import { freeIds, newNode, nodesOf } from "../graph/graph.js";
 import { mainSampler } from "../graph/plan.js";
@@ -97,10 +97,9 @@ export function mountForm(app) {
         ...targets.map(({ id }) => (/** @type {Graph} */ graph) => commands.connect(graph, { node: node.id, socket: output }, { node: id, socket: input })),
       ]),
     );
-    const control = root.querySelector(`[data-node="${node.id}"] :is(textarea, select, input)`);
-    if (control instanceof HTMLElement) {
-      control.focus();
-    }
+    const card = root.querySelector(`[data-node="${node.id}"]`);
+    focusFirstField(card);
+    card?.scrollIntoView({ block: "nearest" });
   }
 }
 

@@ -99,7 +99,11 @@ export function togglePanel({ store }, panel) {
 }
 
 /** The same prompt and seed at both precisions, side by side. @param {App} app @param {Canvas} canvas @param {typeof import("../graph/compared.js").withTwin} withTwin */
-function compare({ store, editor, runs }, canvas, withTwin) {
+function compare({ store, editor, runs, connections }, canvas, withTwin) {
+  if (!connections.fp4 || !connections.bf16) {
+    store.say(`This page knows no ${connections.fp4 ? "BF16" : "FP4"} service to compare with.`);
+    return;
+  }
   const sampler = mainSampler(editor.graph, store.state.selection[0] ?? null);
   const last = sampler && store.state.shown[sampler.id];
   const twin = sampler && withTwin(editor.graph, sampler.id, last?.job.result?.images[last.index]?.seed ?? newSeed(), canvas.boxOf);
