@@ -35,6 +35,10 @@ export function mountCanvas(app) {
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   let stillTimer;
   let isAsked = false;
+  /** What the elements show. @type {WeakMap<HTMLElement, GraphNode>} */
+  const drawnNodes = new WeakMap();
+  /** @type {import("../../types/graph").Graph["wires"] | null} */
+  let drawnWires = null;
 
   const observer = new ResizeObserver((entries) => {
     for (const { target } of entries) {
@@ -142,7 +146,14 @@ export function mountCanvas(app) {
           }
         }
       }
-      keep(layer, nodes, ({ id }) => id, create, (element, node) => updateFrame(app, element, node));
+      const isRewired = graph.wires !== drawnWires;
+      drawnWires = graph.wires;
+      keep(layer, nodes, ({ id }) => id, create, (element, node) => {
+        if (isRewired || drawnNodes.get(element) !== node) {
+          drawnNodes.set(element, node);
+          updateFrame(app, element, node);
+        }
+      });
       wires.draw(graph, store.state.selectedWire);
       drawMinimap();
     },

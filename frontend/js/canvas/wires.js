@@ -11,7 +11,7 @@ const SVG = "http://www.w3.org/2000/svg";
 export class Wires {
   #layer;
   #app;
-  /** @type {Map<string, {group: SVGGElement, paths: SVGPathElement[], seen: string}>} */
+  /** @type {Map<string, {group: SVGGElement, paths: SVGPathElement[], seen: string, look: string}>} */
   #drawn = new Map();
   #loose;
 
@@ -39,8 +39,13 @@ export class Wires {
         drawn.seen = shape;
         drawn.paths.forEach((each) => each.setAttribute("d", shape));
       }
-      drawn.group.setAttribute("data-selected", String(wire.id === selected));
-      drawn.group.setAttribute("data-busy", String(busy.has(wire.to.node) || busy.has(wire.from.node)));
+      const look = `${wire.id === selected} ${busy.has(wire.to.node) || busy.has(wire.from.node)}`;
+      if (drawn.look !== look) {
+        drawn.look = look;
+        const [isSelected = "", isBusy = ""] = look.split(" ");
+        drawn.group.setAttribute("data-selected", isSelected);
+        drawn.group.setAttribute("data-busy", isBusy);
+      }
     }
   }
 
@@ -60,7 +65,7 @@ export class Wires {
     const paths = [path("wire-hit"), path("wire")];
     group.append(...paths);
     this.#layer.append(group);
-    const drawn = { group, paths, seen: "" };
+    const drawn = { group, paths, seen: "", look: "" };
     this.#drawn.set(wire.id, drawn);
     return drawn;
   }

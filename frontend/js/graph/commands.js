@@ -227,16 +227,17 @@ function changeNodes(graph, ids, label, change, series = "") {
 
 /** @param {Graph} graph @param {readonly Change[]} changes @param {"before" | "after"} side @returns {Graph} */
 function applied(graph, changes, side) {
-  const nodes = { ...graph.nodes };
-  const wires = { ...graph.wires };
+  // What no change is about stays the same object: who watches it need not look.
+  const nodes = changes.some(({ part }) => part === "node") ? { ...graph.nodes } : graph.nodes;
+  const wires = changes.some(({ part }) => part === "wire") ? { ...graph.wires } : graph.wires;
   for (const change of changes) {
     const value = change[side];
     if (value === null) {
-      delete (change.part === "node" ? nodes : wires)[change.id];
+      delete (/** @type {Record<string, unknown>} */ (change.part === "node" ? nodes : wires)[change.id]);
     } else if (change.part === "node") {
-      nodes[change.id] = /** @type {GraphNode} */ (value);
+      /** @type {Record<string, GraphNode>} */ (nodes)[change.id] = /** @type {GraphNode} */ (value);
     } else {
-      wires[change.id] = /** @type {Wire} */ (value);
+      /** @type {Record<string, Wire>} */ (wires)[change.id] = /** @type {Wire} */ (value);
     }
   }
   return { nodes, wires };

@@ -35,14 +35,33 @@ export function wiresOf(graph) {
   return Object.values(graph.wires).sort(byAge);
 }
 
+/** Wires by the nodes at their ends. @type {WeakMap<Graph["wires"], {into: Map<string, Wire[]>, outOf: Map<string, Wire[]>}>} */
+const indexes = new WeakMap();
+
+/** Made once for each state of the wires: every view of a node asks, at every change. @param {Graph} graph */
+function indexOf(graph) {
+  let index = indexes.get(graph.wires);
+  if (!index) {
+    index = { into: new Map(), outOf: new Map() };
+    for (const wire of wiresOf(graph)) {
+      index.into.set(wire.to.node, [...(index.into.get(wire.to.node) ?? []), wire]);
+      index.outOf.set(wire.from.node, [...(index.outOf.get(wire.from.node) ?? []), wire]);
+    }
+    indexes.set(graph.wires, index);
+  }
+  return index;
+}
+
 /** Wires into a node, or into one socket of it, oldest first. @param {Graph} graph @param {string} node @param {string} [socket] */
 export function wiresInto(graph, node, socket) {
-  return wiresOf(graph).filter(({ to }) => to.node === node && (socket === undefined || to.socket === socket));
+  const wires = indexOf(graph).into.get(node) ?? [];
+  return socket === undefined ? wires : wires.filter(({ to }) => to.socket === socket);
 }
 
 /** @param {Graph} graph @param {string} node @param {string} [socket] */
 export function wiresOutOf(graph, node, socket) {
-  return wiresOf(graph).filter(({ from }) => from.node === node && (socket === undefined || from.socket === socket));
+  const wires = indexOf(graph).outOf.get(node) ?? [];
+  return socket === undefined ? wires : wires.filter(({ from }) => from.socket === socket);
 }
 
 /** What is wired to an input, oldest first. @param {Graph} graph @param {string} node @param {string} socket @returns {GraphNode[]} */

@@ -2,6 +2,7 @@
 
 /** @import { MountNode } from "../../types/app" */
 
+import { wiresOutOf } from "../graph/graph.js";
 import { modelOfSampler } from "../models.js";
 import { numberField, textField } from "./fields.js";
 
@@ -18,7 +19,7 @@ export function mountNegative(body, context) {
     name: "true_cfg_scale",
     label: "Strength (true CFG)",
     fallback: (state) => {
-      const wire = Object.values(state.document.graph.wires).find(({ from }) => from.node === context.id);
+      const [wire] = wiresOutOf(state.document.graph, context.id);
       return wire ? (modelOfSampler(state, wire.to.node)?.defaults.true_cfg_scale ?? null) : null;
     },
   });

@@ -3,6 +3,7 @@
 /** @import { MountNode } from "../../types/app" */
 
 import { keep, make } from "../dom.js";
+import { wiresOutOf } from "../graph/graph.js";
 import { modelOfSampler } from "../models.js";
 import { textField } from "./fields.js";
 
@@ -34,7 +35,7 @@ export function mountPrompt(body, context) {
 
   /** Of the model that this prompt goes to. @param {import("../../types/state").State} state */
   function exampleModel(state) {
-    const wire = Object.values(state.document.graph.wires).find(({ from }) => from.node === context.id);
+    const [wire] = wiresOutOf(state.document.graph, context.id);
     return wire ? modelOfSampler(state, wire.to.node) : null;
   }
 
