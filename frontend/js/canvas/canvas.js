@@ -21,6 +21,7 @@ const STILL_MS = 140;
 const FAR_SCALE = 0.35;
 /** Few nodes are drawn whole however small. */
 const MANY_NODES = 60;
+const DOTS_PX = 24;
 const GUESSED_HEIGHT = 220;
 
 /** @param {App} app */
@@ -28,6 +29,7 @@ export function mountCanvas(app) {
   const { store, editor } = app;
   const root = find("#canvas", HTMLElement);
   const world = find("#world", HTMLElement);
+  const dots = find("#dots", HTMLElement);
   const layer = find("#nodes", HTMLElement);
   const wires = new Wires(find("#wires", SVGSVGElement), app);
   /** @type {Map<string, number>} */
@@ -117,8 +119,10 @@ export function mountCanvas(app) {
     ({ camera }) => [camera],
     ({ x, y, scale: now }) => {
       world.style.transform = `translate(${x}px, ${y}px) scale(${now})`;
-      root.style.backgroundPosition = `${x}px ${y}px`;
-      root.style.backgroundSize = `${24 * now * (now < 0.5 ? 2 : 1)}px ${24 * now * (now < 0.5 ? 2 : 1)}px`;
+      // Between 0.7 and 1.4 of their size: the pattern looks the same at half and at twice the scale.
+      const grid = now / 2 ** Math.round(Math.log2(now));
+      const tile = DOTS_PX * grid;
+      dots.style.transform = `translate(${((x % tile) + tile) % tile}px, ${((y % tile) + tile) % tile}px) scale(${grid})`;
       root.dataset.far = String(now < FAR_SCALE && layer.children.length > MANY_NODES);
       scale.textContent = `${Math.round(now * 100)} %`;
       scale.setAttribute("aria-label", `${scale.textContent}: actual size`);

@@ -10,6 +10,9 @@ import { NODE_TYPES } from "../graph/table.js";
 const WIDTH = 168;
 const HEIGHT = 104;
 const MARGIN_PX = 8;
+/** Seen from the corner of the eye: it need not move at every frame. */
+const BETWEEN_MS = 80;
+const NAMES = ["model", "lora", "text-socket", "image", "mask", "reference", "muted", "accent"];
 
 /**
  * @param {{canvas: HTMLCanvasElement, root: HTMLElement, app: App, boxOf: (id: string) => Box, setCamera: (camera: Camera) => void}} options
@@ -19,6 +22,8 @@ export function mountMinimap({ canvas, root, app, boxOf, setCamera }) {
   const pen = canvas.getContext("2d");
   let view = { x: 0, y: 0, scale: 1 };
   let isAsked = false;
+  /** @type {Map<string, string>} */
+  let colours = new Map();
 
   const go = (/** @type {PointerEvent} */ event) => {
     const { left, top } = canvas.getBoundingClientRect();
@@ -40,11 +45,15 @@ export function mountMinimap({ canvas, root, app, boxOf, setCamera }) {
   const ask = () => {
     if (!isAsked) {
       isAsked = true;
-      requestAnimationFrame(draw);
+      setTimeout(() => requestAnimationFrame(draw), BETWEEN_MS);
     }
   };
-  matchMedia("(prefers-color-scheme: light)").addEventListener("change", ask);
-  new MutationObserver(ask).observe(document.documentElement, { attributeFilter: ["data-theme"] });
+  const repaint = () => {
+    colours = new Map();
+    ask();
+  };
+  matchMedia("(prefers-color-scheme: light)").addEventListener("change", repaint);
+  new MutationObserver(repaint).observe(document.documentElement, { attributeFilter: ["data-theme"] });
   return ask;
 
   function draw() {
@@ -64,16 +73,20 @@ export function mountMinimap({ canvas, root, app, boxOf, setCamera }) {
     view = { scale, x: (WIDTH - all.width * scale) / 2 - all.x * scale, y: (HEIGHT - all.height * scale) / 2 - all.y * scale };
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     pen.clearRect(0, 0, WIDTH, HEIGHT);
-    const colours = getComputedStyle(root);
+    if (!colours.size) {
+      const style = getComputedStyle(root);
+      colours = new Map(NAMES.map((name) => [name, style.getPropertyValue(`--${name}`)]));
+    }
+    const selected = new Set(app.store.state.selection);
     for (const { id, kind } of nodes) {
       const type = (NODE_TYPES[kind].outputs[0] ?? NODE_TYPES[kind].inputs[0])?.type;
-      pen.fillStyle = colours.getPropertyValue(type === undefined ? "--muted" : type === "text" ? "--text-socket" : `--${type}`);
-      pen.globalAlpha = app.store.state.selection.includes(id) ? 1 : 0.6;
+      pen.fillStyle = colours.get(type === undefined ? "muted" : type === "text" ? "text-socket" : type) ?? "";
+      pen.globalAlpha = selected.has(id) ? 1 : 0.6;
       const box = boxOf(id);
       pen.fillRect(view.x + box.x * scale, view.y + box.y * scale, Math.max(2, box.width * scale), Math.max(2, box.height * scale));
     }
     pen.globalAlpha = 1;
-    pen.strokeStyle = colours.getPropertyValue("--accent");
+    pen.strokeStyle = colours.get("accent") ?? "";
     pen.strokeRect(view.x + seen.x * scale + 0.5, view.y + seen.y * scale + 0.5, seen.width * scale, seen.height * scale);
   }
 }
