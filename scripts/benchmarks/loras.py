@@ -103,7 +103,9 @@ def _changes(
         model.use_loras(refs)
         requests = [replace(REQUEST, prompt=t, width=size_px, height=size_px) for t in texts]
         drawn = [_draw(model, replace(request, loras=refs)) for request in requests]
-        pictures.append(numpy.stack([numpy.asarray(picture, dtype=float) for picture in drawn]))
+        pictures.append(
+            numpy.stack([numpy.asarray(picture, dtype=numpy.int16) for picture in drawn])
+        )
     return [styled - pictures[0] for styled in pictures[1:]]
 
 
