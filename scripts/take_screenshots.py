@@ -44,16 +44,18 @@ def first_look(open_page: OpenPage) -> Taken:
     yield "page", page
     page.click("#panels [data-panel=gallery]")
     page.locator("#tiles img").nth(5).wait_for()
+    page.locator("body").press("f")
     yield "page-gallery", page
 
 
 def running(open_page: OpenPage) -> Taken:
     page = open_page()
-    page.locator("[data-field=num_inference_steps] input").fill("60")
+    page.locator("[data-field=num_inference_steps] input").fill("100")
     page.locator("[data-role=prompt]").fill(_examples(page)[0])
     page.keyboard.press("Enter")
     page.click("#panels [data-panel=queue]")
-    page.wait_for_function("document.querySelector('.node progress').value > 0.4", timeout=RUN_MS)
+    while page.locator(".node progress").last.evaluate("bar => bar.position") < 0.3:
+        page.wait_for_timeout(100)
     page.locator(".node .preview").wait_for()
     yield "page-running", page
     page.click("#stop")
@@ -150,8 +152,7 @@ def _wait_until_drawn(page: Page) -> None:
 
 
 def _save(page: Page, path: Path) -> Path:
-    page.wait_for_function("[...document.images].every((image) => image.complete)")
-    page.wait_for_timeout(700)
+    page.wait_for_timeout(1500)  # thumbnails come, messages go
     page.screenshot(path=path)
     if path.stat().st_size > MAX_BYTES:  # 256 colours are near enough for a page this calm
         with Image.open(path) as image:

@@ -70,6 +70,11 @@ def run(page: Page, service: RunningService) -> tuple[dict, bytes]:
     return newest(service)
 
 
+def masks(page: Page) -> list[str | None]:
+    """What the Mask nodes of the graph hold."""
+    return [each["values"]["mask"] for each in graph(page)["nodes"] if each["kind"] == "mask"]
+
+
 def newest_id(service: RunningService) -> str:
     images = service.client.get("/images?limit=1").json()["images"]
     return images[0]["id"] if images else ""
@@ -169,17 +174,11 @@ def test_results_mask_is_painted_on_the_picture_and_undone(
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] - 5, box["y"] + box["height"] / 2, steps=8)
     page.mouse.up()
-    page.wait_for_function(
-        "JSON.parse(sessionStorage.getItem('flux page')).workflow.nodes"
-        ".some(({ kind, values }) => kind === 'mask' && values.mask)"
-    )
+    service.wait_until(lambda: masks(page) != [None], 10, "has no mask")
     painted = "canvas => canvas.getContext('2d').getImageData(32, 32, 1, 1).data[3]"
     assert surface.evaluate(painted) == 255
     page.keyboard.press("Control+z")
-    page.wait_for_function(
-        "JSON.parse(sessionStorage.getItem('flux page')).workflow.nodes"
-        ".every(({ values }) => !values.mask)"
-    )
+    service.wait_until(lambda: masks(page) == [None], 10, "has a mask")
     assert surface.evaluate(painted) == 0
 
 
