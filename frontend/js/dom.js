@@ -83,9 +83,10 @@ export function focusFirstField(node) {
     target.focus({ preventScroll: true });
   }
   if (body && !field && !body.children.length) {
+    const focused = document.activeElement;
     new MutationObserver((_, observer) => {
       observer.disconnect();
-      if (document.activeElement === node || document.activeElement === document.body) {
+      if (document.activeElement === focused) {
         focusFirstField(node);
       }
     }).observe(body, { childList: true });

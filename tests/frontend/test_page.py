@@ -75,8 +75,9 @@ def test_page_first_picture_takes_three_actions(
     expect_picture(page)
     for fact in ("256 × 256", "4 steps", "BF16"):
         expect(node(page, "image").locator(".facts-line")).to_contain_text(fact)
-    expect(page.locator("#tiles img").first).to_have_attribute("alt", "a green tree at noon")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.click("#panels [data-panel=gallery]")
+    expect(page.locator("#tiles img").first).to_have_attribute("alt", "a green tree at noon")
 
 
 def test_page_opens_telling_what_draws_and_why(
@@ -102,6 +103,7 @@ def test_page_form_at_phone_size_has_everything_the_canvas_has(
     page.locator("#form-more summary").click()
     small(page, num_inference_steps=1)
     page.click("#form-add button:has-text('Negative prompt')")
+    expect(field(page, "negative", "text")).to_be_focused()
     page.keyboard.type("a house")
     prompt(page).fill("three stars")
     page.click("#form-run")

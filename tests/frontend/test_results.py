@@ -164,7 +164,7 @@ def test_results_mask_is_painted_on_the_picture_and_undone(
     page.keyboard.press("Escape")
     node(page, "mask").locator(".socket[data-side=in]").focus()
     page.keyboard.press("Enter")
-    page.keyboard.press("Enter")
+    page.locator(".menu li", has_text="Image input").click()
     page.get_by_role("button", name="Arrange").click()
     surface = node(page, "mask").locator("canvas")
     expect(surface).to_have_js_property("width", 64)
