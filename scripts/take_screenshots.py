@@ -57,6 +57,7 @@ def running(open_page: OpenPage) -> Taken:
     while page.locator(".node progress").last.evaluate("bar => bar.position") < 0.3:
         page.wait_for_timeout(100)
     page.locator(".node .preview").wait_for()
+    page.locator("body").press("f")
     yield "page-running", page
     page.click("#stop")
 

@@ -14,7 +14,7 @@ export function mountMask(body, context) {
   const surface = make("canvas", { "aria-label": "Paint the mask here", role: "img" });
   const hint = make("p", { class: "hint" }, "Wire a picture to this node, then paint on it");
   const box = make("div", { class: "drop paint" }, picture, surface, hint);
-  const pen = surface.getContext("2d");
+  const pen = surface.getContext("2d", { willReadFrequently: true });
 
   context.watch(
     (state) => [sourceOf(state)],
