@@ -3,7 +3,7 @@
 /** @import { App } from "../../types/app" */
 /** @import { GraphNode, Socket } from "../../types/graph" */
 
-import { button, find, icon, make } from "../dom.js";
+import { button, find, make } from "../dom.js";
 import { collapse } from "../graph/commands.js";
 import { wiresInto, wiresOutOf } from "../graph/graph.js";
 import { NODE_TYPES, SOCKET_NAMES } from "../graph/table.js";
@@ -81,9 +81,4 @@ function socketButton({ name, type, label, needed }, side) {
     make("span", { class: "dot" }),
     make("span", { class: "socket-name" }, label),
   );
-}
-
-/** An icon for a kind of node, for lists. @param {string} kind */
-export function kindIcon(kind) {
-  return icon(kind === "lora" ? "loras" : kind === "image-input" || kind === "references" || kind === "mask" ? "image" : "node");
 }
