@@ -1,6 +1,7 @@
 """Fixtures for every test: one real service that is shared, and a way to start others."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,10 @@ from tests.service import ENGINE_MAIN, RunningService
 # Before torch is imported: threads that wait for each other sleep, as a worker's do. Two tests at once
 # would spend most of their time turning.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# A shell starts what it runs in the background deaf to Ctrl-C, and so would be all that a test starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,8 @@
 /** @type {Readonly<Record<ServiceName, string>>} */
 const USUAL_PORTS = { fp4: "8000", bf16: "8001" };
 export const SERVICE_NAMES = /** @type {ServiceName[]} */ (Object.keys(USUAL_PORTS));
+/** The one that others are compared with, and that a graph begins with. @type {ServiceName} */
+export const FIRST_SERVICE = "bf16";
 const LOOPBACK_NAMES = ["127.0.0.1", "localhost", "[::1]"];
 
 /**

@@ -4,7 +4,7 @@
 
 import { ServiceClient } from "./api.js";
 import { mountCanvas } from "./canvas/canvas.js";
-import { SERVICE_NAMES, ownService, serviceAddresses } from "./config.js";
+import { FIRST_SERVICE, SERVICE_NAMES, ownService, serviceAddresses } from "./config.js";
 import { Connection } from "./connection.js";
 import { mountDrops } from "./drops.js";
 import { Editor } from "./editor.js";
@@ -44,7 +44,7 @@ async function main() {
     ),
   });
   if (!saved) {
-    store.set({ document: newDocument(firstGraph(own ?? "bf16")) });
+    store.set({ document: newDocument(firstGraph(own ?? FIRST_SERVICE)) });
   }
   const narrow = matchMedia(NARROW);
   const makeRoom = () => narrow.matches && store.set({ view: "form" });
@@ -128,7 +128,7 @@ async function ownName() {
     sessionStorage.setItem(OWN_NAME, name ?? "");
     return name;
   } catch {
-    return SERVICE_NAMES.find((each) => each === sessionStorage.getItem(OWN_NAME)) ?? "bf16";
+    return SERVICE_NAMES.find((each) => each === sessionStorage.getItem(OWN_NAME)) ?? FIRST_SERVICE;
   }
 }
 

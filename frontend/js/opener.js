@@ -6,6 +6,7 @@
 /** @import { Library } from "./library.js" */
 /** @import { Store } from "./store.js" */
 
+import { SERVICE_NAMES } from "./config.js";
 import { keepAsset } from "./assets.js";
 import { graphOf, wantedFrom } from "./graph/restore.js";
 import { isWorkflow, parse } from "./graph/workflow.js";
@@ -136,7 +137,7 @@ export class Opener {
 
   /** @param {string} precision */
   #serviceFor(precision) {
-    return precision === "fp4" || precision === "bf16" ? precision : firstService(this.#store.state);
+    return SERVICE_NAMES.find((name) => name === precision) ?? firstService(this.#store.state);
   }
 
   /** @param {import("../types/graph").Graph} graph @param {string} name */

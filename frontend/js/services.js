@@ -3,7 +3,7 @@
 /** @import { ServiceName, ServiceState, State } from "../types/state" */
 /** @import { Connection } from "./connection.js" */
 
-import { SERVICE_NAMES } from "./config.js";
+import { FIRST_SERVICE, SERVICE_NAMES } from "./config.js";
 import { isReachable } from "./connection.js";
 
 /** @typedef {Readonly<Partial<Record<ServiceName, Connection>>>} Connections */
@@ -22,7 +22,8 @@ export function serviceNamed({ services }, name) {
 export function firstService(state) {
   const services = servicesOf(state);
   const up = services.filter(isReachable);
-  return (up.find(({ name }) => name === "bf16") ?? up[0] ?? services.find(({ name }) => name === "bf16") ?? services[0])?.name ?? "bf16";
+  const isFirst = (/** @type {ServiceState} */ { name }) => name === FIRST_SERVICE;
+  return (up.find(isFirst) ?? up[0] ?? services.find(isFirst) ?? services[0])?.name ?? FIRST_SERVICE;
 }
 
 /**

@@ -7,7 +7,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    Page,
+    Request,
+    expect,
+    sync_playwright,
+)
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = (
@@ -20,6 +27,9 @@ DESKTOP = {"width": 1440, "height": 900}
 NETWORK_LINE = "Failed to load resource"
 
 OpenPage = Callable[..., Page]
+
+# A busy machine may take a while; a test that is about time says how long.
+expect.set_options(timeout=20_000)
 
 
 # Not for the session: while it is open a loop runs in this thread, and other tests want their own.

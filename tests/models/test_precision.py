@@ -40,6 +40,7 @@ PLACES = (
     "scripts/doctor.py",
     "scripts/quantize_fp4.py",
     "scripts/setup_env.sh",  # the requirements of one engine
+    "scripts/take_screenshots.py",  # the addresses of the services
     "scripts/write_env_example.py",  # the names of the ports, for people
     "start.sh",
     "start_bf16_api.sh",

@@ -2,6 +2,7 @@
 
 /** @import { Box, Graph } from "../../types/graph" */
 
+import { FIRST_SERVICE, SERVICE_NAMES } from "../config.js";
 import { nodesOf, sourceOf, wiresInto, wiresOutOf } from "./graph.js";
 import { around } from "./layout.js";
 import { planOf } from "./plan.js";
@@ -23,7 +24,7 @@ export function withTwin(graph, samplerId, seed, boxOf) {
   if (!plan?.model) {
     return null;
   }
-  const other = plan.model.values.service === "fp4" ? "bf16" : "fp4";
+  const other = SERVICE_NAMES.find((name) => name !== plan.model?.values.service) ?? FIRST_SERVICE;
   const fixed = typeof plan.sampler.values.seed === "number" && plan.sampler.values.seed_mode === "fixed" ? plan.sampler.values.seed : seed;
   const values = { ...plan.sampler.values, seed_mode: "fixed", seed: fixed, num_images: 1 };
   const old = twinOf(graph, samplerId, other);
@@ -46,7 +47,7 @@ export function withTwin(graph, samplerId, seed, boxOf) {
   for (const { from, to } of wiresInto(graph, samplerId).filter(({ to }) => to.socket !== "model")) {
     builder.wire(`${from.node}.${from.socket}`, `${twin}.${to.socket}`);
   }
-  const [a, b] = other === "bf16" ? [samplerId, twin] : [twin, samplerId];
+  const [a, b] = other === FIRST_SERVICE ? [samplerId, twin] : [twin, samplerId];
   builder.wire(`${a}.image`, `${compare}.a`).wire(`${b}.image`, `${compare}.b`);
   return { graph: builder.graph, samplers: [samplerId, twin], compare };
 }

@@ -2,6 +2,7 @@
 
 /** @import { Graph } from "../../types/graph" */
 
+import { SERVICE_NAMES } from "../config.js";
 import { Builder, graphOf } from "./restore.js";
 
 /** Model → Prompt → Sampler → Image. @param {string} service @returns {Graph} */
@@ -25,18 +26,17 @@ export const EXAMPLES = [
     build: (service) => graphOf({ prompt: "three stars over a desert at night", negative_prompt: "a house", true_cfg_scale: 3, seed: 11 }, service),
   },
   {
-    name: "FP4 against BF16",
+    name: SERVICE_NAMES.map((name) => name.toUpperCase()).join(" against "),
     about: "The same seed at both precisions, compared",
     build: () => {
       const builder = new Builder();
-      const fp4 = builder.node("model", 0, 0, { service: "fp4" });
-      const bf16 = builder.node("model", 0, 390, { service: "bf16" });
+      const [one, other] = SERVICE_NAMES.map((service, i) => builder.node("model", 0, i * 390, { service }));
       const prompt = builder.node("prompt", 0, 780, { text: "a blue house on the right in front of a wheat field at dawn" });
       const values = { seed_mode: "fixed", seed: 3 };
       const first = builder.node("sampler", 388, 0, values);
       const second = builder.node("sampler", 388, 590, values);
       const compare = builder.node("compare", 744, 160);
-      builder.wire(`${fp4}.model`, `${first}.model`).wire(`${bf16}.model`, `${second}.model`);
+      builder.wire(`${one}.model`, `${first}.model`).wire(`${other}.model`, `${second}.model`);
       builder.wire(`${prompt}.text`, `${first}.prompt`).wire(`${prompt}.text`, `${second}.prompt`);
       builder.wire(`${first}.image`, `${compare}.a`).wire(`${second}.image`, `${compare}.b`);
       return builder.graph;

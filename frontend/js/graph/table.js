@@ -2,6 +2,8 @@
 
 /** @import { NodeKind, NodeType, Socket, SocketType, Value, ValueSpec } from "../../types/graph" */
 
+import { FIRST_SERVICE, SERVICE_NAMES } from "../config.js";
+
 const MAX_PROMPT = 2000;
 const MAX_NOTE = 4000;
 export const MAX_SEED = Number.MAX_SAFE_INTEGER;
@@ -27,7 +29,7 @@ export const NODE_TYPES = {
     inputs: [{ name: "loras", type: "lora", label: "LoRAs", many: true }],
     outputs: [{ name: "model", type: "model", label: "Model" }],
     values: {
-      service: { kind: "choice", initial: "bf16", choices: ["fp4", "bf16"] },
+      service: { kind: "choice", initial: FIRST_SERVICE, choices: SERVICE_NAMES },
       backend: { kind: "name", initial: null },
       model: { kind: "name", initial: null },
     },

@@ -4,6 +4,7 @@
 /** @import { GenerationRequest } from "../../types/api" */
 /** @import { ServiceName } from "../../types/state" */
 
+import { FIRST_SERVICE } from "../config.js";
 import { button, icon, make } from "../dom.js";
 import { nodesOf, wiresInto } from "../graph/graph.js";
 import { mainSampler } from "../graph/plan.js";
@@ -29,7 +30,7 @@ export function actionsFor(app, choose, { compact = false, onUsed = () => {} } =
   const { store, editor, opener } = app;
   const link = make("a", { class: "quiet", "aria-label": "Download", title: "Download" }, icon("download"), ...(compact ? [] : ["Download"]));
   link.addEventListener("click", (event) => {
-    const connection = app.connections[choose()?.service ?? "bf16"];
+    const connection = app.connections[choose()?.service ?? FIRST_SERVICE];
     if (connection) {
       download(event, connection).catch(() => store.say("Not downloaded: the service did not send it."));
     }

@@ -3,6 +3,7 @@
 /** @import { App } from "../../types/app" */
 /** @import { ServiceName, ServiceState, State } from "../../types/state" */
 
+import { SERVICE_NAMES } from "../config.js";
 import { find } from "../dom.js";
 import { precision } from "../format.js";
 import { servicesOf } from "../services.js";
@@ -20,8 +21,8 @@ export function mountNotice({ store }, refused) {
   let locked = null;
   enter.addEventListener("click", () => store.set({ keyAsked: locked }));
   store.watch(
-    (state) => [state.keyAsked, state.services, isUsed(state, "fp4"), isUsed(state, "bf16")],
-    (keyAsked, _services, _fp4, _bf16) => {
+    (state) => [state.keyAsked, state.services, SERVICE_NAMES.map((name) => isUsed(state, name)).join()],
+    (keyAsked, _services, _used) => {
       const notice = keyAsked ? null : noticeOf(store.state, refused);
       bar.hidden = notice === null;
       bar.dataset.phase = notice?.phase ?? "";

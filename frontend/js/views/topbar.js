@@ -4,6 +4,7 @@
 /** @import { Box } from "../../types/graph" */
 /** @import { Panel, ServiceState } from "../../types/state" */
 
+import { SERVICE_NAMES } from "../config.js";
 import { button, find, icon, keep, make } from "../dom.js";
 import { precision } from "../format.js";
 import * as commands from "../graph/commands.js";
@@ -100,8 +101,9 @@ export function togglePanel({ store }, panel) {
 
 /** The same prompt and seed at both precisions, side by side. @param {App} app @param {Canvas} canvas @param {typeof import("../graph/compared.js").withTwin} withTwin */
 function compare({ store, editor, runs, connections }, canvas, withTwin) {
-  if (!connections.fp4 || !connections.bf16) {
-    store.say(`This page knows no ${connections.fp4 ? "BF16" : "FP4"} service to compare with.`);
+  const missing = SERVICE_NAMES.find((name) => !connections[name]);
+  if (missing) {
+    store.say(`This page knows no ${missing.toUpperCase()} service to compare with.`);
     return;
   }
   const sampler = mainSampler(editor.graph, store.state.selection[0] ?? null);
@@ -111,7 +113,7 @@ function compare({ store, editor, runs, connections }, canvas, withTwin) {
     store.say("There is no Sampler with a Model to compare.");
     return;
   }
-  editor.do(commands.replaceAll(editor.graph, twin.graph, "compare FP4 and BF16"));
+  editor.do(commands.replaceAll(editor.graph, twin.graph, "compare the services"));
   editor.select([]);
   requestAnimationFrame(canvas.fit);
   runs.start(twin.samplers);

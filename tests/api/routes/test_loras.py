@@ -131,7 +131,8 @@ def test_post_form_with_several_files_answers_all(library: RunningService) -> No
 
 def test_post_form_with_one_bad_file_keeps_none(library: RunningService) -> None:
     form = [("file", ("a.safetensors", lora())), ("file", ("b.safetensors", lora(float("nan"))))]
-    problem(library.client.post("/loras", files=form), 422, "bad_file")
+    told = problem(library.client.post("/loras", files=form), 422, "bad_file")
+    assert told["detail"].startswith("b.safetensors: ")
     assert names(library) == []
 
 

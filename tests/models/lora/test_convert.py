@@ -171,6 +171,18 @@ def test_convert_file_with_the_same_lora_twice_takes_diffusers_names(tmp_path: P
 
 
 @pytest.mark.parametrize(
+    "wrapper", ["base_model.model.transformer.", "base_model.model.diffusion_model."]
+)
+def test_convert_wrapper_within_a_wrapper_is_taken_off(wrapper: str, tmp_path: Path) -> None:
+    known = formats.make_known()
+    state, metadata = formats.diffusers(known)
+    named = {name.replace("transformer.", wrapper, 1): tensor for name, tensor in state.items()}
+    lora = convert(formats.write(tmp_path / "a.safetensors", named, metadata))
+    assert lora.layers.keys() == known.deltas.keys()
+    assert lora.unknown_keys == ()
+
+
+@pytest.mark.parametrize(
     ("state", "words"),
     [
         ({"lora_A.weight": torch.ones(4, 192), "lora_B.weight": torch.ones(192, 5)}, "fit together"),

@@ -112,8 +112,9 @@ def test_add_other_content_under_a_name_gets_a_number(library: Library) -> None:
         (lora()[:-2], BadLoraFile),
         (lora(float("nan")), BadLoraFile),
         (lora(float("inf")), BadLoraFile),
+        (lora(parts=("lora_down.weight", "lora_sideways.weight")), BadLoraFile),
     ],
-    ids=["zip", "cut", "nan", "inf"],
+    ids=["zip", "cut", "nan", "inf", "half a module"],
 )
 def test_add_what_fails_a_check_leaves_nothing(
     library: Library, folder: Path, data: bytes, error: type[LoraError]

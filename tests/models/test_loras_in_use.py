@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import itertools
 import logging
 import weakref
@@ -78,6 +79,18 @@ def change(model: Any, *refs: LoraRef, **changes: Any) -> numpy.ndarray:
 
 
 # What they do
+
+
+@pytest.mark.parametrize("factor", [1e20, 1e38])
+def test_lora_that_is_too_strong_is_named_and_is_no_black_picture(
+    model: Any, folder: Path, factor: float
+) -> None:
+    state, _ = formats.kohya(formats.make_known(only=lambda bfl: bfl == "single_blocks.0.linear2"))
+    ref = put(folder, {k: v * factor for k, v in state.items() if "alpha" not in k}, name="loud")
+    before = picture(model)
+    with pytest.raises(LoraIncompatible, match="too strong"):
+        picture(model, (ref,))
+    assert numpy.array_equal(picture(model), before)
 
 
 def test_weight_0_and_no_lora_have_the_bytes_of_a_model_that_never_had_one(
@@ -357,11 +370,20 @@ def test_lora_whose_file_is_gone_is_named(model: Any) -> None:
     assert "/" not in caught.value.message
 
 
+def test_lora_whose_file_was_exchanged_where_it_lies_is_named(model: Any, folder: Path) -> None:
+    ref = put_known(folder, seed=91, name="sepia")
+    another = put_known(folder, seed=92)
+    place = folder / f"{ref.sha256}.safetensors"
+    place.write_bytes((folder / f"{another.sha256}.safetensors").read_bytes())
+    with pytest.raises(BadLoraFile, match="LoRA sepia: its file was changed"):
+        model.use_loras([ref])
+
+
 def test_lora_whose_file_is_damaged_is_named(model: Any, folder: Path) -> None:
-    ref = LoraRef(name="sepia", sha256="1" * 64, weight=1.0)
-    whole = (folder / f"{put_known(folder).sha256}.safetensors").read_bytes()
-    (folder / f"{ref.sha256}.safetensors").write_bytes(whole[:-10])
-    with pytest.raises(BadLoraFile, match="LoRA sepia: "):
+    cut = (folder / f"{put_known(folder).sha256}.safetensors").read_bytes()[:-10]
+    ref = LoraRef(name="sepia", sha256=hashlib.sha256(cut).hexdigest(), weight=1.0)
+    (folder / f"{ref.sha256}.safetensors").write_bytes(cut)
+    with pytest.raises(BadLoraFile, match="LoRA sepia: tensor .* ends after the end"):
         model.use_loras([ref])
 
 
