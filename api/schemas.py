@@ -135,7 +135,7 @@ class LorasBody(BaseModel):
         """What is asked for; None where the choice is left to the service."""
         if self.lora_name is not None:
             weight = 1.0 if self.lora_weight is None else self.lora_weight
-            return (LoraChoice(name=self.lora_name, weight=weight),)
+            return (LoraChoice(name=self.lora_name, weight=weight, field="lora_name"),)
         return None if self.loras is None else tuple(lora.choice() for lora in self.loras)
 
 

@@ -26,6 +26,13 @@ class LoraChoice:
     name: str
     weight: float = 1.0
     trigger_word: str | None = None
+    field: str | None = (
+        None  # of the request, that holds the name; None: that of its place in `loras`
+    )
+
+    def field_at(self, index: int) -> str:
+        """What errors about the name call it."""
+        return self.field or f"loras.{index}.name"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +62,7 @@ def chosen(
     """
     refs: dict[str, LoraRef] = {}
     for index, choice in enumerate(choices):
-        field = f"loras.{index}.name"
+        field = choice.field_at(index)
         entry = lookup.find(choice.name, entries, field)
         if entry.sha256 in refs:
             raise InvalidRequest.of(field, f"{entry.name} is in the list twice; send it once")

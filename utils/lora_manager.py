@@ -110,10 +110,14 @@ class LoraManager:
         try:
             for file, filename in files:
                 added.append(await self.add(file, filename))
-        except FluxError:
+        except FluxError as error:
             for entry, is_new in added:
                 if is_new:
                     await self.remove(entry.sha256 + names.SUFFIX)
+            if len(files) > 1:
+                error.message = (
+                    f"{filename}: {error.message}; none of the {len(files)} files is kept"
+                )
             raise
         return added
 
@@ -172,7 +176,7 @@ class LoraManager:
                 self._tell(await self._fetcher.fetch(wanted), "ready")
             except FluxError as error:
                 named = copy.copy(error)  # others may wait for the same fetch
-                named.fields = (FieldError(f"loras.{index}.name", error.message),)
+                named.fields = (FieldError(choice.field_at(index), error.message),)
                 raise named from error
 
     def refs(self, choices: Sequence[LoraChoice] | None, row: ModelRow) -> tuple[LoraRef, ...]:
@@ -191,7 +195,7 @@ class LoraManager:
         entries = self.library.entries()
         defaults: dict[str, DefaultLora] = {}
         for index, choice in enumerate(choices):
-            field = f"loras.{index}.name"
+            field = choice.field_at(index)
             entry = lookup.find(choice.name, entries, field)
             if entry.sha256 in defaults:
                 raise InvalidRequest.of(field, f"{entry.name} is in the list twice; send it once")

@@ -18,11 +18,13 @@ import torch
 from diffusers import FluxPipeline
 
 from config.catalog import ModelRow
+from config.errors import FluxError
 from models import preview
 from models.families import frugal as saving
 from models.families.embedding_cache import EmbeddingCache, Embeddings
 from models.families.exact_batches import rows_alone
 from models.lora.adapters import PeftAdapters
+from models.lora.errors import LoraIncompatible
 from models.lora.in_use import Carrier, LorasInUse
 from models.lora.merged import MergedLoras, places_in
 from models.lora.opened import OpenedLoras
@@ -301,7 +303,20 @@ class Flux1Model:
         latents = self._unpack(latents, request)
         latents = latents / vae.config.scaling_factor + vae.config.shift_factor
         pixels = vae.decode(latents.to(vae.dtype), return_dict=False)[0]  # (1, 3, height, width)
+        if not pixels.isfinite().all():
+            raise _no_picture(request)
         return self._image.image_processor.postprocess(pixels, output_type="pil")[0]
+
+
+def _no_picture(request: GenerationRequest) -> FluxError:
+    """Numbers ran over on the way; shown, the picture would be black."""
+    acting = [f"{ref.name} (weight {ref.weight:g})" for ref in request.loras if ref.weight]
+    if acting:
+        return LoraIncompatible(
+            f"no picture came out, as the LoRAs are too strong: {', '.join(acting)}; give them smaller "
+            "weights"
+        )
+    return FluxError(f"no picture came out of {request.model}: its numbers ran over")
 
 
 def _common_request(drawings: Sequence[Drawing]) -> GenerationRequest:

@@ -30,6 +30,7 @@ from models.lora.inspect import LoraInfo, adapter_config, inspect, require
 from models.lora.json_cursor import shown
 from models.lora.keys import Naming, Style
 from models.lora.targets import targets as find_targets
+from models.lora.whole import LORA, USED, check_modules, kind_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +69,15 @@ def convert(path: Path | str, *, max_rank: int = lowrank.MAX_RANK) -> Lora:
     header = read_header(path)
     check_finite(path, header)
     grouped, unknown = keys.group(header.tensors)
+    check_modules(grouped, header.tensors)
     work = _Work(header.metadata, max_rank)
     # Some files have the same LoRA twice, once in diffusers' names, which then count.
     order = sorted(grouped, key=lambda module: keys.place(module).naming is not Naming.DIFFUSERS)
     try:
         with safe_open(path, "pt") as file:
             for module in order:
-                names = {p: name for p, name in grouped[module].items() if p in _USED}
-                unknown += tuple(n for p, n in grouped[module].items() if p not in _USED)
+                names = {p: name for p, name in grouped[module].items() if p in USED}
+                unknown += tuple(n for p, n in grouped[module].items() if p not in USED)
                 tensors = {part: _load(file, name) for part, name in names.items()}
                 if not work.add(module, tensors, tuple(names.values())):
                     unknown += tuple(names.values())
@@ -107,7 +109,6 @@ class _Work:
         if place.style is Style.UNKNOWN or not tensors:
             return False
         up, down, scale = self._factors(module, tensors, alpha)
-        _check_pair(module, up, down)
         try:
             targets = find_targets(module, place, up, down)
         except (ValueError, RuntimeError, AssertionError, KeyError) as error:
@@ -136,18 +137,17 @@ class _Work:
         self, module: str, tensors: Mapping[str, torch.Tensor], alpha: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, float | None]:
         """Up, down and scale; scale None where there is no alpha."""
-        tensors = {part: _flat(module, tensor) for part, tensor in tensors.items()}
-        kinds = [kind for kind in _KINDS if set(tensors) & set(kind)]
-        if len(kinds) != 1 or not _complete(tensors, kinds[0]):
-            raise BadLoraFile(f"module {shown(module)} is not whole: it has {', '.join(tensors)}")
-        if kinds[0] == _LORA:
+        # A 1×1 convolution's weight (r, in, 1, 1) is a linear layer's.
+        tensors = {part: tensor.flatten(1) for part, tensor in tensors.items()}
+        kind = kind_of(tensors)
+        if kind == LORA:
             rank = tensors[keys.DOWN].shape[0]
-            return tensors[keys.UP], tensors[keys.DOWN], _alpha(module, alpha, rank)
+            return tensors[keys.UP], tensors[keys.DOWN], _scale(alpha, rank)
         inner = tensors.get("hada_w1_b", tensors.get("lokr_w2_b", tensors.get("lokr_w1_b")))
         # LoKr of two whole factors has no rank, and LyCORIS then scales nothing.
-        scale = None if inner is None else _alpha(module, alpha, inner.shape[0])
+        scale = None if inner is None else _scale(alpha, inner.shape[0])
         scale = 1.0 if scale is None else scale
-        make = lowrank.from_loha if kinds[0] == keys.LOHA else lowrank.from_lokr
+        make = lowrank.from_loha if kind == keys.LOHA else lowrank.from_lokr
         return *self._approximate(module, make, tensors, scale), scale
 
     def _approximate(
@@ -177,43 +177,11 @@ class _Work:
         return alpha / (math.sqrt(rank) if config.get("use_rslora") is True else rank)
 
 
-_LORA = (keys.DOWN, keys.UP)
-_KINDS = (_LORA, keys.LOKR, keys.LOHA)
-_USED = {*_LORA, *keys.LOKR, *keys.LOHA, keys.ALPHA}
 _PATTERN = re.compile(
     r"\^?[\w.]+\$?"
 )  # as diffusers writes them; an expression of a file's own is not run
 
 
-def _complete(tensors: Mapping[str, torch.Tensor], kind: tuple[str, ...]) -> bool:
-    if kind != keys.LOKR:
-        return all(part in tensors for part in kind)
-    return all(
-        f in tensors or (f"{f}_a" in tensors and f"{f}_b" in tensors)
-        for f in ("lokr_w1", "lokr_w2")
-    )
-
-
-def _flat(module: str, tensor: torch.Tensor) -> torch.Tensor:
-    """A 1×1 convolution's weight (r, in, 1, 1) is a linear layer's."""
-    if tensor.ndim < 2 or any(size != 1 for size in tensor.shape[2:]):
-        raise BadLoraFile(
-            f"module {shown(module)} has weights of shape {tuple(tensor.shape)}; layers are linear"
-        )
-    return tensor.flatten(1)
-
-
-def _alpha(module: str, alpha: torch.Tensor | None, rank: int) -> float | None:
+def _scale(alpha: torch.Tensor | None, rank: int) -> float | None:
     """alpha / rank; None without an alpha."""
-    if alpha is None:
-        return None
-    if alpha.numel() != 1:
-        raise BadLoraFile(f"module {shown(module)}: alpha has {alpha.numel()} numbers, not one")
-    return float(alpha) / rank
-
-
-def _check_pair(module: str, up: torch.Tensor, down: torch.Tensor) -> None:
-    if up.shape[1] != down.shape[0]:
-        raise BadLoraFile(
-            f"module {shown(module)}: {tuple(up.shape)} · {tuple(down.shape)} do not fit together"
-        )
+    return None if alpha is None else float(alpha) / rank

@@ -100,6 +100,8 @@ _WRAPPERS = (
     ("lycoris_", Naming.LYCORIS),
     ("lora_unet_", Naming.KOHYA),
     ("lora_transformer_", Naming.ONETRAINER),
+    ("base_model_model_transformer_", None),
+    ("base_model_model_diffusion_model_", None),
     ("base_model_model_", None),
     ("model_diffusion_model_", None),
     ("diffusion_model_", None),

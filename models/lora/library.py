@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from config.errors import FluxError, InvalidRequest, NotFound
-from models.lora import incoming, names
+from models.lora import incoming, keys, names
 from models.lora.entry import BUILTIN, FOUND, LoraEntry
 from models.lora.errors import ReadOnlyLora
 from models.lora.header import read_header
@@ -28,6 +28,7 @@ from models.lora.incoming import Incoming
 from models.lora.inspect import LoraInfo, inspect
 from models.lora.json_cursor import shown
 from models.lora.shelf import Shelf, Signature, sha256_of, signature
+from models.lora.whole import check_modules
 
 log = logging.getLogger(__name__)
 
@@ -278,5 +279,7 @@ def examine(path: Path, max_bytes: int) -> LoraInfo:
 
     header = read_header(path, max_bytes=max_bytes)
     info = inspect(path)
+    if info.refusal is None:
+        check_modules(keys.group(header.tensors)[0], header.tensors)
     check_finite(path, header)
     return info

@@ -39,8 +39,8 @@ def meant_by(text: str, entries: Collection[LoraEntry]) -> list[LoraEntry]:
     wanted = text.casefold()
     if original := [e for e in entries if e.filename.casefold() == wanted]:
         return original
-    if wanted.endswith(names.SUFFIX):
-        return []
+    if wanted.endswith(names.SUFFIX) or "/" in wanted or "\\" in wanted:
+        return []  # a path means nothing, also where its letters are a name's
     return [e for e in entries if e.name == names.name_of(text)]
 
 

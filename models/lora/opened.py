@@ -8,9 +8,10 @@ from typing import TypeVar
 
 from config.errors import NotFound
 from models.lora.convert import Lora, convert
-from models.lora.errors import LoraError
+from models.lora.errors import BadLoraFile, LoraError
 from models.lora.kept import Kept
 from models.lora.native import Native, native
+from models.lora.shelf import sha256_of
 from models.types import LoraRef
 
 # In main memory. A LoRA of rank 16 on all of FLUX.1's blocks is some 150 MiB.
@@ -57,6 +58,8 @@ class OpenedLoras:
                 f"LoRA {ref.name}: its file is not on this machine any more; upload it again"
             )
         try:
+            if sha256_of(path) != ref.sha256:
+                raise BadLoraFile("its file was changed where it lies; delete and upload it again")
             return read(path)
         except LoraError as error:
             raise type(error)(f"LoRA {ref.name}: {error.message}") from error

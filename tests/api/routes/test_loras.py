@@ -363,7 +363,7 @@ def test_request_with_a_lora_of_another_model_is_409_before_anything_is_queued(
     answer = library.client.post(path, json={"prompt": "a", "lora_name": "woodcut"})
     told = problem(answer, 409, "lora_incompatible")
     assert all(word in told["detail"] for word in words), told["detail"]
-    assert fields(told) == ["loras.0.name"]
+    assert fields(told) == ["lora_name"]
     assert waiting(library) == 0
 
 

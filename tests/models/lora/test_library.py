@@ -407,8 +407,12 @@ def test_find_by_any_of_its_names(three: Library, text: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["ink", "someone/ink", "someone/inks/other.safetensors", "x" * 400, "a.safetensors"]
-)
+    "text",
+    [
+        "ink", "someone/ink", "someone/inks/other.safetensors", "x" * 400, "a.safetensors",
+        "../sketch", "/sketch", "..\\sketch", "http://sketch",
+    ],
+)  # fmt: skip
 def test_find_unknown_is_not_found(three: Library, text: str) -> None:
     with pytest.raises(NotFound):
         lookup.find(text, three.entries())
