@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from api.schemas import ALIASES, LIMITED_FIELDS, NOT_BUILT, PICTURE_PATHS, why_not_taken
 from config.errors import FieldError, FluxError, InvalidRequest, NotBuilt, NotFound
@@ -17,6 +18,7 @@ from config.errors import FieldError, FluxError, InvalidRequest, NotBuilt, NotFo
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 20  # faults of one body that are named
 MAX_NAME_CHARACTERS = 100  # of a field that the client made up
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 _TITLES = {
     "invalid_request": "The request is not valid",
@@ -137,6 +139,8 @@ def install(app: FastAPI) -> None:
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         answer = problem(_from_http(request, error), _request_id(request))
         answer.headers.update(error.headers or {})
+        if error.status_code == 405:
+            answer.headers["Allow"] = _methods_of_path(request)
         return answer
 
 
@@ -214,9 +218,8 @@ def _from_http(request: Request, error: HTTPException) -> FluxError:
     if error.status_code == 404:
         return NotFound(f"there is no route {path[:200]}; GET /docs lists them")
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "other methods")
         converted = FluxError(
-            f"{path[:200]} does not answer {request.method}; it answers {allowed}"
+            f"{path[:200]} does not answer {request.method}; it answers {_methods_of_path(request)}"
         )
         converted.code, converted.status = "method_not_allowed", 405
         return converted
@@ -224,6 +227,19 @@ def _from_http(request: Request, error: HTTPException) -> FluxError:
     converted.code = "invalid_request" if error.status_code < 500 else "internal"
     converted.status = error.status_code
     return converted
+
+
+def _methods_of_path(request: Request) -> str:
+    """What a path answers; it may have several routes, and the framework tells the methods of one."""
+    answered = (
+        method
+        for method in _METHODS
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in request.app.routes
+        )
+    )
+    return ", ".join(answered)
 
 
 def _request_id(request: Request) -> str:

@@ -171,6 +171,18 @@ def test_route_with_a_wrong_method_is_405_as_a_problem(
     assert method in answer.json()["detail"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [("DELETE", "/loras", "GET, POST"), ("POST", "/loras/x", "GET, PUT, PATCH, DELETE")],
+)
+def test_path_of_several_routes_names_the_methods_of_all(
+    engine_service: RunningService, method: str, path: str, allowed: str
+) -> None:
+    answer = engine_service.client.request(method, path)
+    assert (answer.status_code, answer.headers["Allow"]) == (405, allowed)
+    assert answer.json()["detail"].endswith(f"it answers {allowed}")
+
+
 @pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE", "HEAD", "TRACE", "FOO"])
 def test_route_of_post_names_its_method(engine_service: RunningService, method: str) -> None:
     answer = engine_service.client.request(method, "/generate")
