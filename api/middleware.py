@@ -41,6 +41,7 @@ OPEN_PREFIXES = ("/ui",)
 
 # Bodies: requests for pictures may hold pictures, everything else is a few fields.
 SMALL_BODY_BYTES = 64 * 2**10
+INSPECT_PATH = "/images/inspect"
 LORA_FORM_PATHS = frozenset({"/loras", "/upload-lora"})
 FORM_BYTES = 64 * 2**10  # of a form beside its files
 # Of a key's SHA-256 in hex: enough to tell keys apart, not enough to guess one.
@@ -259,7 +260,7 @@ class BodyLimit:
 
     def _limit(self, scope: Scope) -> int:
         path = scope["path"]
-        if path in PICTURE_PATHS:
+        if path in PICTURE_PATHS or path == INSPECT_PATH:
             return self._settings.max_body_bytes
         if scope["method"] == "PUT" and path.startswith("/loras/"):
             return self._settings.max_lora_bytes

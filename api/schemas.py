@@ -28,7 +28,7 @@ from utils.requests import DRAWN_SEED, Wanted
 ALIASES = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
 
 # Routes whose body is a GenerateBody.
-PICTURE_PATHS = frozenset({"/generate", "/jobs"})
+PICTURE_PATHS = frozenset({"/generate", "/jobs", "/upload-image-generate"})
 # Fields that a model's limits are about, and their types.
 LIMITED_FIELDS = {
     "model": str,
@@ -41,9 +41,6 @@ LIMITED_FIELDS = {
 
 # In the contract, not in this version: named when they are used, never ignored.
 NOT_BUILT = {
-    "image": "image to image",
-    "mask": "inpainting",
-    "strength": "image to image",
     "reference_images": "reference images",
 }
 
@@ -70,6 +67,8 @@ def _clean_text(value: Any) -> Any:
 
 Text = Annotated[str, BeforeValidator(_clean_text)]
 Id = Annotated[str, BeforeValidator(_clean_text), Field(min_length=1, max_length=200)]
+# A picture in text is as long as the body may be, so nobody looks at each of its characters here.
+PictureText = Annotated[str, Field(min_length=1)]
 Scale = Annotated[float, Field(ge=0, le=20, allow_inf_nan=False)]
 
 
@@ -263,6 +262,22 @@ class GenerateBody(LorasBody):
     num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES)] = Field(
         1, description="Image i uses seed + i."
     )
+    image: PictureText | None = Field(
+        None,
+        description="A picture to begin with: PNG, JPEG or WebP as base64 or as a data URL, or the id of a "
+        "picture of this service. Never another URL. Without `width` and `height` the answer has its size, "
+        "rounded to 16 and within the model's limits; of another shape it is cut to, around its middle.",
+    )
+    mask: PictureText | None = Field(
+        None,
+        description="Of the same size as `image`, in the same forms: what is white is drawn anew, what is black "
+        "keeps every pixel, grey blends.",
+    )
+    strength: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = Field(
+        None,
+        description="How much of `image` is drawn anew: 0 nothing, 1 all. That share of the steps is run, at "
+        "least one. Left out: 0.6, and 1 with a mask.",
+    )
     output_format: OutputFormat = Field(OutputFormat.PNG, strict=False)
     output_quality: Annotated[int, Field(ge=1, le=100)] = Field(
         95, description="For jpeg and webp."
@@ -289,6 +304,18 @@ class GenerateBody(LorasBody):
                     data[name] = value
         return data
 
+    @field_validator("mask", "strength")
+    @classmethod
+    def _has_an_image(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.data.get("image", "") is None:
+            raise ValueError("goes with image, which is missing")
+        return value
+
+    @field_validator("image", "mask", mode="before")
+    @classmethod
+    def _no_picture(cls, value: Any) -> Any:
+        return None if value == "" else value
+
     @field_validator("num_images", "output_format", "output_quality", "metadata", mode="before")
     @classmethod
     def _null_is_default(cls, value: Any, info: Any) -> Any:
@@ -303,9 +330,16 @@ class GenerateBody(LorasBody):
 
     def digest(self) -> str:
         """SHA-256 of the body's meaning, to compare two bodies sent under one key."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        digest = hashlib.sha256(self.model_dump_json(exclude=_PICTURES).encode())
+        for name in sorted(_PICTURES):
+            value = getattr(self, name)
+            if value is not None:
+                digest.update(f"{name} {len(value)} ".encode())
+                digest.update(value.encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
 
 
+_PICTURES = {"image", "mask"}
 _NOT_PLAIN = frozenset({"metadata", *LorasBody.model_fields})
 
 

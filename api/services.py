@@ -12,14 +12,16 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from api.input_sources import InputSources
 from config.catalog import Catalog, DefaultModel, choose_default, load_catalog
-from config.errors import ConfigurationError
+from config.errors import BadPicture, ConfigurationError
 from config.settings import Settings
 from models.precision import PrecisionProfile, known_precisions, profile_of
 from models.types import GenerationRequest
 from utils import systemd
 from utils.clock import Chance
 from utils.gpu_manager import Placement, place_workers
+from utils.input_pictures import InputPictures, inputs_folder
 from utils.job_store import JobStore
 from utils.lora_manager import LoraManager
 from utils.queue_manager import QueueManager
@@ -50,13 +52,24 @@ class Services:
 
     plan: Plan
     queue: QueueManager
+    sources: InputSources
 
     async def resolve(self, wanted: Wanted) -> GenerationRequest:
-        """A client's request with nothing left open, its LoRAs fetched if need be. Raises FluxError."""
-        if wanted.loras:
-            self.plan.resolver.checked(wanted)  # before anything is fetched for it
+        """A client's request with nothing left open, its LoRAs fetched and its pictures kept. Raises FluxError."""
+        if wanted.loras or wanted.image is not None:
+            self.plan.resolver.checked(wanted)  # before anything is fetched or kept for it
         await self.plan.loras.prepare(wanted.loras or ())
-        return self.plan.resolver.resolve(wanted)
+        if wanted.image is None:
+            return self.plan.resolver.resolve(wanted)
+        image = await self.sources.take("image", wanted.image)
+        mask = None if wanted.mask is None else await self.sources.take("mask", wanted.mask)
+        if mask is not None and (mask.width, mask.height) != (image.width, image.height):
+            raise BadPicture.of(
+                "mask",
+                f"has {mask.width}x{mask.height} px and the image {image.width}x{image.height}; "
+                "send a mask of the image's size",
+            )
+        return self.plan.resolver.resolve(wanted, image=image, mask=mask)
 
 
 def make_plan(settings: Settings, profile: PrecisionProfile, chance: Chance | None = None) -> Plan:
@@ -107,7 +120,9 @@ def _with_own_engine(settings: Settings, profile: PrecisionProfile) -> Settings:
 @asynccontextmanager
 async def running(plan: Plan) -> AsyncIterator[Services]:
     """Open the store and start the workers; on exit let running jobs end and stop."""
-    store = await JobStore.open(plan.settings.storage.data_dir / f"{plan.profile.name}.sqlite3")
+    storage = plan.settings.storage
+    inputs = InputPictures(inputs_folder(storage.data_dir, plan.profile.name))
+    store = await JobStore.open(storage.data_dir / f"{plan.profile.name}.sqlite3")
 
     def make_workers(queue: QueueManager) -> list[Worker]:
         return [
@@ -123,6 +138,7 @@ async def running(plan: Plan) -> AsyncIterator[Services]:
         plan.chance,
         plan.default.id,
         plan.loras.pins,
+        inputs,
     )
     log.info(
         "%s draws with %s: %s",
@@ -139,7 +155,7 @@ async def running(plan: Plan) -> AsyncIterator[Services]:
         raise
     watchdog = asyncio.create_task(systemd.feed_watchdog(queue.is_well), name="watchdog")
     try:
-        yield Services(plan=plan, queue=queue)
+        yield Services(plan=plan, queue=queue, sources=InputSources(plan.settings, store, inputs))
     finally:
         await plan.loras.stop()
         await queue.stop()

@@ -21,6 +21,8 @@ DEFAULT_WITH_GPU = "flux-schnell"
 DEFAULT_WITHOUT_GPU = "embedded"
 
 
+# What a request may bring: a text, a picture to begin with, a mask of what to draw anew in it.
+Way = Literal["text", "image", "mask"]
 Size = Annotated[int, Field(gt=0, multiple_of=SIZE_MULTIPLE_PX)]
 
 
@@ -36,6 +38,7 @@ class ModelRow(BaseModel):
     backend: str
     source: str
     licence: str
+    ways: Annotated[tuple[Way, ...], Field(min_length=1)]
     device: Literal["any", "gpu"]
     default_width: Size
     default_height: Size
@@ -137,8 +140,9 @@ def _row(path: Path, model_id: str, table: Any) -> ModelRow:
             f"{path}: {model_id} is no table; a model is written as [{model_id}]"
         )
     values = {**table, "id": model_id}
-    if isinstance(table.get("example_prompts"), list):
-        values["example_prompts"] = tuple(table["example_prompts"])
+    for name in ("ways", "example_prompts"):
+        if isinstance(table.get(name), list):
+            values[name] = tuple(table[name])
     try:
         return ModelRow(**values)
     except ValidationError as error:

@@ -16,6 +16,8 @@
     ├── ModelUnavailable           model_unavailable    503   the model's files are not there
     ├── StorageUnavailable         storage              503   disk or database refuses
     ├── NoRoom                     storage              507   an upload that the disk has no room for
+    ├── NotAPicture                bad_file             415   an input that is no PNG, JPEG or WebP
+    ├── BadPicture                 bad_file             422   one that is damaged, or does not go with the other
     ├── LoraError                  models/lora/errors.py      what is wrong with a LoRA
     └── JobFailed                  (of the job)               the job ended without a picture
         internal, oom, poison, worker_lost: 500 · model_unavailable, storage: 503 · cancelled, lora_incompatible: 409 · bad_file: 422 · timeout: 504
@@ -124,6 +126,14 @@ class StorageUnavailable(FluxError):
 
 class NoRoom(FluxError):
     code, status = "storage", 507
+
+
+class NotAPicture(FluxError):
+    code, status = "bad_file", 415
+
+
+class BadPicture(FluxError):
+    code, status = "bad_file", 422
 
 
 _STATUS_OF_JOB_ERRORS = {

@@ -68,7 +68,8 @@ class GenerationRequest:
     """One request with nothing left open: model, size, steps, seed and LoRAs are decided.
 
     Sizes in pixels. Image i of `num_images` uses `seed + i`. `true_cfg_scale` acts only
-    with a `negative_prompt`.
+    with a `negative_prompt`. `image` and `mask` are the SHA-256 of input pictures' files; `strength`,
+    0 to 1, says how much of the image is drawn anew, and is None where there is no image.
     """
 
     prompt: str
@@ -86,6 +87,23 @@ class GenerationRequest:
     output_quality: int
     tags: tuple[str, ...]
     loras: tuple[LoraRef, ...] = ()
+    image: str | None = None
+    mask: str | None = None
+    strength: float | None = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The input pictures, by content."""
+        return tuple(sha256 for sha256 in (self.image, self.mask) if sha256 is not None)
+
+    @property
+    def steps_to_run(self) -> int:
+        """Steps of the sampler for one picture: the share that `strength` leaves, at least one."""
+        if self.strength is None:
+            return self.num_inference_steps
+        # As diffusers counts them: a begun step is a whole one. 7.000000000000001 of 100 are 7.
+        kept = self.num_inference_steps - self.num_inference_steps * self.strength
+        return max(1, self.num_inference_steps - int(kept + 1e-9))
 
     @property
     def prompt_to_encode(self) -> str:
@@ -115,6 +133,8 @@ class GenerationRequest:
             self.guidance_scale,
             self.true_cfg_scale if has_cfg else None,
             tuple((lora.sha256, lora.weight) for lora in self.loras),
+            self.strength,
+            self.mask is not None,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -206,10 +226,16 @@ class LoadOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawing:
-    """One picture to draw: the request it belongs to, and its own seed."""
+    """One picture to draw: the request it belongs to, and its own seed.
+
+    `image` and `mask` are there where the request has them: Pillow pictures of `width` x `height` px,
+    RGB and L. Where the mask is 255 the image is drawn anew, where it is 0 it stays as it is.
+    """
 
     request: GenerationRequest
     seed: int
+    image: Any = None
+    mask: Any = None
 
 
 # Called with the index of a drawing: a JPEG of it as it is after a step, longest side at most
@@ -224,9 +250,10 @@ class ImageModel(Protocol):
 
     `generate` draws pictures that agree in `GenerationRequest.batch_key`, together, and returns
     Pillow RGB images in their order with the milliseconds of each stage. `on_stage(stage)` is
-    called when a stage begins, `on_step(step, steps, preview)` after each step, 1-based; both may
-    raise Cancelled, which ends the generation at once. With `frugal` it takes more time and less
-    memory: tiles in the VAE, and on a GPU weights that wait in main memory.
+    called when a stage begins, `on_step(step, steps, preview)` after each of the request's
+    `steps_to_run`, 1-based; both may raise Cancelled, which ends the generation at once. With
+    `frugal` it takes more time and less memory: tiles in the VAE, and on a GPU weights that wait in
+    main memory.
     """
 
     engine: str  # one of the profile's engines

@@ -109,10 +109,10 @@ class Scripted:
             if action := _action(word, call.mark):
                 action(call)
         request = drawings[0].request
-        for step in range(request.num_inference_steps):
+        for step in range(request.steps_to_run):
             is_slow = any(drawing.request.prompt.startswith("slow") for drawing in drawings)
             time.sleep(STEP_SECONDS if is_slow else 0)
-            on_step(step + 1, request.num_inference_steps, lambda index: _jpeg(pictures[index]))
+            on_step(step + 1, request.steps_to_run, lambda index: _jpeg(pictures[index]))
         on_stage(Stage.DECODING)
         for drawing in drawings:
             if drawing.request.prompt.startswith("linger "):

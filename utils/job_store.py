@@ -268,6 +268,10 @@ class JobStore:
         """SHA-256 of every LoRA that a job which waits or runs has."""
         return {row["sha256"] for row in await self._all("loras_of_open_jobs", {})}
 
+    async def inputs_of_open_jobs(self) -> set[str]:
+        """SHA-256 of every picture that a job which waits or runs begins with."""
+        return {row["sha256"] for row in await self._all("inputs_of_open_jobs", {})}
+
     async def list(self, *, status: JobStatus | None, limit: int, offset: int) -> list[Job]:
         page = {"limit": limit, "offset": offset}
         if status is None:

@@ -59,6 +59,7 @@ def describe(request: GenerationRequest, *, seed: int, origin: Origin) -> dict[s
             ],
             "output_format": request.output_format.value,
             "output_quality": request.output_quality,
+            **_described_inputs(request),
         },
         "model": request.model,
         "model_reason": origin.model_reason,
@@ -78,9 +79,24 @@ def infotext(request: GenerationRequest, *, seed: int) -> str:
     lines.append(
         f"Steps: {request.num_inference_steps}, Sampler: Euler, Schedule type: Simple, CFG scale: {cfg:g}, "
         f"Seed: {seed}, Size: {request.width}x{request.height}, Model: {request.model}"
-        f"{_lora_hashes(request)}"
+        f"{_lora_hashes(request)}{_inputs(request)}"
     )
     return "\n".join(lines)
+
+
+def _described_inputs(request: GenerationRequest) -> dict[str, Any]:
+    """What a picture says only when it began with another."""
+    if request.image is None:
+        return {}
+    masked = {} if request.mask is None else {"mask": request.mask}
+    return {"image": request.image, **masked, "strength": request.strength}
+
+
+def _inputs(request: GenerationRequest) -> str:
+    if request.image is None:
+        return ""
+    masked = "" if request.mask is None else f", Mask hash: {request.mask}"
+    return f", Denoising strength: {request.strength:g}, Init image hash: {request.image}{masked}"
 
 
 def _lora_hashes(request: GenerationRequest) -> str:

@@ -29,6 +29,7 @@ from utils import disk, images
 from utils.clock import Chance
 from utils.dispatcher import Dispatcher, Kind, is_to_blame
 from utils.event_bus import EventBus
+from utils.input_pictures import InputPictures
 from utils.job import Job, JobError, JobStatus
 from utils.job_store import JobStore
 from utils.ledger import Ledger, to_the_end
@@ -80,6 +81,7 @@ class QueueManager:
         chance: Chance,
         default_model: str,
         pins: LoraPins | None = None,
+        inputs: InputPictures | None = None,
     ) -> None:
         self.store = store
         self.bus = EventBus(int(chance.now().timestamp() * 1000))
@@ -92,8 +94,9 @@ class QueueManager:
         self._default_model = default_model
         self._progress: dict[str, JobProgress] = {}
         self._pins = pins
+        self._inputs = inputs
         self._ledger = Ledger(
-            store, self.bus, self.pace, self._output_dir, chance, on_end=self._forget_loras
+            store, self.bus, self.pace, self._output_dir, chance, on_end=self._let_go
         )
         self._dispatcher = Dispatcher(
             self.workers,
@@ -121,6 +124,8 @@ class QueueManager:
             await self._give_up(job, "worker_lost", "the service ended while the job ran")
         if self._pins is not None:
             await self._pins.start(self.store.loras_of_open_jobs)
+        if self._inputs is not None:
+            await self._inputs.start(self.store.inputs_of_open_jobs)
         self.is_paused = await self.store.read_state(PAUSED) == "true"
         for worker in self.workers:
             worker.start()
@@ -158,6 +163,8 @@ class QueueManager:
         self._release_everybody()
         if self._pins is not None:
             await self._pins.stop()
+        if self._inputs is not None:
+            await self._inputs.stop()
         await self.store.close()
 
     # Jobs
@@ -170,9 +177,9 @@ class QueueManager:
         idempotency_key: str | None = None,
         body_sha256: str | None = None,
     ) -> Job:
-        """Append a job; it is on disk when this returns, and keeps its LoRAs.
+        """Append a job; it is on disk when this returns, and keeps its LoRAs and input pictures.
 
-        Raises QueueFull, StorageUnavailable, Unavailable, NotFound for a LoRA that is gone.
+        Raises QueueFull, StorageUnavailable, Unavailable, NotFound for a LoRA or picture that is gone.
         """
         if idempotency_key is not None:
             earlier = await self.earlier(owner, idempotency_key, body_sha256)
@@ -192,6 +199,8 @@ class QueueManager:
         return job
 
     async def _append(self, request: GenerationRequest, *key: Any) -> Job:
+        if request.image is not None and self._inputs is not None:
+            self._inputs.require(request.inputs)
         if not request.loras or self._pins is None:
             return await self._ledger.append(request, *key)
         pins = self._pins
@@ -202,9 +211,12 @@ class QueueManager:
 
         return await to_the_end(with_its_loras())
 
-    def _forget_loras(self, job: Job) -> None:
+    def _let_go(self, job: Job) -> None:
+        """A job has ended: what it alone had may go."""
         if self._pins is not None:
             self._pins.job_ended(job.request.loras)
+        if self._inputs is not None:
+            self._inputs.job_ended(job.request.inputs)
 
     async def earlier(self, owner: str, key: str, body_sha256: str | None) -> Job | None:
         """The job that was submitted under an idempotency key. Raises IdempotencyMismatch for another body."""

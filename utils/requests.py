@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from config.catalog import DEFAULT_WITHOUT_GPU, SIZE_MULTIPLE_PX, Catalog, DefaultModel, ModelRow
+from config.catalog import (
+    DEFAULT_WITHOUT_GPU,
+    SIZE_MULTIPLE_PX,
+    Catalog,
+    DefaultModel,
+    ModelRow,
+    Way,
+)
 from config.errors import FieldError, InvalidRequest, UnsupportedHardware
 from models.precision import PrecisionProfile
 from models.types import MAX_SEED, GenerationRequest, OutputFormat
 from utils.clock import Chance
 from utils.gpu_manager import Placement, WorkerSlot
+from utils.input_pictures import InputPicture
 from utils.lora_choice import LoraChoice
 from utils.lora_manager import LoraManager
 
 DRAWN_SEED = -1
+# How much of an image is drawn anew where the request does not say: diffusers' default, and with a
+# mask all of what is white.
+DEFAULT_STRENGTH = 0.6
+DEFAULT_MASK_STRENGTH = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """A client's request; None where it left the choice to us. Types and ranges are checked already."""
+    """A client's request; None where it left the choice to us. Types and ranges are checked already.
+
+    `image` and `mask` are as they came: a picture's bytes, or text that stands for it.
+    """
 
     prompt: str
     negative_prompt: str | None = None
@@ -35,6 +51,9 @@ class Wanted:
     output_quality: int = 95
     tags: tuple[str, ...] = ()
     loras: tuple[LoraChoice, ...] | None = None  # None: the service's defaults
+    image: str | bytes | None = None
+    mask: str | bytes | None = None
+    strength: float | None = None
 
 
 class RequestResolver:
@@ -56,14 +75,20 @@ class RequestResolver:
         self._loras = loras
         self.default = self._that_runs_here(default)
 
-    def resolve(self, wanted: Wanted) -> GenerationRequest:
+    def resolve(
+        self,
+        wanted: Wanted,
+        *,
+        image: InputPicture | None = None,
+        mask: InputPicture | None = None,
+    ) -> GenerationRequest:
         """Raises InvalidRequest naming every field at fault, UnsupportedHardware, or why a LoRA is not used.
 
-        Of LoRAs it knows what `LoraManager.prepare` has seen last.
+        Of LoRAs it knows what `LoraManager.prepare` has seen last. `image` and `mask` are the pictures
+        that `wanted` stands for, kept already.
         """
         row = self.checked(wanted)
-        width = wanted.width if wanted.width is not None else row.default_width
-        height = wanted.height if wanted.height is not None else row.default_height
+        width, height = _size(wanted, row, image)
         steps = wanted.num_inference_steps
         seed = wanted.seed
         return GenerationRequest(
@@ -82,6 +107,9 @@ class RequestResolver:
             output_quality=wanted.output_quality,
             tags=wanted.tags,
             loras=self._loras.refs(wanted.loras, row),
+            image=image.sha256 if image is not None else None,
+            mask=mask.sha256 if mask is not None else None,
+            strength=_strength(wanted) if image is not None else None,
         )
 
     def checked(self, wanted: Wanted) -> ModelRow:
@@ -93,6 +121,7 @@ class RequestResolver:
             height=wanted.height,
             seed=wanted.seed,
             num_images=wanted.num_images,
+            ways=[name for name in ("image", "mask") if getattr(wanted, name) is not None],
         )
         if wrong:
             raise InvalidRequest(
@@ -175,8 +204,12 @@ class RequestResolver:
         height: int | None = None,
         seed: int | None = None,
         num_images: int = 1,
+        ways: Sequence[Way] = (),
     ) -> list[FieldError]:
-        """What the catalog and the model have against these values; None is a choice left to us."""
+        """What the catalog and the model have against these values; None is a choice left to us.
+
+        `ways` are what the request brings beside its text.
+        """
         wrong = []
         row = self.catalog.get(self.default.id if model is None else model)
         if row is None:
@@ -195,12 +228,52 @@ class RequestResolver:
                     f"which model {row.id} draws"
                 )
                 wrong.append(FieldError(name, message))
+        for way in ways:
+            if row is not None and way not in row.ways:
+                able = [other.id for other in self.catalog if way in other.ways]
+                message = f"model {row.id} takes none; models that do: {', '.join(able) or 'none'}"
+                wrong.append(FieldError(way, message))
         if seed is not None and seed != DRAWN_SEED and seed + num_images - 1 > MAX_SEED:
             wrong.append(FieldError("seed", f"seed + num_images - 1 is over {MAX_SEED}"))
         return wrong
 
     def _no_model(self, model_id: str) -> str:
         return f"there is no model {model_id[:64]!r}; GET /api/models lists: {', '.join(self.catalog.ids)}"
+
+
+def _size(wanted: Wanted, row: ModelRow, image: InputPicture | None) -> tuple[int, int]:
+    """Width and height in px: as asked for, else the image's own within the model's limits, else the model's."""
+    if image is None:
+        default = row.default_width, row.default_height
+    else:
+        # A side that was asked for brings the other one along; else only the limits change the size.
+        scale = _scale(wanted, row, image)
+        default = _side(row, image.width * scale), _side(row, image.height * scale)
+    width = wanted.width if wanted.width is not None else default[0]
+    height = wanted.height if wanted.height is not None else default[1]
+    return width, height
+
+
+def _scale(wanted: Wanted, row: ModelRow, image: InputPicture) -> float:
+    if wanted.width is not None:
+        return wanted.width / image.width
+    if wanted.height is not None:
+        return wanted.height / image.height
+    longest, shortest = max(image.width, image.height), min(image.width, image.height)
+    if longest > row.max_size:
+        return row.max_size / longest
+    return max(1.0, row.min_size / shortest)
+
+
+def _side(row: ModelRow, length: float) -> int:
+    rounded = round(length / SIZE_MULTIPLE_PX) * SIZE_MULTIPLE_PX
+    return min(row.max_size, max(row.min_size, rounded))
+
+
+def _strength(wanted: Wanted) -> float:
+    if wanted.strength is not None:
+        return float(wanted.strength)
+    return DEFAULT_STRENGTH if wanted.mask is None else DEFAULT_MASK_STRENGTH
 
 
 def _is_side(row: ModelRow, value: int) -> bool:

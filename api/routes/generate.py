@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,13 +12,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from api import answers
+from api import answers, forms
 from api.json_body import StrictJsonRoute
 from api.middleware import owner_of
 from api.schemas import GenerateBody
 from api.services import Services, ServicesDep
 from config.errors import ClientGone, JobFailed
 from utils.job import Job, JobStatus
+from utils.requests import Wanted
 
 router = APIRouter(tags=["generate"], route_class=StrictJsonRoute)
 
@@ -27,19 +29,44 @@ class AnswerFormat(StrEnum):
     RAW = "raw"  # the picture's bytes, facts in headers
 
 
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {
+            "application/json": {},
+            "image/png": {},
+            "image/jpeg": {},
+            "image/webp": {},
+        }
+    }
+}
+_FORM_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["image", "prompt"],
+                    "description": "The fields of POST /generate, `image` and `mask` as files. "
+                    "`file` is another name of `image`.",
+                    "properties": {
+                        "image": {"type": "string", "format": "binary"},
+                        "mask": {"type": "string", "format": "binary"},
+                        "prompt": {"type": "string"},
+                        "strength": {"type": "number", "minimum": 0, "maximum": 1},
+                    },
+                    "additionalProperties": {"type": "string"},
+                }
+            }
+        },
+    }
+}
+
+
 @router.post(
     "/generate",
     summary="Draw one request and wait for it",
-    responses={
-        200: {
-            "content": {
-                "application/json": {},
-                "image/png": {},
-                "image/jpeg": {},
-                "image/webp": {},
-            }
-        }
-    },
+    responses=_ANSWERS,
 )
 async def generate(
     request: Request,
@@ -48,9 +75,36 @@ async def generate(
     format: Annotated[AnswerFormat | None, Query(description="`json` (default) or `raw`.")] = None,
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> Response:
-    wanted = await services.resolve(body.wanted())
+    return await _answer(request, services, body.wanted(), format, accept)
+
+
+@router.post(
+    "/upload-image-generate",
+    summary="Draw a request that begins with a picture, sent as a form, and wait for it",
+    responses=_ANSWERS,
+    openapi_extra=_FORM_BODY,
+)
+async def upload_image_generate(
+    request: Request,
+    services: ServicesDep,
+    format: Annotated[AnswerFormat | None, Query(description="`json` (default) or `raw`.")] = None,
+    accept: Annotated[str | None, Header(include_in_schema=False)] = None,
+) -> Response:
+    body, pictures = await forms.read_request(request)
+    wanted = replace(body.wanted(), **pictures)
+    return await _answer(request, services, wanted, format, accept)
+
+
+async def _answer(
+    request: Request,
+    services: Services,
+    wanted: Wanted,
+    format: AnswerFormat | None,
+    accept: str | None,
+) -> Response:
+    resolved = await services.resolve(wanted)
     services.queue.require_worker()  # who waits must know for what
-    job = await services.queue.submit(wanted, owner=owner_of(request))
+    job = await services.queue.submit(resolved, owner=owner_of(request))
     done = await _wait_or_cancel(request, services, job)
     if format is AnswerFormat.RAW or (format is None and _wants_image(accept)):
         return await _raw(services, done)

@@ -6,12 +6,12 @@ import asyncio
 from pathlib import PurePath
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import FileResponse
 
-from api import answers
+from api import answers, forms, inspection
 from api.services import Services, ServicesDep
-from config.errors import NotFound
+from config.errors import InvalidRequest, NotFound
 from models.types import OutputFormat
 from utils import images
 from utils.job import StoredImage
@@ -20,6 +20,20 @@ router = APIRouter(tags=["images"])
 
 ImageId = Annotated[str, Path(min_length=1, max_length=64)]
 
+_FORM_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {"file": {"type": "string", "format": "binary"}},
+                }
+            }
+        },
+    }
+}
 _MEDIA_TYPES = {output_format.suffix: output_format.media_type for output_format in OutputFormat}
 # A picture never changes under its name; it may be deleted, so caches ask again after a day.
 _CACHE = "private, max-age=86400"
@@ -41,6 +55,20 @@ async def list_images(
         "images": [answers.stored_image_json(image) for image in found],
         "limit": limit,
     }
+
+
+@router.post(
+    "/images/inspect",
+    summary="The request that a PNG of a service was drawn from",
+    openapi_extra=_FORM_BODY,
+)
+async def inspect_image(request: Request) -> dict[str, Any]:
+    """`request` is what POST /generate takes; `made_by` is null for a picture of another program."""
+    files, _ = await forms.read_files(request, ("file", "image"))
+    if len(files) != 1:
+        raise InvalidRequest.of("file", "is missing: the form has no PNG in the field `file`")
+    [(field, data)] = files.items()
+    return await asyncio.to_thread(inspection.inspected, field, data)
 
 
 @router.get("/images/{image_id}", summary="A picture's file", response_class=FileResponse)

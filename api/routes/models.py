@@ -114,6 +114,7 @@ def _model_json(services: Services, row: ModelRow) -> dict[str, Any]:
             "max_size": row.max_size,
             "size_multiple": SIZE_MULTIPLE_PX,
         },
+        "ways": list(row.ways),
         "uses_guidance_scale": row.guidance,
         "memory_gib": row.memory_gib.get(services.plan.profile.name),
         "example_prompts": list(row.example_prompts),

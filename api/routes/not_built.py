@@ -9,13 +9,11 @@ from fastapi import APIRouter, Response
 from config.errors import NotBuilt
 
 NOT_BUILT = (
-    ("POST", "/images/inspect", "reading a request back from a picture"),
     ("GET", "/usage", "usage counts"),
     ("GET", "/metrics", "Prometheus metrics"),
     ("POST", "/submit-request", "the older name of POST /jobs"),
     ("GET", "/request-status/{job_id}", "the older name of GET /jobs/{id}"),
     ("POST", "/cancel-request/{job_id}", "the older name of POST /jobs/{id}/cancel"),
-    ("POST", "/upload-image-generate", "image to image"),
 )
 
 router = APIRouter()

@@ -1,4 +1,4 @@
-"""FLUX.1 text to image: embeddings, noise, denoising, pixels.
+"""FLUX.1: a text, and perhaps a picture and a mask, to a picture: embeddings, noise, denoising, pixels.
 
 The steps are diffusers' `FluxPipeline`; here they are called one by one, so that each can be
 timed, reported and left (`Cancelled`) between two steps of the sampler. Text encoders and the rest
@@ -23,6 +23,7 @@ from models import preview
 from models.families import frugal as saving
 from models.families.embedding_cache import EmbeddingCache, Embeddings
 from models.families.exact_batches import rows_alone
+from models.families.flux1_start import Start, composed, start
 from models.lora.adapters import PeftAdapters
 from models.lora.errors import LoraIncompatible
 from models.lora.in_use import Carrier, LorasInUse
@@ -125,19 +126,23 @@ class Flux1Model:
             # 1. Prompts to embeddings
             on_stage(Stage.ENCODING)
             embeddings = self._encode(drawings)
+
+            # 2. Seeds to noise, pictures to latents
+            noise = self._noise(drawings, embeddings["prompt_embeds"].dtype)
+            begin = start(self._image, drawings, noise) if request.image is not None else None
             watch.lap("encode")
 
-            # 2. Seeds to noise
-            on_stage(Stage.DENOISING)
-            latents = self._noise(drawings, embeddings["prompt_embeds"].dtype)
-
             # 3. Noise to latents
-            latents = self._denoise(latents, embeddings, request, on_step)
+            on_stage(Stage.DENOISING)
+            latents = self._denoise(noise, begin, embeddings, request, on_step)
             watch.lap("denoise")
 
             # 4. Latents to pixels
             on_stage(Stage.DECODING)
-            images = [self._decode(one, request) for one in latents.split(1)]
+            images = [
+                composed(self._decode(latent, request), drawing)
+                for latent, drawing in zip(latents.split(1), drawings, strict=True)
+            ]
             watch.lap("decode")
         return images, watch.ms
 
@@ -246,43 +251,52 @@ class Flux1Model:
     def _denoise(
         self,
         noise: torch.Tensor,
+        begin: Start | None,
         embeddings: dict[str, torch.Tensor],
         request: GenerationRequest,
         on_step: OnStep,
     ) -> torch.Tensor:
         pipeline = self._image
+        latents = noise if begin is None else begin.latents
         with ExitStack() as stack:
             if len(noise) > 1 and self.batches_exactly:
                 stack.enter_context(rows_alone(pipeline.transformer))
             return pipeline(
                 **embeddings,
-                latents=noise,
+                latents=latents,
+                sigmas=None if begin is None else begin.sigmas,
                 width=request.width,
                 height=request.height,
-                num_inference_steps=request.num_inference_steps,
+                num_inference_steps=request.steps_to_run,
                 guidance_scale=request.guidance_scale,
                 true_cfg_scale=request.true_cfg_scale,
                 output_type="latent",
-                callback_on_step_end=self._after_step(noise, request, on_step),
+                callback_on_step_end=self._after_step(latents, begin, request, on_step),
                 callback_on_step_end_tensor_inputs=["latents"],
             ).images  # (B, height/16 * width/16, 64) packed latents
 
     def _after_step(
-        self, noise: torch.Tensor, request: GenerationRequest, on_step: OnStep
+        self,
+        latents: torch.Tensor,
+        begin: Start | None,
+        request: GenerationRequest,
+        on_step: OnStep,
     ) -> Callable[..., dict[str, Any]]:
-        before = self._unpack(noise, request)
+        before = self._unpack(latents, request)
         preview_map = self._fit_preview()
 
         def callback(
             pipeline: Any, step: int, _timestep: Any, kwargs: dict[str, Any]
         ) -> dict[str, Any]:
             nonlocal before
-            after = self._unpack(kwargs["latents"], request)
             sigma, sigma_next = pipeline.scheduler.sigmas[step : step + 2]
+            if begin is not None:
+                kwargs["latents"] = begin.held(kwargs["latents"], sigma_next)
+            after = self._unpack(kwargs["latents"], request)
             size = (request.width, request.height)
             previews = preview_map.after_step(before, after, sigma, sigma_next, size)
             before = after
-            on_step(step + 1, request.num_inference_steps, previews)
+            on_step(step + 1, request.steps_to_run, previews)
             return kwargs
 
         return callback

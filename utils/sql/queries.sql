@@ -87,6 +87,12 @@ SELECT DISTINCT json_extract(lora.value, '$.sha256') AS sha256
 FROM job, json_each(job.request, '$.loras') AS lora
 WHERE job.status IN ('queued', 'running');
 
+-- name: inputs_of_open_jobs
+-- The pictures, by content, that jobs begin with which wait or run. Older rows have none.
+SELECT DISTINCT input.value AS sha256
+FROM job, json_each(json_array(json_extract(request, '$.image'), json_extract(request, '$.mask'))) AS input
+WHERE job.status IN ('queued', 'running') AND input.value IS NOT NULL;
+
 -- name: list_jobs
 SELECT * FROM job ORDER BY seq DESC LIMIT :limit OFFSET :offset;
 

@@ -35,7 +35,7 @@ from models.types import (
     OutOfMemory,
     Stage,
 )
-from utils import images, metadata
+from utils import images, input_pictures, metadata
 from utils.worker import events
 from utils.worker.config import WorkerConfig
 from utils.worker.drawing import JobInHand, Run
@@ -132,6 +132,12 @@ class Child:
             milliseconds = self._load(model_id)
         assert self._model is not None
         return self._model, milliseconds
+
+    def open_inputs(self, request: GenerationRequest) -> tuple[Any, Any]:
+        size, folder = (request.width, request.height), self._config.inputs_dir
+        image = request.image and input_pictures.open_image(folder, request.image, size)
+        mask = request.mask and input_pictures.open_mask(folder, request.mask, size)
+        return image, mask
 
     def is_cancelled(self, job_id: str) -> bool:
         return job_id in self._cancelled

@@ -16,6 +16,7 @@ class WorkerConfig:
     output_dir: Path
     models_dir: Path
     loras_dir: Path
+    inputs_dir: Path
     allow_download: bool
     engine: str
     fp8_weights: str
@@ -31,6 +32,6 @@ class WorkerConfig:
     @classmethod
     def from_argument(cls, argument: str) -> "WorkerConfig":
         values = json.loads(argument)
-        for folder in ("output_dir", "models_dir", "loras_dir"):
+        for folder in ("output_dir", "models_dir", "loras_dir", "inputs_dir"):
             values[folder] = Path(values[folder])
         return cls(**values)

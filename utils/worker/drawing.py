@@ -43,6 +43,9 @@ class Workshop(Protocol):
     def model_for(self, model_id: str, on_loading: Callable[[], None]) -> tuple[ImageModel, float]:
         """The model, loaded, and the ms that took."""
 
+    def open_inputs(self, request: GenerationRequest) -> tuple[Any, Any]:
+        """The request's image and mask as `Drawing` has them. Raises FluxError for a damaged one."""
+
     def is_cancelled(self, job_id: str) -> bool: ...
 
     def leave_if_stopping(self) -> None: ...
@@ -72,6 +75,8 @@ class JobInHand:
 
     id: str
     request: GenerationRequest
+    image: Any = None
+    mask: Any = None
     steps_done: int = 0
     is_over: bool = False  # its end was sent
     timings: dict[str, float] = field(
@@ -84,7 +89,7 @@ class JobInHand:
 
     @property
     def steps(self) -> int:
-        return self.request.num_inference_steps * self.request.num_images
+        return self.request.steps_to_run * self.request.num_images
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +101,12 @@ class Unit:
 
     @property
     def drawing(self) -> Drawing:
-        return Drawing(request=self.job.request, seed=self.job.request.seed + self.index)
+        return Drawing(
+            request=self.job.request,
+            seed=self.job.request.seed + self.index,
+            image=self.job.image,
+            mask=self.job.mask,
+        )
 
 
 class Run:
@@ -117,6 +127,7 @@ class Run:
             return
         if model is None or not self._use_loras(model):
             return
+        self._open_inputs()
         chunks = list(self._chunks(model))
         for number, chunk in enumerate(chunks):
             units = [unit for unit in chunk if not self._is_gone(unit.job)]
@@ -154,6 +165,15 @@ class Run:
             for job in self._jobs:
                 self._end(job, events.Failed(job_id=job.id, code="oom", message=words))
         return False
+
+    def _open_inputs(self) -> None:
+        """Decode the pictures that jobs begin with; a damaged one is the end of its own job alone."""
+        for job in self._jobs:
+            if job.request.image is not None and not self._is_gone(job):
+                try:
+                    job.image, job.mask = self._workshop.open_inputs(job.request)
+                except Exception as error:
+                    self._fail([job], error)
 
     def _note_loras(self, applied: Sequence[LoraApplied], milliseconds: float) -> None:
         for job in self._jobs:

@@ -24,6 +24,7 @@ from config.settings import ROOT, Settings
 from models.precision import PrecisionProfile
 from models.types import Stage
 from utils.gpu_manager import WorkerSlot
+from utils.input_pictures import inputs_folder
 from utils.lora_pins import pins_folder
 from utils.worker import events
 from utils.worker.config import WorkerConfig
@@ -362,6 +363,7 @@ class Worker:
                 self._profile.name,
                 self._settings.storage.data_dir,
             ),
+            inputs_dir=inputs_folder(self._settings.storage.data_dir, self._profile.name),
             allow_download=self._settings.models.allow_download,
             engine=self._settings.models.engine,
             fp8_weights=self._settings.models.fp8_weights,
