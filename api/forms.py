@@ -10,6 +10,7 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 
 from api.schemas import GenerateBody
 from config.errors import InvalidRequest, NotAPicture
@@ -34,9 +35,14 @@ async def read_files(
         )
     files: dict[str, bytes] = {}
     fields: dict[str, str] = {}
-    async with request.form(
+    reading = request.form(
         max_files=len(names), max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
-    ) as form:
+    )
+    try:
+        await reading
+    except HTTPException as error:
+        raise InvalidRequest.of("body", f"is no whole form: {str(error.detail)[:200]}") from error
+    async with request.form() as form:  # the same: it is read once
         for name, value in form.multi_items():
             if name in files or name in fields:
                 raise InvalidRequest.of(name[:64], "stands twice in the form; send it once")

@@ -8,7 +8,7 @@ from typing import Any
 
 _NEGATIVE = "Negative prompt: "
 _LORA = re.compile(r"<lora:([^:<>]+):([0-9.+-]+)>")
-_PAIR = re.compile(r'\s*([A-Za-z][\w /]*):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
+_PAIR = re.compile(r'\b([A-Za-z][\w /]{0,40}):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
 
 
 def _size(text: str) -> dict[str, Any]:

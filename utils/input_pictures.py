@@ -35,12 +35,14 @@ from config.errors import (
     TooLarge,
 )
 from utils.images import sync_folder
-from utils.picture_header import read_header
+from utils.picture_header import PictureHeader, read_header
 
 log = logging.getLogger(__name__)
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 2**26  # 8192 x 8192: 200 MB while it is decoded
+# Pillow's Transpose for EXIF's orientations, but for 1, which is upright.
+_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 KEPT_SECONDS = 3600.0
@@ -66,6 +68,12 @@ def inputs_folder(data_dir: Path, service: str) -> Path:
 
 def looked_at(field: str, data: bytes) -> InputPicture:
     """What a file is, by its header. Raises NotAPicture, BadPicture, TooLarge, naming the field."""
+    header = _header(field, data)
+    digest = hashlib.sha256(data).hexdigest()
+    return InputPicture(sha256=digest, width=header.width, height=header.height)
+
+
+def _header(field: str, data: bytes) -> PictureHeader:
     try:
         header = read_header(data)
     except ValueError as error:
@@ -81,8 +89,7 @@ def looked_at(field: str, data: bytes) -> InputPicture:
             f"has {header.width}x{header.height} px; at most {MAX_PIXELS} pixels are taken "
             f"(8192x8192), so make it smaller",
         )
-    digest = hashlib.sha256(data).hexdigest()
-    return InputPicture(sha256=digest, width=header.width, height=header.height)
+    return header
 
 
 class InputPictures:
@@ -224,11 +231,14 @@ def _opened(
         data = (folder / sha256).read_bytes()
     except FileNotFoundError as error:
         raise _gone(sha256, field) from error
-    looked_at(field, data)  # a decoder is given nothing that says it is larger
+    header = _header(field, data)  # a decoder is given nothing that says it is larger
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as file:
             file.load()
-            picture = _flat(ImageOps.exif_transpose(file), background)
+            turn = _TURNS.get(
+                header.orientation
+            )  # not Pillow's own look, which finds more than EXIF
+            picture = _flat(file if turn is None else file.transpose(turn), background)
     except MemoryError:
         raise
     except Exception as error:  # what decoders raise for damaged files is of many kinds

@@ -22,11 +22,12 @@ _SIDEWAYS = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange width and
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PictureHeader:
-    """`width` and `height` in px, as the picture is looked at."""
+    """`width` and `height` in px, as the picture is looked at; `orientation` is EXIF's, 1 to 8."""
 
     format: str  # Pillow's word: PNG, JPEG, WEBP
     width: int
     height: int
+    orientation: int = 1
 
 
 def read_header(data: bytes) -> PictureHeader | None:
@@ -43,9 +44,10 @@ def read_header(data: bytes) -> PictureHeader | None:
 def _upright(name: str, width: int, height: int, exif: bytes) -> PictureHeader:
     if width < 1 or height < 1:
         raise ValueError("its header says that it has no pixels")
-    if _orientation(exif) in _SIDEWAYS:
+    orientation = _orientation(exif)
+    if orientation in _SIDEWAYS:
         width, height = height, width
-    return PictureHeader(format=name, width=width, height=height)
+    return PictureHeader(format=name, width=width, height=height, orientation=orientation)
 
 
 def _png(data: bytes) -> tuple[int, int, bytes]:
@@ -141,7 +143,7 @@ def _orientation(exif: bytes) -> int:
         for number in range(entries):
             tag, _, _, value = struct.unpack_from(f"{order}HHIH", exif, start + 2 + 12 * number)
             if tag == _ORIENTATION:
-                return value
+                return value if 1 <= value <= 8 else 1
     except struct.error:
         return 1
     return 1

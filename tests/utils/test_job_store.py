@@ -576,3 +576,20 @@ TestLine.settings = settings(
     database=None,
     suppress_health_check=list(HealthCheck),
 )
+
+
+def test_store_tells_the_inputs_of_open_jobs(tmp_path: Path) -> None:
+    with_both = replace(REQUEST, image="ab" * 32, mask="cd" * 32, strength=1.0)
+
+    async def test() -> None:
+        store = await JobStore.open(tmp_path / "jobs.sqlite3")
+        await store.insert("a", with_both, NOW)
+        await store.insert("b", replace(REQUEST, image="ef" * 32, strength=0.5), NOW)
+        await store.insert("c", REQUEST, NOW)
+        assert await store.inputs_of_open_jobs() == {"ab" * 32, "cd" * 32, "ef" * 32}
+        await store.cancel("a", LATER)
+        await claim_next(store, "cpu", NOW)
+        assert await store.inputs_of_open_jobs() == {"ef" * 32}
+        await store.close()
+
+    asyncio.run(test())

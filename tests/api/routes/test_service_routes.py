@@ -113,7 +113,7 @@ def test_route_that_is_not_built_is_501_by_name(
 
 
 def test_route_that_is_not_built_takes_no_body_with_it(engine_service: RunningService) -> None:
-    answer = engine_service.client.post("/upload-image-generate", content=b"x" * 1000)
+    answer = engine_service.client.post("/submit-request", content=b"x" * 1000)
     assert answer.status_code == 501
 
 

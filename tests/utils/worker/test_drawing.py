@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config.errors import FluxError, ModelUnavailable
+from config.errors import BadPicture, FluxError, ModelUnavailable
 from models.lora.errors import LoraIncompatible
 from models.types import (
     Drawing,
@@ -57,6 +57,7 @@ class FakeModel:
     def __init__(self, batches_exactly: bool = True) -> None:
         self.batches_exactly = batches_exactly
         self.calls: list[tuple[list[str], bool]] = []  # (pictures, frugal)
+        self.inputs: list[tuple[Any, Any]] = []  # (image, mask) of each drawing
         self.lora_error: Exception | None = None
         self.loras: list[Sequence[LoraRef]] = []  # of each call
 
@@ -85,6 +86,7 @@ class FakeModel:
     ) -> tuple[list[Any], dict[str, float]]:
         pictures = [picture(drawing) for drawing in drawings]
         self.calls.append((pictures, frugal))
+        self.inputs += [(drawing.image, drawing.mask) for drawing in drawings]
         on_stage(Stage.ENCODING)
         on_stage(Stage.DENOISING)
         for step in range(STEPS):
@@ -151,6 +153,11 @@ class FakeWorkshop:
         if self.load_error is not None:
             raise self.load_error
         return self._model, 7.0
+
+    def open_inputs(self, request: GenerationRequest) -> tuple[Any, Any]:
+        if request.image == "damaged":
+            raise BadPicture.of("image", "the picture cannot be decoded")
+        return f"opened {request.image}", request.mask and f"opened {request.mask}"
 
     def is_cancelled(self, job_id: str) -> bool:
         return job_id in self.cancelled
@@ -234,9 +241,13 @@ class FakeWorkshop:
         return sum(isinstance(event, kind) for event in self.sent)
 
 
-def job(job_id: str, prompt: str = "", num_images: int = 1) -> JobInHand:
+def job(job_id: str, prompt: str = "", num_images: int = 1, **fields: Any) -> JobInHand:
     asked: GenerationRequest = request(
-        prompt=f"{job_id} {prompt}", num_inference_steps=STEPS, num_images=num_images, seed=10
+        prompt=f"{job_id} {prompt}",
+        num_inference_steps=STEPS,
+        num_images=num_images,
+        seed=10,
+        **fields,
     )
     return JobInHand(id=job_id, request=asked)
 
@@ -307,6 +318,27 @@ def test_run_batch_shares_its_time_among_its_pictures() -> None:
     assert jobs[0].timings["denoise"] == pytest.approx(2.0)
     assert jobs[1].timings["denoise"] == pytest.approx(4.0)
     assert jobs[0].timings["load"] == 7.0
+
+
+# Pictures to begin with
+
+
+def test_run_gives_the_model_each_jobs_own_pictures() -> None:
+    model = FakeModel()
+    jobs = [job("a", image="x", mask="m", strength=1.0), job("b", num_images=2)]
+    run(*jobs, model=model)
+    assert model.inputs == [("opened x", "opened m"), (None, None), (None, None)]
+
+
+def test_run_damaged_picture_is_the_end_of_its_own_job_alone() -> None:
+    jobs = [job(name, image=image, strength=1.0) for name, image in [("a", "damaged"), ("b", "x")]]
+    workshop = run(*jobs)
+    assert workshop.words() == {"a": "bad_file", "b": "finished"}
+    assert workshop.ends()["a"].message == "image: the picture cannot be decoded"
+
+
+def test_job_steps_are_those_that_its_strength_leaves() -> None:
+    assert job("a", num_images=2, image="x", strength=0.5).steps == 2 * 2
 
 
 # Progress
