@@ -11,10 +11,11 @@ import asyncio
 import base64
 import binascii
 import re
+from dataclasses import dataclass
 
 from config.errors import InvalidRequest, NotFound
 from config.settings import Settings
-from utils.input_pictures import SHA256, InputPicture, InputPictures
+from utils.input_pictures import SHA256, InputPicture, InputPictures, looked_at
 from utils.job_store import JobStore
 
 _URL = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]{0,20}):")
@@ -22,24 +23,32 @@ _IMAGE_ID = re.compile(r"[0-9a-z]{1,56}-[0-9]{1,2}")  # a job's id and the pictu
 _DATA_URL = re.compile(r"\s*data:[^,]{0,200}?;base64,", re.IGNORECASE)
 
 
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """A picture that a field stands for; `data` is None where the picture is kept already."""
+
+    picture: InputPicture
+    data: bytes | None
+
+
 class InputSources:
-    """Keeps the pictures that fields stand for. Methods raise FluxError naming the field."""
+    """Finds the pictures that fields stand for, and keeps them. Methods raise FluxError naming the field."""
 
     def __init__(self, settings: Settings, store: JobStore, pictures: InputPictures) -> None:
         self._output_dir = settings.storage.output_dir
         self._store = store
         self._pictures = pictures
 
-    async def take(self, field: str, source: str | bytes) -> InputPicture:
+    async def look(self, field: str, source: str | bytes) -> Looked:
         if isinstance(source, str) and SHA256.fullmatch(source):
-            return await asyncio.to_thread(self._pictures.read, field, source)
+            return Looked(await asyncio.to_thread(self._pictures.read, field, source), None)
         if isinstance(source, str) and _IMAGE_ID.fullmatch(source):
             source = await self._of_this_service(field, source)
-        return await asyncio.to_thread(self._keep, field, source)
+        return await asyncio.to_thread(_look, field, source)
 
-    def _keep(self, field: str, source: str | bytes) -> InputPicture:
-        data = source if isinstance(source, bytes) else decoded(field, source)
-        return self._pictures.keep(field, data)
+    async def keep(self, looked: Looked) -> None:
+        if looked.data is not None:
+            await asyncio.to_thread(self._pictures.keep, looked.picture, looked.data)
 
     async def _of_this_service(self, field: str, image_id: str) -> bytes:
         image = await self._store.image(image_id)
@@ -50,6 +59,11 @@ class InputSources:
             return await asyncio.to_thread(path.read_bytes)
         except OSError as error:
             raise NotFound.of(field, f"picture {image_id} is not on disk any more") from error
+
+
+def _look(field: str, source: str | bytes) -> Looked:
+    data = source if isinstance(source, bytes) else decoded(field, source)
+    return Looked(looked_at(field, data), data)
 
 
 def decoded(field: str, text: str) -> bytes:

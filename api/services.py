@@ -21,7 +21,7 @@ from models.types import GenerationRequest
 from utils import systemd
 from utils.clock import Chance
 from utils.gpu_manager import Placement, place_workers
-from utils.input_pictures import InputPictures, inputs_folder
+from utils.input_pictures import InputPicture, InputPictures, inputs_folder
 from utils.job_store import JobStore
 from utils.lora_manager import LoraManager
 from utils.queue_manager import QueueManager
@@ -61,15 +61,26 @@ class Services:
         await self.plan.loras.prepare(wanted.loras or ())
         if wanted.image is None:
             return self.plan.resolver.resolve(wanted)
-        image = await self.sources.take("image", wanted.image)
-        mask = None if wanted.mask is None else await self.sources.take("mask", wanted.mask)
-        if mask is not None and (mask.width, mask.height) != (image.width, image.height):
-            raise BadPicture.of(
-                "mask",
-                f"has {mask.width}x{mask.height} px and the image {image.width}x{image.height}; "
-                "send a mask of the image's size",
-            )
-        return self.plan.resolver.resolve(wanted, image=image, mask=mask)
+        image = await self.sources.look("image", wanted.image)
+        mask = None if wanted.mask is None else await self.sources.look("mask", wanted.mask)
+        if mask is not None:
+            _require_one_size(image.picture, mask.picture)
+        # Nothing of a request that is refused stays: the pictures are kept last.
+        request = self.plan.resolver.resolve(
+            wanted, image=image.picture, mask=None if mask is None else mask.picture
+        )
+        for looked in filter(None, (image, mask)):
+            await self.sources.keep(looked)
+        return request
+
+
+def _require_one_size(image: InputPicture, mask: InputPicture) -> None:
+    if (mask.width, mask.height) != (image.width, image.height):
+        raise BadPicture.of(
+            "mask",
+            f"has {mask.width}x{mask.height} px and the image {image.width}x{image.height}; "
+            "send a mask of the image's size",
+        )
 
 
 def make_plan(settings: Settings, profile: PrecisionProfile, chance: Chance | None = None) -> Plan:

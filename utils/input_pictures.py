@@ -113,12 +113,11 @@ class InputPictures:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
 
-    def keep(self, field: str, data: bytes) -> InputPicture:
+    def keep(self, picture: InputPicture, data: bytes) -> None:
         """Put a picture into the folder; it is on disk when this returns. Blocks; for a thread."""
-        picture = looked_at(field, data)
         path = self._folder / picture.sha256
         if self._touch(path):
-            return picture
+            return
         temporary = self._folder / f".{secrets.token_hex(8)}"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +133,6 @@ class InputPictures:
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-        return picture
 
     def read(self, field: str, sha256: str) -> InputPicture:
         """A picture that is there already. Raises NotFound. Blocks; for a thread."""

@@ -51,6 +51,9 @@ TAKES: dict[str, set[str]] = {
     "loras": {"empty list", "null"},
     "lora_name": {"text", "numeric text", "null"},
     "lora_weight": {"null"},
+    "image": {"text", "null"},  # base64 of something, which is looked at later
+    "mask": {"null"},  # and strength: without an image there is nothing that they go with
+    "strength": {"null"},
 }
 WRONG_TYPES = [
     pytest.param(field, value, id=f"{field}-{kind}")

@@ -17,7 +17,7 @@ from PIL import Image
 from config.errors import BadPicture, NotAPicture, NotFound, StorageUnavailable, TooLarge
 from tests.pictures import file_of, gradient, turned
 from utils import input_pictures
-from utils.input_pictures import InputPictures, looked_at, open_image, open_mask
+from utils.input_pictures import InputPicture, InputPictures, looked_at, open_image, open_mask
 
 PNG = file_of(gradient(20, 10))
 
@@ -44,6 +44,12 @@ def pictures(folder: Path, clock: Clock) -> InputPictures:
     return InputPictures(folder, clock)
 
 
+def kept_in(pictures: InputPictures, data: bytes) -> InputPicture:
+    picture = looked_at("image", data)
+    pictures.keep(picture, data)
+    return picture
+
+
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
@@ -63,14 +69,14 @@ def sweep(pictures: InputPictures, *wanted: str) -> None:
 
 
 def test_keep_puts_the_bytes_under_their_content(pictures: InputPictures, folder: Path) -> None:
-    kept = pictures.keep("image", PNG)
+    kept = kept_in(pictures, PNG)
     assert (kept.width, kept.height) == (20, 10)
     assert (folder / kept.sha256).read_bytes() == PNG
     assert names(folder) == {kept.sha256}
 
 
 def test_keep_of_the_same_bytes_is_one_file(pictures: InputPictures, folder: Path) -> None:
-    assert pictures.keep("image", PNG) == pictures.keep("mask", PNG)
+    assert kept_in(pictures, PNG) == kept_in(pictures, PNG)
     assert len(names(folder)) == 1
 
 
@@ -79,7 +85,7 @@ def test_keep_syncs_file_and_folder_before_it_returns(
 ) -> None:
     synced = []
     monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_mode))
-    pictures.keep("image", PNG)
+    kept_in(pictures, PNG)
     assert [stat.S_ISDIR(mode) for mode in synced] == [False, True]
 
 
@@ -91,7 +97,7 @@ def test_keep_that_the_disk_refuses_leaves_nothing(
 
     monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(StorageUnavailable, match="FLUX_DATA_DIR"):
-        pictures.keep("image", PNG)
+        kept_in(pictures, PNG)
     assert names(folder) == set()
 
 
@@ -104,12 +110,9 @@ def test_keep_that_the_disk_refuses_leaves_nothing(
         (b"", NotAPicture, "PNG, JPEG or WebP"),
     ],
 )
-def test_keep_refuses_what_is_no_sound_picture(
-    pictures: InputPictures, folder: Path, data: bytes, error: type, words: str
-) -> None:
+def test_looked_at_refuses_what_is_no_sound_picture(data: bytes, error: type, words: str) -> None:
     with pytest.raises(error, match=f"mask: .*{words}"):
-        pictures.keep("mask", data)
-    assert not folder.exists()
+        looked_at("mask", data)
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -135,7 +138,7 @@ def test_require_of_a_picture_that_is_gone_is_not_found(pictures: InputPictures)
 def test_sweep_leaves_what_an_open_job_has(
     pictures: InputPictures, folder: Path, clock: Clock
 ) -> None:
-    kept = pictures.keep("image", PNG)
+    kept = kept_in(pictures, PNG)
     clock.now += 10 * input_pictures.KEPT_SECONDS
     sweep(pictures, kept.sha256)
     assert names(folder) == {kept.sha256}
@@ -144,7 +147,7 @@ def test_sweep_leaves_what_an_open_job_has(
 def test_sweep_removes_what_nobody_has_had_for_a_while(
     pictures: InputPictures, folder: Path, clock: Clock
 ) -> None:
-    pictures.keep("image", PNG)
+    kept_in(pictures, PNG)
     clock.now += input_pictures.KEPT_SECONDS + 1
     sweep(pictures)
     assert names(folder) == set()
@@ -153,7 +156,7 @@ def test_sweep_removes_what_nobody_has_had_for_a_while(
 def test_sweep_leaves_the_pictures_of_a_job_that_has_just_ended(
     pictures: InputPictures, folder: Path, clock: Clock
 ) -> None:
-    kept = pictures.keep("image", PNG)
+    kept = kept_in(pictures, PNG)
     clock.now += 2 * input_pictures.KEPT_SECONDS
     pictures.job_ended([kept.sha256, "cd" * 32])
     clock.now += input_pictures.KEPT_SECONDS / 2
@@ -169,7 +172,7 @@ def test_sweep_removes_the_oldest_when_they_are_too_much(
     kept = []
     for width in (21, 22, 23, 24):
         picture = file_of(gradient(width, 10))
-        kept.append(pictures.keep("image", picture + b"\0" * (len(PNG) - len(picture))).sha256)
+        kept.append(kept_in(pictures, picture + b"\0" * (len(PNG) - len(picture))).sha256)
         clock.now += 100
     sweep(pictures, kept[1])
     assert names(folder) == {kept[1], kept[2], kept[3]}
@@ -179,7 +182,7 @@ def test_sweep_leaves_a_picture_whose_job_is_on_its_way(
     pictures: InputPictures, folder: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(input_pictures, "KEPT_BYTES", 0)
-    kept = pictures.keep("image", PNG)
+    kept = kept_in(pictures, PNG)
     clock.now += input_pictures.NEW_SECONDS - 1
     sweep(pictures)
     assert names(folder) == {kept.sha256}
@@ -200,7 +203,7 @@ Opened = Callable[..., Image.Image]
 @pytest.fixture
 def opened(pictures: InputPictures, folder: Path) -> Opened:
     def opened(data: bytes, size: tuple[int, int], how=open_image) -> Image.Image:
-        return how(folder, pictures.keep("image", data).sha256, size)
+        return how(folder, kept_in(pictures, data).sha256, size)
 
     return opened
 

@@ -26,6 +26,7 @@ BUILT = {
     ("GET", "/loras/{name}"), ("PATCH", "/loras/{name}"), ("DELETE", "/loras/{name}"),
     ("GET", "/lora-status"), ("POST", "/apply-lora"), ("POST", "/remove-lora"),
     ("POST", "/queue/pause"), ("POST", "/queue/resume"), ("POST", "/queue/clear"),
+    ("POST", "/upload-image-generate"), ("POST", "/images/inspect"),
 }  # fmt: skip
 
 

@@ -218,7 +218,9 @@ def test_picture_over_the_bodys_limit_is_413(start_engine: Callable[..., Running
 
 
 def test_mask_of_another_size_is_refused(engine_service: RunningService) -> None:
-    answer = engine_service.generate(image=text(IMAGE), mask=text(left_half((160, 144))))
+    before, image = inputs(engine_service), file_of(gradient(150, 172))
+    answer = engine_service.generate(image=text(image), mask=text(left_half((172, 150))))
+    assert inputs(engine_service) == before
     assert "send a mask of the image's size" in refused(answer, 422, "bad_file", "mask")
 
 
