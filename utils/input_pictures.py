@@ -232,6 +232,8 @@ def _opened(
     header = _header(field, data)  # a decoder is given nothing that says it is larger
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as file:
+            if sorted(file.size) != sorted((header.width, header.height)):
+                raise ValueError("it tells two sizes")  # a header for us and one for the decoder
             file.load()
             turn = _TURNS.get(
                 header.orientation

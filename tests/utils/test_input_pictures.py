@@ -301,6 +301,24 @@ def test_open_image_of_a_damaged_stream_is_refused_by_name(folder: Path, format:
         open_image(folder, "ab" * 32, (64, 64))
 
 
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_open_image_that_tells_two_sizes_is_refused_before_a_pixel(
+    folder: Path, format: str
+) -> None:
+    whole = file_of(gradient(16, 16), format)
+    if format == "PNG":
+        data = whole[:33] + bomb(9000, 9000)[8:33] + whole[33:]
+    else:
+        start = whole.index(b"\xff\xc0")
+        frame = whole[start : start + 2 + int.from_bytes(whole[start + 2 : start + 4])]
+        large = frame[:5] + struct.pack(">HH", 9000, 9000) + frame[9:]
+        data = whole[: start + len(frame)] + large + whole[start + len(frame) :]
+    folder.mkdir()
+    (folder / ("ab" * 32)).write_bytes(data)
+    with pytest.raises(BadPicture, match="two sizes"):
+        open_image(folder, "ab" * 32, (64, 64))
+
+
 def test_open_image_that_is_gone_is_not_found(folder: Path) -> None:
     with pytest.raises(NotFound, match="mask: .*send it again"):
         open_mask(folder, "ab" * 32, (64, 64))
