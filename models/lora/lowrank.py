@@ -21,8 +21,9 @@ from dataclasses import dataclass
 
 import torch
 
+from models.lora.whole import MAX_RANK
+
 TOLERANCE = 1e-6  # relative, in the Frobenius norm
-MAX_RANK = 256
 
 Svd = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # U (out, k), s (k,), Vᵀ (k, in)
 

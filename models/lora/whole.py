@@ -1,7 +1,8 @@
 """Whether every module of a LoRA has all its parts, and parts that fit one another.
 
 Names and shapes tell, so an upload is refused before a weight is read, and not the first request that
-wants it. No torch: this runs in the API process.
+wants it. Shapes also tell what LoKr and LoHa will take as low rank: a few kilobytes of Kronecker factors
+can stand for a matrix of terabytes. No torch: this runs in the API process.
 """
 
 from __future__ import annotations
@@ -24,21 +25,36 @@ _PRODUCTS = (
     *((f"{name}_a", f"{name}_b") for name in ("lokr_w1", "lokr_w2", "hada_w1", "hada_w2")),
 )
 
+MAX_SIDE = 2**16  # of a layer; the widest known is 55296, in FLUX.2 dev
+MAX_RANK = 256  # of what LoKr and LoHa become (`lowrank.py`)
+# Of all modules as low rank. Rank 256 on every layer is 4.6 GiB for FLUX.1, 5.8 for FLUX.2 dev.
+MAX_LOW_RANK_BYTES = 8 * 2**30
+
+_FACTORS = {keys.LOKR: ("lokr_w1", "lokr_w2"), keys.LOHA: ("hada_w1", "hada_w2")}
+
 Shapes = dict[str, tuple[int, ...]]  # by part
 
 
 def check_modules(
     modules: Mapping[str, Mapping[str, str]], tensors: Mapping[str, TensorInfo]
 ) -> None:
-    """Raise BadLoraFile for a module that contradicts itself; `modules` as `keys.group` has them.
+    """Raise BadLoraFile for a module that contradicts itself, or for products that are too large.
 
-    What belongs to no known model and what is no weight of a LoRA is passed over.
+    `modules` as `keys.group` has them. What belongs to no known model and what is no weight of a LoRA
+    is passed over.
     """
+    low_rank_bytes = 0
     for module, parts in modules.items():
         shapes = {part: tensors[name].shape for part, name in parts.items() if part in USED}
         alpha = shapes.pop(keys.ALPHA, ())
         if shapes and keys.place(module).style is not Style.UNKNOWN:
             _check(module, shapes, alpha)
+            low_rank_bytes += _low_rank_bytes(module, shapes)
+    if low_rank_bytes > MAX_LOW_RANK_BYTES:
+        raise BadLoraFile(
+            f"as low rank the file would take {low_rank_bytes / 2**30:.0f} GiB; "
+            f"{MAX_LOW_RANK_BYTES // 2**30} are allowed"
+        )
 
 
 def kind_of(parts: Mapping[str, object]) -> tuple[str, ...]:
@@ -71,6 +87,31 @@ def _check(module: str, shapes: Shapes, alpha: tuple[int, ...]) -> None:
             raise BadLoraFile(
                 f"module {shown(module)}: products of {first} and {second} do not fit together"
             )
+
+
+def _low_rank_bytes(module: str, shapes: Shapes) -> int:
+    """What a module of LoKr or LoHa is at most as two factors in float32; 0 for a LoRA, which is that."""
+    if kind_of(shapes) == LORA:
+        return 0
+    first, second = (_factor(shapes, name) for name in _FACTORS[kind_of(shapes)])
+    rows, columns, rank = first
+    if kind_of(shapes) == keys.LOKR:
+        rows, columns = rows * second[0], columns * second[1]
+    if max(rows, columns) > MAX_SIDE:
+        raise BadLoraFile(
+            f"module {shown(module)} is a layer of {rows} outputs and {columns} inputs; at most "
+            f"{MAX_SIDE} are taken"
+        )
+    return (rows + columns) * min(rank * second[2], rows, columns, MAX_RANK) * 4
+
+
+def _factor(shapes: Shapes, name: str) -> tuple[int, int, int]:
+    """Rows, columns and rank of a factor that is whole or a product."""
+    if name in shapes:
+        rows, columns = shapes[name][:2]
+        return rows, columns, min(rows, columns)
+    rows, inner, columns = shapes[f"{name}_a"][0], shapes[f"{name}_a"][1], shapes[f"{name}_b"][1]
+    return rows, columns, inner
 
 
 def _complete(shapes: Shapes, kind: tuple[str, ...]) -> bool:

@@ -79,3 +79,26 @@ def test_check_modules_contradiction_is_refused(
 ) -> None:
     with pytest.raises(BadLoraFile, match=words):
         check(tmp_path, {f"{LAYER}.{part}": tensor for part, tensor in state.items()})
+
+
+def lokr_of(rows: tuple[int, int], columns: tuple[int, int]) -> formats.State:
+    return {
+        "lokr_w1": torch.ones(rows[0], columns[0]),
+        "lokr_w2": torch.ones(rows[1], columns[1]),
+    }
+
+
+def test_check_modules_kronecker_product_wider_than_any_layer_is_refused(tmp_path: Path) -> None:
+    state = {f"{LAYER}.{p}": t for p, t in lokr_of((5000, 5000), (12, 16)).items()}
+    with pytest.raises(BadLoraFile, match="25000000 outputs and 192 inputs"):
+        check(tmp_path, state)
+
+
+def test_check_modules_products_that_would_fill_the_memory_are_refused(tmp_path: Path) -> None:
+    state = {
+        f"transformer.transformer_blocks.{i}.attn.to_q.{p}": t
+        for i in range(200)
+        for p, t in lokr_of((256, 256), (12, 16)).items()
+    }
+    with pytest.raises(BadLoraFile, match="as low rank the file would take 9 GiB"):
+        check(tmp_path, state)
