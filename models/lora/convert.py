@@ -64,9 +64,9 @@ def convert(path: Path | str, *, max_rank: int = lowrank.MAX_RANK) -> Lora:
     `max_rank` bounds what LoKr and LoHa may become. Raises what `read_header`, `check_finite` and
     `inspect.require` raise, and BadLoraFile where factors do not fit one another.
     """
-    info = inspect(path)
-    require(info, Family.FLUX1)
     header = read_header(path)
+    info = inspect(path, header)
+    require(info, Family.FLUX1)
     check_finite(path, header)
     grouped, unknown = keys.group(header.tensors)
     check_modules(grouped, header.tensors)

@@ -64,9 +64,12 @@ class LoraInfo:
     refusal: str | None  # why it cannot be applied to anything
 
 
-def inspect(path: Path | str) -> LoraInfo:
-    """Describe a file. Raises what `read_header` raises; a file nothing can apply has a `refusal`."""
-    header = read_header(path)
+def inspect(path: Path | str, header: Header | None = None) -> LoraInfo:
+    """Describe a file, whose header may have been read already.
+
+    Raises what `read_header` raises; a file nothing can apply has a `refusal`.
+    """
+    header = header or read_header(path)
     return describe(header, _alphas(path, header))
 
 

@@ -278,7 +278,7 @@ def examine(path: Path, max_bytes: int) -> LoraInfo:
     from models.lora.finite import check_finite  # imports numpy, which a service may never need
 
     header = read_header(path, max_bytes=max_bytes)
-    info = inspect(path)
+    info = inspect(path, header)
     if info.refusal is None:
         check_modules(keys.group(header.tensors)[0], header.tensors)
     check_finite(path, header)

@@ -48,11 +48,11 @@ def native(path: Path | str) -> Native | None:
 
     Raises what `convert` raises for a file that is broken or for another model.
     """
-    info = inspect(path)
+    header = read_header(path)
+    info = inspect(path, header)
     require(info, Family.FLUX1)
     if info.format not in ("lokr", "loha") or info.unknown_keys:
         return None
-    header = read_header(path)
     check_finite(path, header)
     kind = keys.LOKR if info.format == "lokr" else keys.LOHA
     state: dict[str, torch.Tensor] = {}
