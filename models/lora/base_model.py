@@ -11,7 +11,8 @@ units of the hidden size d (3072 for FLUX.1 and FLUX.2 Klein 4B, 4096 for Klein 
     text embeddings       4096 (T5)           7680, 12288, 15360 (layers of a language model)
 
 Where only attention of the double blocks is touched, which is alike, the file's metadata is asked, then
-how many blocks there are: 19 and 38 in FLUX.1, 5 and 20 in Klein 4B, 8 and 24 in Klein 9B.
+how many blocks there are: 19 and 38 in FLUX.1, 5 and 20 in Klein 4B, 8 and 24 in Klein 9B. diffusers gives
+HunyuanVideo, Qwen-Image and Stable Diffusion 3 the names it gives FLUX.1; they have more blocks, or other sizes.
 Sources: diffusers `transformer_flux.py`, `transformer_flux2.py` and the models' published configs.
 """
 
@@ -61,6 +62,8 @@ _STRANGERS = (
 )  # fmt: skip
 _STABLE_DIFFUSION = {768: "Stable Diffusion 1.5", 1024: "Stable Diffusion 2", 2048: "SDXL"}
 
+_STABLE_DIFFUSION_3 = (1536, 2432)  # hidden sizes of medium and large
+
 _ONLY_FLUX1 = re.compile(
     r"transformer_blocks_\d+_(?:proj_mlp|proj_out|norm_linear|norm1_linear|norm1_context_linear"
     r"|ff_net_.*|ff_context_net_.*)|time_text_embed_.*|vector_in_.*"
@@ -107,9 +110,13 @@ def detect(modules: Mapping[str, tuple[Place, Shape]], metadata: Mapping[str, st
         told = _told(metadata) if only_text else None
         return Base(told or Family.UNKNOWN, "FLUX.1" if told is Family.FLUX1 else "unknown")
     hidden = _hidden_size(parts)
-    family = _by_structure(parts) or _told(metadata) or _by_counts(parts, hidden)
-    if family is Family.OTHER:
-        return Base(family, "Qwen-Image or another model with more blocks than FLUX", hidden)
+    double, single = _last_blocks(parts)
+    family = _by_structure(parts) or _told(metadata) or _by_counts(double, single, hidden)
+    if family is Family.FLUX1 and (double > 18 or single > 37):  # diffusers names these alike
+        many = "HunyuanVideo, Qwen-Image or another model with more blocks than FLUX"
+        return Base(Family.OTHER, many, hidden)
+    if family is Family.FLUX1 and single < 0 and hidden in _STABLE_DIFFUSION_3:
+        return Base(Family.OTHER, "Stable Diffusion 3", hidden)
     name = "FLUX.1" if family is Family.FLUX1 else _FLUX2_NAMES.get(hidden, "FLUX.2")
     return Base(family, name, hidden)
 
@@ -176,17 +183,19 @@ def _names_told(metadata: Mapping[str, str]) -> list[str]:
     return [re.sub(r"[^a-z0-9]", "", metadata.get(key, "").lower()) for key in keys]
 
 
-def _by_counts(parts: list[tuple[str, Shape]], hidden: int | None) -> Family:
+def _last_blocks(parts: list[tuple[str, Shape]]) -> tuple[int, int]:
+    """The highest number of a double and of a single block; -1 where there is none."""
+
+    def last(kind: str) -> int:
+        found = (re.match(kind, path) for path, _ in parts)
+        return max((int(match[1]) for match in found if match), default=-1)
+
+    double = last(r"(?:double_blocks|transformer_blocks)_(\d+)")
+    return double, last(r"single_(?:transformer_)?blocks_(\d+)")
+
+
+def _by_counts(double: int, single: int, hidden: int | None) -> Family:
     """Last resort: how many blocks there are, and how wide they are."""
-    double, single = (
-        max((int(number) for path, _ in parts for number in re.findall(kind, path)), default=-1)
-        for kind in (
-            r"^(?:double_blocks|transformer_blocks)_(\d+)",
-            r"^(?:single_blocks|single_transformer_blocks)_(\d+)",
-        )
-    )
-    if double > 18 and single < 0:
-        return Family.OTHER
     if hidden in (4096, 6144) or (hidden == 3072 and double == 4 and single in (-1, 19)):
         return Family.FLUX2
     return Family.FLUX1

@@ -115,6 +115,8 @@ def test_known_lora_is_described_alike_in_each_format(form: str, tmp_path: Path)
         ({"diffusion_model.joint_blocks.0.x_block.attn.qkv": (4608, 1536)}, "Stable Diffusion 3"),
         ({"transformer.transformer_blocks.0.img_mlp.net.0.proj": (12288, 3072)}, "Qwen-Image"),
         ({"transformer.transformer_blocks.59.attn.to_q": (3072, 3072)}, "Qwen-Image"),
+        ({"transformer.single_transformer_blocks.39.proj_mlp": (12288, 3072)}, "HunyuanVideo"),
+        ({"transformer.transformer_blocks.0.ff.net.0.proj": (6144, 1536)}, "Stable Diffusion 3"),
         ({"diffusion_model.blocks.0.self_attn.q": (5120, 5120)}, "Wan"),
         ({"lora_unet_double_blocks_0_img_mlp_fc1": (12288, 3072)}, "HunyuanVideo"),
         ({"transformer.transformer_blocks.0.attn1.to_q": (2048, 2048)}, "LTX"),
