@@ -469,6 +469,10 @@ def test_header_of_honest_size_and_many_tensors_is_taken(library: RunningService
 
 def test_pack_of_the_header_tests_is_a_file_when_nothing_is_broken(library: RunningService) -> None:
     """The corpus above is refused for what is broken in it, not for how it is made."""
-    fine = {"lora_unet_single_blocks_0_linear2.lora_down.weight": {
-        "dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]}}  # fmt: skip
+    fine = {
+        f"lora_unet_single_blocks_0_linear2.lora_{part}.weight": {
+            "dtype": "F32", "shape": [1, 1], "data_offsets": [4 * n, 4 * n + 4],
+        }
+        for n, part in enumerate(("down", "up"))
+    }  # fmt: skip
     assert library.client.put("/loras/a.safetensors", content=pack(fine)).status_code == 201
