@@ -61,6 +61,8 @@ class QuickPost:
         messages = [await receive()]
         while messages[-1].get("more_body"):
             messages.append(await receive())
+        if messages[-1]["type"] == "http.disconnect":  # what came of the body may look whole
+            return await self._app(scope, _once_more(messages, receive), send)
         try:
             content = b"".join(message.get("body", b"") for message in messages)
             body = self._model.model_validate(_parse(content))
