@@ -15,9 +15,9 @@ main() {
     if (($#)); then
         .venv/bin/python -m pytest "$@" || tests=$?
     else
-        # Three at a time, because most of a test is waiting; a file's tests stay together and share its
+        # Two at a time, because most of a test is waiting; a file's tests stay together and share its
         # services. What measures time or fills a GPU comes after, alone.
-        .venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not timing and not gpu' || tests=$?
+        .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not timing and not gpu' || tests=$?
         .venv/bin/python -m pytest -m 'timing or gpu' || tests=$?
     fi
     if ((checks)); then
