@@ -43,6 +43,13 @@ def library(running: RunningService) -> Iterator[RunningService]:
             running.client.delete(f"/loras/{each['name']}")
 
 
+@pytest.fixture
+def unpinned(library: RunningService) -> RunningService:
+    """The same, and what jobs of earlier tests kept has been swept, which is done some time after their end."""
+    library.wait_until(lambda: pins(library) == set(), what="keeps the LoRA of an ended job")
+    return library
+
+
 def put(
     service: RunningService, data: bytes = lora(), filename: str = "Woodcut.safetensors"
 ) -> dict[str, Any]:
@@ -386,17 +393,17 @@ def pins(service: RunningService) -> set[str]:
 
 
 def test_deleted_lora_stays_with_the_job_that_waits_and_goes_after_it(
-    library: RunningService,
+    unpinned: RunningService,
 ) -> None:
-    sha256 = put(library)["sha256"]
-    job_id = submit(library, lora_name="woodcut").json()["id"]
-    assert library.client.delete("/loras/woodcut").status_code == 204
-    assert names(library) == []
-    (pin,) = library.lora_dir.glob(".pins/*/*.safetensors")
+    sha256 = put(unpinned)["sha256"]
+    job_id = submit(unpinned, lora_name="woodcut").json()["id"]
+    assert unpinned.client.delete("/loras/woodcut").status_code == 204
+    assert names(unpinned) == []
+    (pin,) = unpinned.lora_dir.glob(".pins/*/*.safetensors")
     assert hashlib.sha256(pin.read_bytes()).hexdigest() == sha256
-    library.client.post("/queue/clear")
-    library.wait_until(lambda: pins(library) == set(), what="keeps the LoRA of an ended job")
-    assert library.job(job_id)["request"]["loras"][0]["sha256"] == sha256
+    unpinned.client.post("/queue/clear")
+    unpinned.wait_until(lambda: pins(unpinned) == set(), what="keeps the LoRA of an ended job")
+    assert unpinned.job(job_id)["request"]["loras"][0]["sha256"] == sha256
 
 
 def test_same_key_and_body_after_the_lora_is_gone_is_the_same_job(library: RunningService) -> None:
@@ -412,30 +419,30 @@ def test_same_key_and_body_after_the_lora_is_gone_is_the_same_job(library: Runni
     library.client.post("/queue/clear")
 
 
-def test_lora_of_two_jobs_stays_until_both_have_ended(library: RunningService) -> None:
-    sha256 = put(library)["sha256"]
-    other = put(library, lora(2.0), "other.safetensors")["sha256"]
-    first = submit(library, lora_name="woodcut").json()["id"]
-    second = submit(library, lora_name="woodcut").json()["id"]
-    third = submit(library, lora_name="other").json()["id"]
-    library.client.post(f"/jobs/{first}/cancel")
-    library.client.post(f"/jobs/{third}/cancel")
-    library.wait_until(lambda: other not in pins(library), what="keeps the LoRA of an ended job")
-    assert pins(library) == {sha256}
-    library.client.post(f"/jobs/{second}/cancel")
-    library.wait_until(lambda: pins(library) == set(), what="keeps the LoRA of an ended job")
+def test_lora_of_two_jobs_stays_until_both_have_ended(unpinned: RunningService) -> None:
+    sha256 = put(unpinned)["sha256"]
+    other = put(unpinned, lora(2.0), "other.safetensors")["sha256"]
+    first = submit(unpinned, lora_name="woodcut").json()["id"]
+    second = submit(unpinned, lora_name="woodcut").json()["id"]
+    third = submit(unpinned, lora_name="other").json()["id"]
+    unpinned.client.post(f"/jobs/{first}/cancel")
+    unpinned.client.post(f"/jobs/{third}/cancel")
+    unpinned.wait_until(lambda: other not in pins(unpinned), what="keeps the LoRA of an ended job")
+    assert pins(unpinned) == {sha256}
+    unpinned.client.post(f"/jobs/{second}/cancel")
+    unpinned.wait_until(lambda: pins(unpinned) == set(), what="keeps the LoRA of an ended job")
 
 
-def test_retry_of_a_job_whose_lora_is_gone_is_404_by_name(library: RunningService) -> None:
-    put(library)
-    job_id = submit(library, lora_name="woodcut").json()["id"]
-    library.client.post(f"/jobs/{job_id}/cancel")
-    library.client.delete("/loras/woodcut")
-    library.wait_until(lambda: pins(library) == set(), what="keeps the LoRA of an ended job")
-    told = problem(library.client.post(f"/jobs/{job_id}/retry"), 404, "not_found")
+def test_retry_of_a_job_whose_lora_is_gone_is_404_by_name(unpinned: RunningService) -> None:
+    put(unpinned)
+    job_id = submit(unpinned, lora_name="woodcut").json()["id"]
+    unpinned.client.post(f"/jobs/{job_id}/cancel")
+    unpinned.client.delete("/loras/woodcut")
+    unpinned.wait_until(lambda: pins(unpinned) == set(), what="keeps the LoRA of an ended job")
+    told = problem(unpinned.client.post(f"/jobs/{job_id}/retry"), 404, "not_found")
     assert "woodcut" in told["detail"]
-    put(library, filename="again.safetensors")
-    assert library.client.post(f"/jobs/{job_id}/retry").status_code == 202
+    put(unpinned, filename="again.safetensors")
+    assert unpinned.client.post(f"/jobs/{job_id}/retry").status_code == 202
 
 
 # Defaults
