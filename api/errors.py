@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from api.dialects.shapes import shape_of
 from api.schemas import ALIASES, LIMITED_FIELDS, NOT_BUILT, PICTURE_PATHS, why_not_taken
 from config.errors import FieldError, FluxError, InvalidRequest, NotBuilt, NotFound
 
@@ -47,8 +48,22 @@ _TITLES = {
 }
 
 
+def answer(error: FluxError, request_id: str, path: str) -> JSONResponse:
+    """A FluxError as the answer of a path: in the words of its dialect, or as a problem."""
+    shape = shape_of(path)
+    if shape is None:
+        return problem(error, request_id)
+    error.message = _printable(error.message)
+    error.fields = tuple(
+        FieldError(_printable(item.field), _printable(item.message)) for item in error.fields
+    )
+    shaped = shape(error)
+    headers = {**_headers(error, request_id), **shaped.headers}
+    return JSONResponse(shaped.body, shaped.status, headers)
+
+
 def problem(error: FluxError, request_id: str) -> JSONResponse:
-    """A FluxError as its answer."""
+    """A FluxError as its native answer."""
     body: dict[str, Any] = {
         "type": "about:blank",
         "title": _TITLES.get(error.code, "The request failed"),
@@ -62,12 +77,17 @@ def problem(error: FluxError, request_id: str) -> JSONResponse:
             {"field": _printable(item.field), "message": _printable(item.message)}
             for item in error.fields
         ]
+    headers = _headers(error, request_id)
+    return JSONResponse(body, error.status, headers, media_type=MEDIA_TYPE)
+
+
+def _headers(error: FluxError, request_id: str) -> dict[str, str]:
     headers = {"X-Request-Id": request_id}
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(error.retry_after_seconds)
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(body, error.status, headers, media_type=MEDIA_TYPE)
+    return headers
 
 
 PROBLEM_RESPONSE = {
@@ -122,26 +142,27 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(FluxError)
     async def flux_error(request: Request, error: FluxError) -> JSONResponse:
-        return problem(error, _request_id(request))
+        return answer(error, _request_id(request), request.scope["path"])
 
     @app.exception_handler(RequestValidationError)
-    async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def validation_error(request: Request, found: RequestValidationError) -> JSONResponse:
         is_picture = request.scope["path"] in PICTURE_PATHS
-        fields = faults_of(error.errors(), is_picture=is_picture)
+        fields = faults_of(found.errors(), is_picture=is_picture)
         if is_picture:
-            fields += _faults_of_limits(request, error.body, fields)
+            fields += _faults_of_limits(request, found.body, fields)
         is_all_to_come = is_picture and all(item.field in NOT_BUILT for item in fields)
         kind = NotBuilt if is_all_to_come else InvalidRequest
         message = "; ".join(f"{item.field}: {item.message}" for item in fields)
-        return problem(kind(message, fields=fields), _request_id(request))
+        error = kind(message, fields=fields)
+        return answer(error, _request_id(request), request.scope["path"])
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        answer = problem(_from_http(request, error), _request_id(request))
-        answer.headers.update(error.headers or {})
+        answered = answer(_from_http(request, error), _request_id(request), request.scope["path"])
+        answered.headers.update(error.headers or {})
         if error.status_code == 405:
-            answer.headers["Allow"] = _methods_of_path(request)
-        return answer
+            answered.headers["Allow"] = _methods_of_path(request)
+        return answered
 
 
 def faults_of(items: Sequence[Any], *, is_picture: bool = False) -> list[FieldError]:

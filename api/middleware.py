@@ -24,7 +24,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import problem
+from api import errors
 from api.schemas import PICTURE_PATHS
 from config.errors import FieldError, FluxError, Forbidden, TooLarge, Unauthorized
 from config.settings import LOOPBACK_HOSTS, ServerSettings, is_loopback
@@ -92,7 +92,9 @@ class Gate:
         try:
             error = self._hosts.why_not(scope, headers)
             if error is not None:
-                await problem(error, answer.request_id)(scope, receive, answer.send)
+                await errors.answer(error, answer.request_id, scope["path"])(
+                    scope, receive, answer.send
+                )
             elif "origin" in headers:
                 await self._with_cors(scope, receive, answer.send)
             else:
@@ -113,7 +115,7 @@ class Gate:
             if answer.status:
                 raise
             failure = error if isinstance(error, FluxError) else _unexpected(answer.request_id)
-            await problem(failure, answer.request_id)(scope, receive, send)
+            await errors.answer(failure, answer.request_id, scope["path"])(scope, receive, send)
 
 
 class _Answer:
