@@ -17,8 +17,6 @@ from tests.service import RunningService
 # A room may import itself and the rooms below it.
 ROOMS = ["main", "api", "utils", "models", "config"]
 HEAVY = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
-# The only code that may import them; `models/` holds the pictures' makers.
-HEAVY_FILES = {"utils/worker/child.py"}
 MAINS = sorted(ROOT.glob("main_*.py"))
 SOURCES = [
     *MAINS,
@@ -55,9 +53,9 @@ def test_imports_point_one_way(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_heavy_libraries_are_imported_by_models_and_the_child_alone(path: Path) -> None:
+def test_heavy_libraries_are_imported_by_models_alone(path: Path) -> None:
     used = {name.partition(".")[0] for name in imports(path)} & set(HEAVY)
-    assert not used or room_of(path) == "models" or name_of(path) in HEAVY_FILES
+    assert not used or room_of(path) == "models"
 
 
 def test_there_are_sources_in_every_room() -> None:
