@@ -17,6 +17,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import (
     AfterValidator,
@@ -39,6 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ENV_PREFIX = "FLUX_"
 # What an HTTP header can carry and nobody guesses.
 _KEY = re.compile(r"[!-~]{16,}")
+_HEADER_TEXT = re.compile(r"[!-~]+")
 # Read by this module itself, not leaves of the tree.
 ENV_RESERVED = frozenset({"FLUX_CONFIG"})
 
@@ -206,13 +208,73 @@ class StorageSettings(Section):
     )
 
 
+class CloudSettings(Section):
+    bfl_api_key: SecretStr = Field(
+        SecretStr(""),
+        description="Key of Black Forest Labs' cloud (`flux-api`); empty: its models cannot be asked for.",
+    )
+    bfl_api_base: str = Field(
+        "https://api.bfl.ai/v1",
+        description="Address of BFL's API, or of a stand-in. The key is sent there and to *.bfl.ai only.",
+    )
+    bfl_default_model: str = Field(
+        "flux-2-pro-preview",
+        description="The model of a request that names `backend: flux-api` and no model.",
+    )
+    bfl_poll_interval: float = Field(
+        1.0, gt=0, le=60, description="Seconds between two looks at a picture that BFL draws."
+    )
+    bfl_poll_timeout: float = Field(
+        120.0, gt=0, le=86_400, description="Seconds after which a picture of BFL is given up."
+    )
+    bfl_concurrency: int = Field(
+        20, ge=1, le=24, description="Jobs that BFL is given at once; BFL allows 24 pictures."
+    )
+    bfl_daily_budget_usd: float = Field(
+        0.0, ge=0, description="What BFL may cost in a day (UTC), in US dollars; 0: no limit."
+    )
+
+    @field_validator("bfl_api_key")
+    @classmethod
+    def _key_fits_a_header(cls, value: SecretStr) -> SecretStr:
+        key = value.get_secret_value().strip()
+        if key and not _HEADER_TEXT.fullmatch(key):
+            raise ValueError("expected letters, digits and signs without spaces")
+        return SecretStr(key)
+
+    @field_validator("bfl_api_base")
+    @classmethod
+    def _base_is_safe(cls, value: str) -> str:
+        parts = urlsplit(value.strip())
+        is_plain = not (parts.username or parts.password or parts.query or parts.fragment)
+        is_safe = parts.scheme == "https" or (
+            parts.scheme == "http" and is_loopback(parts.hostname or "")
+        )
+        if not (parts.hostname and is_plain and is_safe):
+            raise ValueError(
+                "expected https://host/v1, or http:// for a stand-in on this machine (127.0.0.1)"
+            )
+        return urlunsplit(parts._replace(path=parts.path.rstrip("/") or "/v1"))
+
+
 SECTIONS: Mapping[str, type[Section]] = {
     "server": ServerSettings,
     "queue": QueueSettings,
     "worker": WorkerSettings,
     "models": ModelSettings,
     "storage": StorageSettings,
+    "cloud": CloudSettings,
 }
+
+# What other programs call our settings. Ours come first; an empty one is none.
+OTHER_NAMES: Mapping[str, str] = {
+    "SD_BFL_API_KEY": "FLUX_BFL_API_KEY",
+    "SD_BFL_API_BASE": "FLUX_BFL_API_BASE",
+    "SD_BFL_DEFAULT_MODEL": "FLUX_BFL_DEFAULT_MODEL",
+    "SD_BFL_POLL_INTERVAL": "FLUX_BFL_POLL_INTERVAL",
+    "SD_BFL_POLL_TIMEOUT": "FLUX_BFL_POLL_TIMEOUT",
+}
+SECRETS = frozenset({"api_keys", "bfl_api_key"})
 
 
 def leaves() -> Iterator[tuple[str, str, str]]:
@@ -232,6 +294,7 @@ class Settings(BaseSettings):
     worker: WorkerSettings = WorkerSettings()
     models: ModelSettings = ModelSettings()
     storage: StorageSettings = StorageSettings()
+    cloud: CloudSettings = CloudSettings()
 
     @classmethod
     def settings_customise_sources(
@@ -325,6 +388,9 @@ def _from_environment(
     port_name = f"{precision.upper()}_PORT"
     if environ.get(port_name) and "FLUX_PORT" not in environ:
         yield "server", "port", port_name, environ[port_name]
+    for name, ours in OTHER_NAMES.items():
+        if environ.get(name) and ours not in environ:
+            yield *by_name[ours], name, environ[name]
     for name in sorted(environ):
         if not name.startswith(ENV_PREFIX) or name in ENV_RESERVED:
             continue
@@ -349,7 +415,7 @@ def _explain(error: ValidationError, sources: Mapping[tuple[str, str], str]) -> 
     for item in error.errors():
         section, key = str(item["loc"][0]), (str(item["loc"][1]) if len(item["loc"]) > 1 else "")
         source = sources.get((section, key), f"{section}.{key}")
-        value = "(hidden)" if key == "api_keys" else repr(item["input"])
+        value = "(hidden)" if key in SECRETS else repr(item["input"])
         lines.append(f"{source} = {value}: {item['msg'].removeprefix('Value error, ')}")
     return "; ".join(lines)
 

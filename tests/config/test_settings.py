@@ -11,7 +11,7 @@ import pytest
 
 from config import settings as module
 from config.errors import ConfigurationError
-from config.settings import ROOT, Settings, is_loopback, leaves, load_settings
+from config.settings import OTHER_NAMES, ROOT, Settings, is_loopback, leaves, load_settings
 
 KEY = "k" * 32
 # A value other than the default for every leaf: as text in the environment, and as it is read.
@@ -51,6 +51,13 @@ OTHER: dict[str, tuple[str, Any]] = {
     "data_dir": ("/tmp/d", Path("/tmp/d")),
     "lora_dir": ("/tmp/l", Path("/tmp/l")),
     "min_free_mib": ("1", 1),
+    "bfl_api_key": ("bfl_1", "bfl_1"),
+    "bfl_api_base": ("http://127.0.0.1:9100/", "http://127.0.0.1:9100/v1"),
+    "bfl_default_model": ("flux-2-max", "flux-2-max"),
+    "bfl_poll_interval": ("0.5", 0.5),
+    "bfl_poll_timeout": ("60", 60.0),
+    "bfl_concurrency": ("3", 3),
+    "bfl_daily_budget_usd": ("2.5", 2.5),
 }
 WRONG = [
     ("FLUX_PORT", "0"),
@@ -80,6 +87,13 @@ WRONG = [
     ("FLUX_START_TIMEOUT_SECONDS", "0"),
     ("FLUX_START_TIMEOUT_SECONDS", "inf"),
     ("FLUX_MIN_FREE_MIB", "-1"),
+    ("FLUX_BFL_API_BASE", "http://api.bfl.ai/v1"),
+    ("FLUX_BFL_API_BASE", "https://key@api.bfl.ai/v1"),
+    ("FLUX_BFL_API_BASE", "api.bfl.ai"),
+    ("FLUX_BFL_POLL_INTERVAL", "0"),
+    ("FLUX_BFL_POLL_TIMEOUT", "0"),
+    ("FLUX_BFL_CONCURRENCY", "25"),
+    ("FLUX_BFL_DAILY_BUDGET_USD", "-1"),
 ]
 
 Toml = Callable[[str], dict[str, str]]
@@ -112,7 +126,7 @@ def plain(value: Any) -> Any:
     """A leaf with its secrets opened."""
     if isinstance(value, tuple):
         return tuple(getattr(item, "get_secret_value", lambda item=item: item)() for item in value)
-    return value
+    return getattr(value, "get_secret_value", lambda: value)()
 
 
 def leaf(settings: Settings, key: str) -> Any:
@@ -356,3 +370,30 @@ def test_env_example_sets_nothing_as_it_is() -> None:
 
 def test_dotenv_is_kept_out_of_the_repository() -> None:
     assert ".env" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+
+
+# Names of other programs
+
+
+@pytest.mark.parametrize(("name", "ours"), sorted(OTHER_NAMES.items()))
+def test_settings_other_programs_name_is_read_and_ours_comes_first(name: str, ours: str) -> None:
+    key = ours.removeprefix("FLUX_").lower()
+    (theirs, expected), default = OTHER[key], leaf(Settings(), key)
+    assert leaf(load_settings("bf16", {name: theirs}), key) == expected
+    assert leaf(load_settings("bf16", {name: ""}), key) == default
+    assert leaf(load_settings("bf16", {name: "9.5", ours: theirs}), key) == expected
+
+
+def test_settings_other_programs_wrong_value_is_refused_by_its_name() -> None:
+    said = refused({"SD_BFL_POLL_TIMEOUT": "soon"})
+    assert "SD_BFL_POLL_TIMEOUT" in said and "soon" in said
+
+
+def test_settings_cloud_key_that_fits_no_header_is_refused_without_being_told() -> None:
+    said = refused({"SD_BFL_API_KEY": "two words"})
+    assert "SD_BFL_API_KEY" in said and "two words" not in said
+
+
+def test_settings_cloud_key_is_in_no_text_of_the_tree() -> None:
+    settings = load_settings("bf16", {"SD_BFL_API_KEY": "bfl_secret_4711"})
+    assert "4711" not in repr(settings) + str(settings) + settings.model_dump_json()
