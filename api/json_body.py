@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.services import services_for
 from config.errors import InvalidRequest
 
 MAX_NAMES = 200  # of one object
@@ -22,7 +23,7 @@ class StrictJsonRequest(Request):
     """A request whose `json()` raises InvalidRequest with the reason, or JSONDecodeError with the place."""
 
     async def json(self) -> Any:
-        return _parse(await self.body())
+        return parse(await self.body())
 
 
 class StrictJsonRoute(APIRoute):
@@ -65,10 +66,11 @@ class QuickPost:
             return await self._app(scope, _once_more(messages, receive), send)
         try:
             content = b"".join(message.get("body", b"") for message in messages)
-            body = self._model.model_validate(_parse(content))
+            body = self._model.model_validate(parse(content))
         except (ValidationError, json.JSONDecodeError, InvalidRequest):
             return await self._app(scope, _once_more(messages, receive), send)
-        answer = await self._endpoint(Request(scope), body, scope["app"].state.services)
+        request = Request(scope)
+        answer = await self._endpoint(request, body, services_for(request))
         content = _ENCODER.encode(answer).encode()
         headers = [
             (b"content-length", b"%d" % len(content)),
@@ -89,7 +91,8 @@ def _once_more(messages: list[Message], receive: Receive) -> Receive:
     return replay
 
 
-def _parse(content: bytes) -> Any:
+def parse(content: bytes) -> Any:
+    """A value from JSON. Raises InvalidRequest with the reason, or JSONDecodeError with the place."""
     try:
         return _DECODER.decode(content.decode("utf-8"))
     except UnicodeDecodeError as error:

@@ -121,6 +121,35 @@ _SHAPES: tuple[tuple[tuple[str, ...], Shape], ...] = (
 )
 
 
+_WITH_PICTURES = frozenset(
+    {
+        "/v1/images/edits",
+        "/sdapi/v1/txt2img",
+        "/sdapi/v1/img2img",
+        "/sdapi/v1/png-info",
+        "/api/txt2img",
+        "/api/generate-image",
+        "/upload/image",
+        "/upload/mask",
+        "/api/upload/image",
+        "/api/upload/mask",
+    }
+)
+# Graphs and prompts are longer than a few fields, and hold no pictures.
+_LONG = frozenset({"/prompt", "/api/prompt", "/v1/images/generations"})
+LONG_BODY_BYTES = 2 * 2**20
+
+
+def body_limit(path: str, max_body_bytes: int) -> int | None:
+    """How long a body of a dialect's route may be; None where the path has no limit of its own."""
+    if path in _WITH_PICTURES:
+        return max_body_bytes
+    if path in _LONG:
+        return min(LONG_BODY_BYTES, max_body_bytes)
+    is_bfl = path.startswith("/v1/") and shape_of(path) is bfl
+    return max_body_bytes if is_bfl else None
+
+
 def shape_of(path: str) -> Shape | None:
     """The shape of a path's errors; None for the native one."""
     for prefixes, shape in _SHAPES:

@@ -1,0 +1,112 @@
+"""What every dialect needs: a body of JSON, our request made of it, sizes that a model draws.
+
+A dialect makes a dict of the fields of `POST /generate` and has it checked as that route does. Errors
+about those fields are told under the name that the client sent.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from fastapi import Request
+from pydantic import ValidationError
+
+from api import errors
+from api.json_body import parse
+from api.schemas import GenerateBody
+from api.services import Services
+from config.catalog import SIZE_MULTIPLE_PX, ModelRow
+from config.errors import FieldError, FluxError, InvalidRequest
+from utils.requests import Wanted
+
+
+async def json_object(request: Request) -> dict[str, Any]:
+    """The body, whatever it says that it is: many clients of these APIs name no content type."""
+    content = await request.body()
+    try:
+        body = parse(content)
+    except json.JSONDecodeError as error:
+        raise InvalidRequest.of(
+            "body", f"is not valid JSON: {error.msg} at character {error.pos}"
+        ) from error
+    if not isinstance(body, dict):
+        raise InvalidRequest.of("body", "must be a JSON object")
+    return body
+
+
+def wanted_of(values: Mapping[str, Any], names: Mapping[str, str] | None = None) -> Wanted:
+    """Our request of fields of `POST /generate`; None is left out.
+
+    `names` says what the client calls a field. Raises InvalidRequest naming every field at fault.
+    """
+    there = {name: value for name, value in values.items() if value is not None}
+    with in_words(names or {}):
+        try:
+            return GenerateBody.model_validate(there).wanted()
+        except ValidationError as error:
+            fields = errors.faults_of(error.errors(include_url=False), is_picture=True)
+            raise InvalidRequest(_sentence(fields), fields=fields) from error
+
+
+@contextmanager
+def in_words(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors that name our fields name the client's instead."""
+    try:
+        yield
+    except FluxError as error:
+        if any(field.field in names for field in error.fields):
+            error.fields = tuple(
+                FieldError(names.get(field.field, field.field), field.message)
+                for field in error.fields
+            )
+            error.message = _sentence(error.fields)
+        raise
+
+
+def row_of(services: Services, model: str | None) -> ModelRow:
+    """The model's facts; None is the service's default. Raises InvalidRequest for one that is not there."""
+    return services.plan.resolver.model(model or services.plan.default.id)
+
+
+def fitted(row: ModelRow, width: int, height: int) -> tuple[int, int]:
+    """The size nearest to this one that the model draws, in its shape as far as the limits let it.
+
+    For dialects whose clients send sizes that nobody chose; the answer tells the size that was drawn.
+    """
+    scale = max(1.0, row.min_size / min(width, height))
+    scale = min(scale, row.max_size / max(width, height))
+    return tuple(_side(row, length * scale) for length in (width, height))  # type: ignore[return-value]
+
+
+def whole(body: Mapping[str, Any], name: str, low: int, high: int, default: int) -> int:
+    """A whole number of the body. Raises InvalidRequest."""
+    value = body.get(name)
+    if value is None:
+        return default
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or value != int(value):
+        raise InvalidRequest.of(name, f"must be a whole number, not {json.dumps(value)[:60]}")
+    if not low <= value <= high:
+        raise InvalidRequest.of(name, f"is {int(value)}; {low} to {high} are taken")
+    return int(value)
+
+
+def text(body: Mapping[str, Any], name: str) -> str | None:
+    """A text of the body; None where there is none. Raises InvalidRequest."""
+    value = body.get(name)
+    if value is not None and not isinstance(value, str):
+        raise InvalidRequest.of(name, f"must be a text, not {json.dumps(value)[:60]}")
+    return value or None
+
+
+def _side(row: ModelRow, length: float) -> int:
+    rounded = round(length / SIZE_MULTIPLE_PX) * SIZE_MULTIPLE_PX
+    return min(row.max_size, max(row.min_size, rounded))
+
+
+def _sentence(fields: tuple[FieldError, ...] | list[FieldError]) -> str:
+    return "; ".join(f"{field.field}: {field.message}" for field in fields)
