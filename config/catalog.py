@@ -20,10 +20,34 @@ MAX_STEPS = 100
 DEFAULT_WITH_GPU = "flux-schnell"
 DEFAULT_WITHOUT_GPU = "embedded"
 
+CLOUD_BACKEND = "flux-api"
 
-# What a request may bring: a text, a picture to begin with, a mask of what to draw anew in it.
-Way = Literal["text", "image", "mask"]
+
+# What a request may bring: a text, a picture to begin with, a mask of what to draw anew in it, pictures
+# to look at.
+Way = Literal["text", "image", "mask", "references"]
 Size = Annotated[int, Field(gt=0, multiple_of=SIZE_MULTIPLE_PX)]
+
+
+class CloudFacts(BaseModel):
+    """What a model of BFL's cloud takes. Its row's `source` is BFL's own name, the last part of its address.
+
+    `size` says how it is told the size of a picture: in `pixels`, as a `ratio` of its sides, as that and
+    a `resolution`, or not at all, as the `input` decides.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: Literal["pixels", "ratio", "resolution", "input"]
+    size_multiple: Annotated[int, Field(ge=SIZE_MULTIPLE_PX)] = SIZE_MULTIPLE_PX
+    max_pixels: Annotated[int, Field(gt=0)]
+    # The field that pictures go into: `input_image` is counted up, `images` is a list of them.
+    pictures: Literal["input_image", "image_prompt", "images", "image"] | None = None
+    max_pictures: Annotated[int, Field(ge=0)] = 0
+    steps: tuple[int, int] | None = None  # least and most; None: the model has no such choice
+    guidance: tuple[float, float] | None = None
+    seed: bool = True
+    output_format: bool = True
 
 
 class ModelRow(BaseModel):
@@ -39,7 +63,7 @@ class ModelRow(BaseModel):
     source: str
     licence: str
     ways: Annotated[tuple[Way, ...], Field(min_length=1)]
-    device: Literal["any", "gpu"]
+    device: Literal["any", "gpu", "apple"]
     default_width: Size
     default_height: Size
     min_size: Size
@@ -50,10 +74,16 @@ class ModelRow(BaseModel):
     true_cfg_scale: float
     max_sequence_length: int
     hidden_size: Annotated[int, Field(gt=0)]
+    loras: bool = True
+    negative_prompt: bool = True
+    requires: tuple[Way, ...] = ()
     memory_gib: Mapping[str, float]
     largest_part_gib: Mapping[str, float] = {}
     offloaded_gib: Mapping[str, float] = {}
     example_prompts: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    architecture: str = ""
+    cloud: Annotated[CloudFacts | None, Field(strict=False)] = None  # None: drawn by a worker here
 
     @model_validator(mode="after")
     def _defaults_within_limits(self) -> ModelRow:
@@ -76,6 +106,23 @@ class DefaultModel:
     id: str
     reason: str
     is_configured: bool = False  # somebody asked for it: it is never exchanged for another
+
+
+# What a row of the cloud leaves out, because only a model that is loaded here has it.
+_OF_THE_CLOUD: Mapping[str, Any] = {
+    "family": "bfl",
+    "backend": CLOUD_BACKEND,
+    "device": "any",
+    "num_inference_steps": 1,
+    "guidance": False,
+    "guidance_scale": 0.0,
+    "true_cfg_scale": 1.0,
+    "max_sequence_length": 512,
+    "hidden_size": 1,
+    "loras": False,
+    "negative_prompt": False,
+    "memory_gib": {},
+}
 
 
 class Catalog:
@@ -139,8 +186,8 @@ def _row(path: Path, model_id: str, table: Any) -> ModelRow:
         raise ConfigurationError(
             f"{path}: {model_id} is no table; a model is written as [{model_id}]"
         )
-    values = {**table, "id": model_id}
-    for name in ("ways", "example_prompts"):
+    values = {**(_OF_THE_CLOUD if "cloud" in table else {}), **table, "id": model_id}
+    for name in ("ways", "requires", "example_prompts", "command"):
         if isinstance(table.get(name), list):
             values[name] = tuple(table[name])
     try:

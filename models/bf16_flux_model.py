@@ -1,4 +1,4 @@
-"""Loads a FLUX model with BF16 weights.
+"""Loads a model with BF16 weights, by the pipeline of its family.
 
 On a GPU weights and arithmetic are BF16. On a CPU the same BF16 weights are widened to FP32
 (exactly) and computed in FP32: few CPUs multiply BF16 faster, and the results then do not depend
@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from config.catalog import ModelRow
 from config.errors import ModelUnavailable
-from models.families.flux1 import Flux1Model, place
+from models.families import family_of
+from models.families.pipeline_model import place
 from models.precision import profile_of
 from models.types import ImageModel, LoadOptions
+
+PROFILE = profile_of("bf16")
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
@@ -26,39 +30,53 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 def load(row: ModelRow, options: LoadOptions) -> ImageModel:
     """Load the row's pipeline onto `options.devices`: see `place` for who goes where.
 
-    Raises ModelUnavailable, saying which files are missing and how to get them.
+    A family that is no diffusers pipeline loads itself. Raises ModelUnavailable, saying which files
+    are missing and how to get them.
     """
-    from diffusers import FluxPipeline
     from diffusers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    family = family_of(row)
+    if hasattr(family, "load"):
+        return family.load(row, options, PROFILE)
     device = torch.device(options.devices[-1])
-    source = row.folder if row.folder is not None else row.source
-    try:
-        pipeline = FluxPipeline.from_pretrained(
-            source,
-            dtype=compute_dtype(device),
-            use_safetensors=True,
-            local_files_only=row.folder is not None or not options.allow_download,
-            cache_dir=None if os.environ.get("HF_HOME") else options.models_dir,
-        )
-    except (OSError, ValueError) as error:
-        raise ModelUnavailable(_missing(row, options.allow_download, error)) from error
+    pipeline = open_pipeline(row, options, family.MODEL.pipeline_class(row), compute_dtype(device))
     compute = "BF16 weights widened to FP32" if device.type == "cpu" else "BF16"
     offloads = must_offload(row, options.devices)
     if offloads:
         compute = "BF16, weights waiting in main memory"
-    model = Flux1Model(
+    model = family.MODEL(
         pipeline if offloads else place(pipeline, options.devices),
         row,
         engine="diffusers",
         compute=compute,
-        lora_mode=profile_of("bf16").lora_mode,
+        lora_mode=PROFILE.lora_mode,
         loras_dir=options.loras_dir,
     )
     if offloads:
         model.enable_offloading(device)
     return model
+
+
+def open_pipeline(
+    row: ModelRow, options: LoadOptions, pipeline_class: Any, dtype: torch.dtype, **parts: Any
+) -> Any:
+    """The row's pipeline on the CPU; `parts` are components that are there already.
+
+    Raises ModelUnavailable, saying which files are missing and how to get them.
+    """
+    source = row.folder if row.folder is not None else row.source
+    try:
+        return pipeline_class.from_pretrained(
+            source,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=row.folder is not None or not options.allow_download,
+            cache_dir=None if os.environ.get("HF_HOME") else options.models_dir,
+            **parts,
+        )
+    except (OSError, ValueError) as error:
+        raise ModelUnavailable(_missing(row, options.allow_download, error)) from error
 
 
 def must_offload(row: ModelRow, devices: Sequence[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Loads a FLUX model with four-bit weights, by one of two engines.
+"""Loads a model with four-bit weights, by one of two engines.
 
 `nunchaku` has kernels of its own for some GPUs and needs its wheel; `nvfp4` is plain PyTorch and runs
 anywhere. `auto` takes nunchaku where it can run and has the model, and says in the log what it took
@@ -11,6 +11,8 @@ import logging
 
 from config.catalog import ModelRow
 from config.errors import ModelUnavailable
+from models.families import family_of
+from models.precision import profile_of
 from models.types import ImageModel, LoadOptions
 
 log = logging.getLogger("models.fp4")
@@ -24,6 +26,9 @@ def load(row: ModelRow, options: LoadOptions) -> ImageModel:
     Raises ModelUnavailable, saying why an engine that was asked for cannot run, or which file is
     missing or damaged, and what to do.
     """
+    family = family_of(row)
+    if hasattr(family, "load"):  # no diffusers pipeline: it has four bits of its own
+        return family.load(row, options, profile_of("fp4"))
     engine, reason = choose_engine(row, options)
     log.info(
         "engine %s: %s", engine, reason, extra={"action": "engine", "engine": engine, "model": row.id}

@@ -102,8 +102,8 @@ def by_default(
 
 def why_not(entry: LoraEntry, row: ModelRow) -> str | None:
     """Why a LoRA cannot be used with a model; None when it can, as far as its header tells."""
-    if row.family not in (Family.FLUX1, Family.FLUX2):
-        return entry.info.refusal or f"{row.id} is no FLUX and takes no LoRAs"
+    if not row.loras:
+        return entry.info.refusal or f"{row.id} takes no LoRAs"
     try:
         require(entry.info, Family(row.family), row.hidden_size)
     except LoraIncompatible as error:

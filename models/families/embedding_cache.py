@@ -11,7 +11,8 @@ from collections.abc import Callable, Hashable
 
 import torch
 
-Embeddings = tuple[torch.Tensor, torch.Tensor]  # (1, seq, C) of each token, (1, C) pooled
+# What a family's text encoders make of a text: (1, seq, C) of each token, (1, C) pooled, and the like.
+Embeddings = tuple[torch.Tensor, ...]
 
 # 64 texts of FLUX.1 at 512 tokens (4 MiB each); little beside its 31 GiB of weights.
 MAX_BYTES = 256 * 2**20
@@ -35,8 +36,7 @@ class EmbeddingCache:
         if key in self._entries:
             self._entries.move_to_end(key)
             return self._entries[key]
-        tokens, pooled = self._encode(text)
-        entry = (tokens.cpu(), pooled.cpu())
+        entry = tuple(tensor.cpu() for tensor in self._encode(text))
         self._entries[key] = entry
         self.size_bytes += _bytes_of(entry)
         while self.size_bytes > self._max_bytes:

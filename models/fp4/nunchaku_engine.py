@@ -227,7 +227,7 @@ def _pipeline(
     from diffusers import FluxPipeline
     from diffusers.utils.logging import disable_progress_bar
 
-    from models.families.flux1 import place
+    from models.families.pipeline_model import place
 
     disable_progress_bar()
     nunchaku = importlib.import_module("nunchaku")

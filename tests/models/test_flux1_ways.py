@@ -13,7 +13,7 @@ from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline
 from PIL import Image
 
 from models import fp4_flux_model
-from models.families.flux1_start import sigmas_of
+from models.families.flow_start import sigmas_of
 from models.types import Cancelled, Drawing, LoadOptions, PreviewOf
 from scripts.embedded.judge import judge, read_postcard
 from scripts.embedded.scene import Scene

@@ -1,4 +1,4 @@
-"""Where FLUX.1's sampler begins when it begins with a picture, and what a mask lets it change.
+"""Where a flow-matching sampler begins when it begins with a picture, and what a mask lets it change.
 
 The picture's latents z are noised to the level sigma of the strength, `sigma * noise + (1 - sigma) * z`,
 and the sampler goes on from there. The levels are those of diffusers' `FluxImg2ImgPipeline` wherever
@@ -12,13 +12,12 @@ With a mask the latents outside of it are put back after each step, at that step
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy
 import torch
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from PIL import Image
 from torch.nn import functional
 
@@ -53,20 +52,37 @@ def sigmas_of(request: GenerationRequest, train_steps: int) -> list[float]:
     return numpy.linspace(first, first / number, number).tolist()
 
 
-def start(pipeline: Any, drawings: Sequence[Drawing], noise: torch.Tensor) -> Start:
-    """Where to begin for drawings that have images. Pictures are encoded one at a time."""
+def start(
+    drawings: Sequence[Drawing],
+    noise: torch.Tensor,
+    *,
+    scheduler: Any,
+    mu: float | None,
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    pack: Callable[[torch.Tensor], torch.Tensor],
+    latent_px: int,
+    channels: int,
+) -> Start:
+    """Where to begin for drawings that have images. Pictures are encoded one at a time.
+
+    `mu` is the scheduler's shift for this size. `encode` takes (1, 3, height, width) pixels from -1 to 1
+    to (1, channels, height/latent_px, width/latent_px) latents, `pack` those to a row as `noise` has them.
+    """
     request = drawings[0].request
-    scheduler = pipeline.scheduler
     sigmas = sigmas_of(request, scheduler.config.num_train_timesteps)
-    first = _first_level(scheduler, sigmas, noise.shape[1])
-    level = first.to(noise.device, noise.dtype)
+    scheduler.set_timesteps(sigmas=sigmas, mu=mu)
+    level = scheduler.sigmas[0].to(noise.device, noise.dtype)  # the shift may depend on the size
     # One picture may be the start of several drawings.
-    encoded = {id(d.image): d.image for d in drawings}
-    latents_of = {key: _encode(pipeline, image, noise) for key, image in encoded.items()}
+    pictures = {id(drawing.image): drawing.image for drawing in drawings}
+    latents_of = {
+        key: pack(encode(pixels_of(image)).to(noise.device, noise.dtype))
+        for key, image in pictures.items()
+    }
     picture = torch.cat([latents_of[id(drawing.image)] for drawing in drawings])
     mask = None
     if request.mask is not None:
-        mask = torch.cat([_latent_mask(pipeline, drawing.mask, noise) for drawing in drawings])
+        masks = [_latent_mask(drawing.mask, latent_px, channels) for drawing in drawings]
+        mask = torch.cat([pack(each.to(noise.device, noise.dtype)) for each in masks])
     return Start(
         latents=level * noise + (1.0 - level) * picture,
         sigmas=sigmas,
@@ -83,38 +99,13 @@ def composed(drawn: Image.Image, drawing: Drawing) -> Image.Image:
     return Image.composite(drawn, drawing.image, drawing.mask)
 
 
-def _first_level(scheduler: Any, sigmas: list[float], tokens: int) -> torch.Tensor:
-    """The first level after the scheduler's shift, which may depend on the size."""
-    config = scheduler.config
-    mu = calculate_shift(
-        tokens,
-        config.get("base_image_seq_len", 256),
-        config.get("max_image_seq_len", 4096),
-        config.get("base_shift", 0.5),
-        config.get("max_shift", 1.15),
-    )
-    scheduler.set_timesteps(sigmas=sigmas, mu=mu)
-    return scheduler.sigmas[0]
+def pixels_of(image: Image.Image) -> torch.Tensor:
+    """(1, 3, height, width), -1 to 1, of an RGB picture."""
+    pixels = torch.from_numpy(numpy.array(image)).permute(2, 0, 1)[None]
+    return pixels.float() / 127.5 - 1
 
 
-def _encode(pipeline: Any, image: Image.Image, like: torch.Tensor) -> torch.Tensor:
-    """Packed latents, (1, seq, 64), of an RGB picture."""
-    vae = pipeline.vae
-    pixels = torch.from_numpy(numpy.array(image)).permute(2, 0, 1)[None]  # (1, 3, height, width)
-    pixels = pixels.to(vae.device, torch.float32) / 127.5 - 1
-    # The mode, not a sample: a picture has one start.
-    latents = vae.encode(pixels.to(vae.dtype)).latent_dist.mode()  # (1, 16, height/8, width/8)
-    latents = (latents - vae.config.shift_factor) * vae.config.scaling_factor
-    return _pack(pipeline, latents.to(like.device, like.dtype))
-
-
-def _latent_mask(pipeline: Any, mask: Image.Image, like: torch.Tensor) -> torch.Tensor:
-    """How free each latent is, (1, seq, 64): as free as the freest of the pixels it is for."""
+def _latent_mask(mask: Image.Image, latent_px: int, channels: int) -> torch.Tensor:
+    """How free each latent is, (1, channels, h, w): as free as the freest of the pixels it is for."""
     values = torch.from_numpy(numpy.array(mask))[None, None].float() / 255  # (1, 1, height, width)
-    small = functional.max_pool2d(values, pipeline.vae_scale_factor)
-    channels = pipeline.vae.config.latent_channels
-    return _pack(pipeline, small.repeat(1, channels, 1, 1).to(like.device, like.dtype))
-
-
-def _pack(pipeline: Any, latents: torch.Tensor) -> torch.Tensor:
-    return pipeline._pack_latents(latents, *latents.shape)
+    return functional.max_pool2d(values, latent_px).repeat(1, channels, 1, 1)
