@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from config.settings import Settings
+from api.services import Services
 from models.lora.entry import MAX_UNKNOWN_KEYS, LoraEntry
 from models.lora.library import Library
 from models.lora.names import SUFFIX
@@ -158,12 +158,14 @@ def fetching_json(fetching: Fetching) -> dict[str, Any]:
     }
 
 
-def worker_json(worker: Worker) -> dict[str, Any]:
+def worker_json(worker: Worker, services: Services) -> dict[str, Any]:
+    """Of its jobs those that the caller may see."""
+    jobs = _seen(list(worker.jobs), services)
     return {
         "name": worker.name,
         "state": worker.state.value,
-        "job_id": worker.job_id,
-        "job_ids": list(worker.jobs),
+        "job_id": worker.job_id if worker.job_id in jobs else None,
+        "job_ids": jobs,
         "model": worker.model,
         "engine": worker.engine,
         "compute": worker.compute,
@@ -175,15 +177,22 @@ def worker_json(worker: Worker) -> dict[str, Any]:
     }
 
 
-def queue_json(queue: QueueManager, settings: Settings) -> dict[str, Any]:
+def queue_json(services: Services) -> dict[str, Any]:
+    queue = services.queue
     return {
         "paused": queue.is_paused,
         "held": queue.why_waiting(),
-        "running": queue.running_ids,
+        "running": _seen(queue.running_ids, services),
         "queued": queue.waiting,
-        "max_queue_size": settings.queue.max_queue_size,
-        "workers": [worker_json(worker) for worker in queue.workers],
+        "max_queue_size": services.plan.settings.queue.max_queue_size,
+        "workers": [worker_json(worker, services) for worker in queue.workers],
     }
+
+
+def _seen(job_ids: list[str], services: Services) -> list[str]:
+    """Of jobs that have not ended those that the caller may see."""
+    access, queue = services.access, services.queue
+    return [each for each in job_ids if access.sees_all or access.owner == queue.owner_of(each)]
 
 
 def stored_image_json(image: StoredImage) -> dict[str, Any]:

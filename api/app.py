@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from api import errors
+from api.auth import Guard
+from api.dialects import installed
 from api.json_body import QuickPost
 from api.middleware import Gate, HeadAsGet
 from api.routes import (
@@ -15,6 +17,7 @@ from api.routes import (
     generate,
     images,
     jobs,
+    keys,
     loras,
     models,
     not_built,
@@ -55,11 +58,25 @@ def create_app(plan: Plan) -> FastAPI:
     errors.describe_in_openapi(app)
     errors.install(app)
 
-    for module in (jobs, generate, events, images, loras, models, queue, service, page, not_built):
+    installed.install(app)
+    for module in (
+        jobs,
+        generate,
+        events,
+        images,
+        loras,
+        models,
+        queue,
+        keys,
+        service,
+        page,
+        not_built,
+    ):
         app.include_router(module.router)
     page.mount(app)
 
     app.add_middleware(HeadAsGet)
     app.add_middleware(QuickPost, path="/jobs", endpoint=jobs.submit, status=202)
-    app.add_middleware(Gate, settings=server)  # added last: outermost
+    guard = Guard(plan.keys, plan.chance.monotonic)
+    app.add_middleware(Gate, settings=server, guard=guard)  # added last: outermost
     return app

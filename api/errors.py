@@ -35,6 +35,7 @@ _TITLES = {
     "idempotency_mismatch": "The key belongs to another request",
     "client_gone": "The client is gone",
     "queue_full": "The queue is full",
+    "rate_limited": "The key is over its limit",
     "not_built": "Not built yet",
     "unavailable": "Not available now",
     "model_unavailable": "The model is not available",

@@ -64,7 +64,7 @@ async def all_events(
 ) -> AsyncIterator[ServerSentEvent]:
     """The events of all jobs, and `queue` and `gpu`, as long as the client listens."""
     missed = _missed(services, subscription, last_id)
-    first = missed or []
+    first = [event for event in missed or [] if subscription.may_hear(event)]
     if last_id is not None and missed is None:
         first.append(_event(services, "reset", None, {}))
     first.append(_event(services, "queue", None, {}))
@@ -141,7 +141,7 @@ def _data(services: Services, event: Event) -> dict[str, Any]:
     if event.job is not None:
         return answers.job_json(event.job, services.queue)
     if event.name == "queue":
-        return answers.queue_json(services.queue, services.plan.settings)
+        return answers.queue_json(services)
     data = dict(event.data)
     if event.job_id is not None:
         data = {"job_id": event.job_id, **data}

@@ -39,20 +39,21 @@ class InputSources:
         self._store = store
         self._pictures = pictures
 
-    async def look(self, field: str, source: str | bytes) -> Looked:
+    async def look(self, field: str, source: str | bytes, owner: str | None = None) -> Looked:
+        """With an `owner`, the pictures of this service are that one's alone."""
         if isinstance(source, str) and SHA256.fullmatch(source):
             return Looked(await asyncio.to_thread(self._pictures.read, field, source), None)
         if isinstance(source, str) and _IMAGE_ID.fullmatch(source):
-            source = await self._of_this_service(field, source)
+            source = await self._of_this_service(field, source, owner)
         return await asyncio.to_thread(_look, field, source)
 
     async def keep(self, looked: Looked) -> None:
         if looked.data is not None:
             await asyncio.to_thread(self._pictures.keep, looked.picture, looked.data)
 
-    async def _of_this_service(self, field: str, image_id: str) -> bytes:
+    async def _of_this_service(self, field: str, image_id: str, owner: str | None) -> bytes:
         image = await self._store.image(image_id)
-        if image is None:
+        if image is None or owner not in (None, image.owner):
             raise NotFound.of(field, f"there is no picture {image_id!r}; GET /images lists them")
         path = self._output_dir / image.filename
         try:

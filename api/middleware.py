@@ -1,32 +1,28 @@
 """What happens to every request before a route sees it, as plain ASGI so that bodies stream.
 
 `Gate` is the one layer; in its order: an id, HostAndOrigin (browser attacks), CORS for requests of
-a page, Keys (before a body is read), BodyLimit (counts while the body comes in), the route, the
-headers of every answer, an answer for what nobody expected, a log line.
+a page, auth.Guard (keys, before a body is read), BodyLimit (counts while the body comes in), the
+route, the headers of every answer, an answer for what nobody expected, a log line.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import functools
-import hashlib
 import logging
 import re
 import secrets
 import time
-from collections.abc import Iterable
-from hmac import compare_digest
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import errors
+from api.auth import SAFE_METHODS, Guard
+from api.dialects import shapes
 from api.schemas import PICTURE_PATHS
-from config.errors import FieldError, FluxError, Forbidden, TooLarge, Unauthorized
+from config.errors import FieldError, FluxError, Forbidden, TooLarge
 from config.settings import LOOPBACK_HOSTS, ServerSettings, is_loopback
 
 log = logging.getLogger("api.access")
@@ -34,18 +30,13 @@ log = logging.getLogger("api.access")
 # A name or an IPv4 address, or an IPv6 address in brackets, and perhaps a port.
 _HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
-SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-# Answered without a key, so that a supervisor needs none. They tell nothing but whether we live.
-OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
-OPEN_PREFIXES = ("/ui",)
-
 # Bodies: requests for pictures may hold pictures, everything else is a few fields.
 SMALL_BODY_BYTES = 64 * 2**10
 INSPECT_PATH = "/images/inspect"
 LORA_FORM_PATHS = frozenset({"/loras", "/upload-lora"})
 FORM_BYTES = 64 * 2**10  # of a form beside its files
-# Of a key's SHA-256 in hex: enough to tell keys apart, not enough to guess one.
-OWNER_DIGITS = 16
+
+POLICY_VIOLATION = 1008  # of RFC 6455
 
 SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -69,10 +60,10 @@ EXPOSED_HEADERS = (
 class Gate:
     """Everything that is decided before a route, in one layer: each layer more would cost every request its share."""
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+    def __init__(self, app: ASGIApp, settings: ServerSettings, guard: Guard) -> None:
         self._app = app
         self._hosts = HostAndOrigin(settings)
-        self._keys = Keys(settings)
+        self._guard = guard
         self._limit = BodyLimit(settings)
         self._with_cors = CORSMiddleware(
             self._enter,
@@ -83,6 +74,8 @@ class Gate:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            return await self._enter_socket(scope, receive, send)
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         started = time.perf_counter()
@@ -107,8 +100,7 @@ class Gate:
         headers = Headers(scope=scope)
         answer = scope["state"]["answer"]
         try:
-            if self._keys.are_needed(scope):
-                scope["state"]["owner"] = self._keys.owner(headers)
+            scope["state"]["access"] = self._guard.admit(scope, headers)
             receive = self._limit.counting(scope, headers, receive)
             await self._app(scope, receive, send)
         except Exception as error:
@@ -116,6 +108,35 @@ class Gate:
                 raise
             failure = error if isinstance(error, FluxError) else _unexpected(answer.request_id)
             await errors.answer(failure, answer.request_id, scope["path"])(scope, receive, send)
+
+    async def _enter_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A websocket is let in or refused before it is accepted: no browser does that for us."""
+        request_id = secrets.token_hex(8)
+        scope.setdefault("state", {}).update(request_id=request_id)
+        headers = Headers(scope=scope)
+        error: FluxError | None
+        try:
+            error = self._hosts.why_not(scope, headers)
+            if error is None:
+                scope["state"]["access"] = self._guard.admit(scope, headers)
+        except FluxError as refusal:
+            error = refusal
+        if error is None:
+            return await self._app(scope, receive, send)
+        log.info(
+            "refused",
+            extra={
+                "action": "socket_refused",
+                "request_id": request_id,
+                "path": scope["path"][:200],
+                "status": error.status,
+            },
+        )
+        await receive()  # websocket.connect
+        if "websocket.http.response" not in scope.get("extensions", {}):
+            return await send({"type": "websocket.close", "code": POLICY_VIOLATION})
+        answer = errors.answer(error, request_id, scope["path"])
+        await answer(scope, receive, send)  # the framework sends it as the handshake's answer
 
 
 class _Answer:
@@ -190,14 +211,20 @@ class HostAndOrigin:
             return Forbidden(
                 f"Host {shown!r} is not answered here; add its name to FLUX_ALLOWED_HOSTS if it is this machine's"
             )
-        origin = headers.get("origin")
-        if origin is not None and not self._is_ours(origin, hosts[0]):
-            if scope["method"] in SAFE_METHODS and origin != "null":
-                return None  # without CORS headers the foreign page cannot read the answer
+        # Pages of others read nothing without CORS headers, but for websockets, which know no such thing.
+        only_reads = scope.get("method") in SAFE_METHODS
+        origins = headers.getlist("origin")
+        origin = origins[0] if origins else None
+        if len(origins) > 1 or (origin is not None and not self._is_ours(origin, hosts[0])):
+            if only_reads and len(origins) == 1 and origin != "null":
+                return None
+            shown = ", ".join(origins)[:100]
             return Forbidden(
-                f"Origin {origin[:100]!r} may not call this service; "
+                f"Origin {shown!r} may not call this service; "
                 "add it to FLUX_PAGE_ORIGINS if the page is yours"
             )
+        if origin is None and not only_reads and headers.get("sec-fetch-site") == "cross-site":
+            return Forbidden("a page of another site may not call this service")
         return None
 
     def _is_ours(self, origin: str, host: str) -> bool:
@@ -205,29 +232,6 @@ class HostAndOrigin:
             return True
         parts = urlsplit(origin)
         return parts.scheme in ("http", "https") and parts.netloc == host
-
-
-class Keys:
-    """With keys configured, every route but the open ones wants one: Bearer, X-API-Key, x-key or Basic's password."""
-
-    def __init__(self, settings: ServerSettings) -> None:
-        self._digests = [_digest(key.get_secret_value()) for key in settings.api_keys]
-
-    def are_needed(self, scope: Scope) -> bool:
-        return bool(self._digests) and not _is_open(scope)
-
-    def owner(self, headers: Headers) -> str:
-        """Whose key came with the request. Raises Unauthorized when none of ours did."""
-        sent = [_digest(key) for key in _sent_keys(headers)]
-        if not sent:
-            raise Unauthorized(
-                "a key is needed: send it as `Authorization: Bearer KEY` or `X-API-Key: KEY` (FLUX_API_KEYS has them)"
-            )
-        # Every pair is compared, so that the time says nothing about which was near.
-        ours = [each for each in sent for digest in self._digests if compare_digest(each, digest)]
-        if not ours:
-            raise Unauthorized("the key is not one of this service's (FLUX_API_KEYS)")
-        return ours[0].hex()[:OWNER_DIGITS]
 
 
 class BodyLimit:
@@ -268,7 +272,8 @@ class BodyLimit:
             return self._settings.max_lora_bytes
         if scope["method"] == "POST" and path in LORA_FORM_PATHS:
             return self._settings.max_lora_bytes + FORM_BYTES
-        return SMALL_BODY_BYTES
+        limit = shapes.body_limit(path, self._settings.max_body_bytes)
+        return SMALL_BODY_BYTES if limit is None else limit
 
     def _too_large(self, scope: Scope) -> TooLarge:
         limit = self._limit(scope)
@@ -294,11 +299,6 @@ class HeadAsGet:
         await self._app(scope, receive, send)
 
 
-def owner_of(request: Request) -> str:
-    """Whose key a request came with, as digits that do not tell the key; empty where none is asked for."""
-    return request.scope["state"].get("owner", "")
-
-
 @functools.lru_cache(maxsize=256)
 def _hostname(host: str) -> str | None:
     """The name in a Host header without its port, lower-case; None for what is no host."""
@@ -310,28 +310,3 @@ def _hostname(host: str) -> str | None:
     if not _HOST.fullmatch(host):
         return None
     return parts.hostname
-
-
-def _is_open(scope: Scope) -> bool:
-    path = scope["path"]
-    if scope["method"] == "OPTIONS" or path in OPEN_PATHS or path == "/":
-        return True
-    return any(path == prefix or path.startswith(prefix + "/") for prefix in OPEN_PREFIXES)
-
-
-def _sent_keys(headers: Headers) -> Iterable[str]:
-    for name in ("x-api-key", "x-key"):
-        if headers.get(name):
-            yield headers[name]
-    scheme, _, value = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and value:
-        yield value.strip()
-    elif scheme.lower() == "basic":
-        try:
-            yield base64.b64decode(value, validate=True).decode().partition(":")[2]
-        except (binascii.Error, UnicodeDecodeError):
-            return
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()

@@ -7,14 +7,16 @@ import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from fastapi import Depends, Request
+from starlette.requests import HTTPConnection
 
+from api.auth import EVERYBODY, Access, access_of
 from api.input_sources import InputSources
 from config.catalog import Catalog, DefaultModel, choose_default, load_catalog
-from config.errors import BadPicture, ConfigurationError
+from config.errors import BadPicture, ConfigurationError, NotFound
 from config.settings import Settings
 from models.precision import PrecisionProfile, known_precisions, profile_of
 from models.types import GenerationRequest
@@ -22,7 +24,9 @@ from utils import systemd
 from utils.clock import Chance
 from utils.gpu_manager import Placement, place_workers
 from utils.input_pictures import InputPicture, InputPictures, inputs_folder
+from utils.job import Job, StoredImage
 from utils.job_store import JobStore
+from utils.keyring import Keyring
 from utils.lora_manager import LoraManager
 from utils.queue_manager import QueueManager
 from utils.requests import RequestResolver, Wanted
@@ -43,16 +47,42 @@ class Plan:
     resolver: RequestResolver
     loras: LoraManager
     chance: Chance
+    keys: Keyring
     node: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """The plan and the running queue."""
+    """The plan and the running queue, for one caller: `access` says whose jobs and pictures it sees."""
 
     plan: Plan
     queue: QueueManager
     sources: InputSources
+    access: Access = EVERYBODY
+
+    async def job(self, job_id: str) -> Job:
+        """A job of the caller. Raises NotFound, also for another's."""
+        job = await self.queue.get(job_id)
+        if not self.access.sees(job.owner):
+            raise self.queue.no_such_job(job_id)
+        return job
+
+    async def image(self, image_id: str) -> StoredImage:
+        """A picture of the caller. Raises NotFound, also for another's."""
+        return self._seen(await self.queue.store.image(image_id), image_id)
+
+    async def image_by_filename(self, filename: str) -> StoredImage:
+        return self._seen(await self.queue.store.image_by_filename(filename), filename)
+
+    def _seen(self, image: StoredImage | None, name: str) -> StoredImage:
+        if image is None or not self.access.sees(image.owner):
+            raise NotFound(f"there is no picture {name[:64]!r}")
+        return image
+
+    @property
+    def only_of(self) -> str | None:
+        """The owner whose jobs and pictures are all that the caller sees; None: it sees everybody's."""
+        return None if self.access.sees_all else self.access.owner
 
     async def resolve(self, wanted: Wanted) -> GenerationRequest:
         """A client's request with nothing left open, its LoRAs fetched and its pictures kept. Raises FluxError."""
@@ -61,8 +91,9 @@ class Services:
         await self.plan.loras.prepare(wanted.loras or ())
         if wanted.image is None:
             return self.plan.resolver.resolve(wanted)
-        image = await self.sources.look("image", wanted.image)
-        mask = None if wanted.mask is None else await self.sources.look("mask", wanted.mask)
+        owner = self.only_of
+        image = await self.sources.look("image", wanted.image, owner)
+        mask = None if wanted.mask is None else await self.sources.look("mask", wanted.mask, owner)
         if mask is not None:
             _require_one_size(image.picture, mask.picture)
         # Nothing of a request that is refused stays: the pictures are kept last.
@@ -92,6 +123,8 @@ def make_plan(settings: Settings, profile: PrecisionProfile, chance: Chance | No
     default = choose_default(
         catalog, settings.models.model, placement.gpu_names, placement.why_no_gpu
     )
+    keys = Keyring(settings, chance)
+    keys.require()
     loras = LoraManager(settings, profile, catalog, chance)
     resolver = RequestResolver(catalog, default, profile, placement, chance, loras)
     return Plan(
@@ -103,6 +136,7 @@ def make_plan(settings: Settings, profile: PrecisionProfile, chance: Chance | No
         resolver=resolver,
         loras=loras,
         chance=chance,
+        keys=keys,
         node=socket.gethostname(),
     )
 
@@ -159,9 +193,11 @@ async def running(plan: Plan) -> AsyncIterator[Services]:
         extra={"action": "service_start", "model": plan.default.id},
     )
     try:
+        await plan.keys.open()
         await plan.loras.start(store, queue.bus)
         await queue.start()
     except BaseException:
+        await plan.keys.close()
         await store.close()
         raise
     watchdog = asyncio.create_task(systemd.feed_watchdog(queue.is_well), name="watchdog")
@@ -170,12 +206,20 @@ async def running(plan: Plan) -> AsyncIterator[Services]:
     finally:
         await plan.loras.stop()
         await queue.stop()
+        await plan.keys.close()
         watchdog.cancel()
 
 
 async def services_of(request: Request) -> Services:
     """A coroutine, because the framework runs plain functions in a thread, which costs more than this."""
-    return request.app.state.services
+    return services_for(request)
+
+
+def services_for(connection: HTTPConnection) -> Services:
+    """The services as the caller may see them."""
+    services: Services = connection.app.state.services
+    access = access_of(connection)
+    return services if access.sees_all else replace(services, access=access)
 
 
 ServicesDep = Annotated[Services, Depends(services_of)]

@@ -3,12 +3,13 @@
     FluxError                      code                 HTTP
     ├── InvalidRequest             invalid_request      400   a field is missing, of the wrong type or out of range
     ├── Unauthorized               unauthorized         401   no key, or a wrong one
-    ├── Forbidden                  forbidden            403   a foreign Host or Origin
+    ├── Forbidden                  forbidden            403   a foreign Host or Origin, a key without that scope
     ├── NotFound                   not_found            404   unknown job, image or route
     ├── UnsupportedHardware        unsupported_gpu      409   the model cannot run on this machine
     ├── TooLarge                   too_large            413   a body over the route's limit
     ├── TooSlow                    too_slow             408   a body that does not come in
     ├── IdempotencyMismatch        idempotency_mismatch 422   a key used again with another body
+    ├── RateLimited                rate_limited         429   a key over its rate or its budget
     ├── ClientGone                 client_gone          499   the client hung up; nobody reads the answer
     ├── QueueFull                  queue_full           429   as many jobs wait as may wait
     ├── NotBuilt                   not_built            501   in the contract, not in this version
@@ -102,6 +103,10 @@ class IdempotencyMismatch(FluxError):
 
 class QueueFull(FluxError):
     code, status = "queue_full", 429
+
+
+class RateLimited(FluxError):
+    code, status = "rate_limited", 429
 
 
 class ClientGone(FluxError):

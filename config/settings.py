@@ -54,11 +54,13 @@ class Section(BaseModel):
 class ServerSettings(Section):
     host: str = Field(
         "127.0.0.1",
-        description="Address to listen on. Anything but loopback needs an API key.",
+        description="Address to listen on. Anything but loopback needs a key (`python -m scripts.keys make NAME`).",
     )
     port: int = Field(8001, ge=1, le=65535, description="TCP port.")
     api_keys: tuple[SecretStr, ...] = Field(
-        (), description="Keys that clients must send; none: no key is asked for."
+        (),
+        description="Keys that may do everything, beside those of `python -m scripts.keys`; "
+        "where there is neither, none is asked for.",
     )
     allowed_hosts: tuple[str, ...] = Field(
         (),
@@ -188,10 +190,21 @@ class ModelSettings(Section):
         "memory",
         description="FP4 on Ada and Hopper: keep 4-bit weights and convert tile by tile, or convert once at load.",
     )
+    mflux_quantize: int = Field(
+        0,
+        description="Bits of the weights of mflux's models (Apple Silicon): 3, 4, 5, 6 or 8; 0: BF16.",
+    )
     models_dir: ProjectPath = Field(
         ROOT / "models_cache",
         description="Where fetched models are kept (unless HF_HOME is set).",
     )
+
+    @field_validator("mflux_quantize")
+    @classmethod
+    def _mflux_has_such_weights(cls, value: int) -> int:
+        if value not in (0, 3, 4, 5, 6, 8):
+            raise ValueError("mflux quantises to 3, 4, 5, 6 or 8 bits; 0 is not at all")
+        return value
 
 
 class StorageSettings(Section):
@@ -330,7 +343,7 @@ def load_settings(precision: str, environ: Mapping[str, str] | None = None) -> S
         settings = Settings(**tree)
     except ValidationError as error:
         raise ConfigurationError(_explain(error, sources)) from error
-    _check_exposure(settings)
+    _check_keys(settings)
     return settings
 
 
@@ -420,16 +433,10 @@ def _explain(error: ValidationError, sources: Mapping[tuple[str, str], str]) -> 
     return "; ".join(lines)
 
 
-def _check_exposure(settings: Settings) -> None:
-    server = settings.server
-    if not all(_KEY.fullmatch(key.get_secret_value()) for key in server.api_keys):
+def _check_keys(settings: Settings) -> None:
+    if not all(_KEY.fullmatch(key.get_secret_value()) for key in settings.server.api_keys):
         raise ConfigurationError(
             "FLUX_API_KEYS: a key must have 16 characters or more, letters, digits and signs without spaces"
-        )
-    if not is_loopback(server.host) and not server.api_keys:
-        raise ConfigurationError(
-            f"FLUX_HOST = {server.host!r} can be reached from other machines, and no key is set. "
-            "Set FLUX_API_KEYS (for example to the output of `openssl rand -hex 32`), or use 127.0.0.1"
         )
 
 

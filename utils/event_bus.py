@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import collections
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from utils.job import Job
@@ -32,7 +32,7 @@ ENDS = frozenset({"succeeded", "failed", "cancelled"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something that happened to a job (`job_id`), or to the service (None).
+    """Something that happened to a job (`job_id`) of an `owner`, or to the service (None).
 
     `job` is there at the end of a job. `preview` is a JPEG; it is not kept for those who come back.
     """
@@ -40,6 +40,7 @@ class Event:
     id: int
     name: str
     job_id: str | None = None
+    owner: str | None = None
     job: Job | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
     preview: str | None = None  # base64
@@ -48,8 +49,9 @@ class Event:
 class Subscription:
     """One listener's view: what waits for it. Made by `EventBus.subscribe`."""
 
-    def __init__(self, job_id: str | None) -> None:
+    def __init__(self, job_id: str | None, owner: str | None = None) -> None:
         self.job_id = job_id
+        self.owner = owner
         self.is_behind = False
         self.is_closed = False
         self._pending: collections.deque[Event] = collections.deque()
@@ -80,7 +82,13 @@ class Subscription:
         """Wake the listener without an event: something it derives from the queue has changed."""
         self._something.set()
 
+    def may_hear(self, event: Event) -> bool:
+        """Whether the event is of the service, or of a job of the listener's; without an owner it hears all."""
+        return self.owner is None or event.job_id is None or event.owner == self.owner
+
     def put(self, event: Event) -> None:
+        if not self.may_hear(event):
+            return
         if event.name == PROGRESS:
             self._forget_progress(event.job_id)
         elif event.name in STATES:
@@ -120,6 +128,8 @@ class EventBus:
         self._everything: set[Subscription] = set()
         self._by_job: dict[str, set[Subscription]] = {}
         self._kept_open: frozenset[str] | None = None  # None: not closing
+        # Of a job that has not ended.
+        self.owner_of: Callable[[str], str | None] = lambda job_id: None
 
     @property
     def listeners(self) -> int:
@@ -144,12 +154,18 @@ class EventBus:
         preview: str | None = None,
     ) -> None:
         """Tell everybody who listens to the job, or to everything."""
-        kept = Event(id=self.next_id(), name=name, job_id=job_id, job=job, data=data or {})
+        if job is not None:
+            owner: str | None = job.owner
+        else:
+            owner = None if job_id is None else self.owner_of(job_id)
+        kept = Event(
+            id=self.next_id(), name=name, job_id=job_id, owner=owner, job=job, data=data or {}
+        )
         if name not in STATES:
             self._kept.append(kept)
         told = kept
         if preview is not None:
-            told = Event(id=kept.id, name=name, job_id=job_id, data=kept.data, preview=preview)
+            told = replace(kept, preview=preview)
         for subscription in self._everything:
             subscription.put(told)
         for subscription in self._by_job.get(job_id or "", ()):
@@ -160,9 +176,9 @@ class EventBus:
         self._last_id = next(self._ids)
         return self._last_id
 
-    def subscribe(self, job_id: str | None) -> Subscription:
-        """Listen to one job, or to everything (None). End with `unsubscribe`."""
-        subscription = Subscription(job_id)
+    def subscribe(self, job_id: str | None, owner: str | None = None) -> Subscription:
+        """Listen to one job, or to everything (None), of one owner or of all (None). End with `unsubscribe`."""
+        subscription = Subscription(job_id, owner)
         listeners = self._everything if job_id is None else self._by_job.setdefault(job_id, set())
         listeners.add(subscription)
         if self._kept_open is not None and job_id not in self._kept_open:
@@ -179,9 +195,9 @@ class EventBus:
             self._by_job.pop(subscription.job_id, None)
 
     @contextmanager
-    def listening(self, job_id: str | None) -> Iterator[Subscription]:
+    def listening(self, job_id: str | None, owner: str | None = None) -> Iterator[Subscription]:
         """A subscription while the block lasts."""
-        subscription = self.subscribe(job_id)
+        subscription = self.subscribe(job_id, owner)
         try:
             yield subscription
         finally:

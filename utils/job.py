@@ -73,6 +73,7 @@ class StoredImage:
     size_bytes: int
     created_at: str
     request: GenerationRequest
+    owner: str  # of its job
     precision: str
     engine: str
     generation_time_ms: float  # of its whole job, waiting in line not counted

@@ -272,9 +272,15 @@ class JobStore:
         """SHA-256 of every picture that a job which waits or runs begins with."""
         return {row["sha256"] for row in await self._all("inputs_of_open_jobs", {})}
 
-    async def list(self, *, status: JobStatus | None, limit: int, offset: int) -> list[Job]:
+    async def list(
+        self, *, status: JobStatus | None, limit: int, offset: int, owner: str | None = None
+    ) -> list[Job]:
+        """Newest first; with an `owner` only that one's."""
         page = {"limit": limit, "offset": offset}
-        if status is None:
+        if owner is not None:
+            values = {**page, "owner": owner, "status": None if status is None else status.value}
+            rows = await self._all("list_jobs_of_owner", values)
+        elif status is None:
             rows = await self._all("list_jobs", page)
         else:
             rows = await self._all("list_jobs_by_status", {**page, "status": status.value})
@@ -311,10 +317,12 @@ class JobStore:
         return _image(await self._one("image_by_filename", {"filename": filename}))
 
     async def images(
-        self, *, limit: int, before: str | None, words: str | None
+        self, *, limit: int, before: str | None, words: str | None, owner: str | None = None
     ) -> list[StoredImage]:
+        """Newest first; with an `owner` only that one's."""
         pattern = None if words is None else f"%{_escape_like(words)}%"
-        rows = await self._all("list_images", {"limit": limit, "before": before, "words": pattern})
+        values = {"limit": limit, "before": before, "words": pattern, "owner": owner}
+        rows = await self._all("list_images", values)
         return [_image_of(row) for row in rows]
 
     async def delete_image(self, image_id: str, remove: Callable[[], None]) -> None:
@@ -631,6 +639,7 @@ def _image_of(row: sqlite3.Row) -> StoredImage:
         size_bytes=row["size_bytes"],
         created_at=row["created_at"],
         request=GenerationRequest.from_json(json.loads(row["request"])),
+        owner=row["owner"],
         precision=row["precision"],
         engine=row["engine"],
         generation_time_ms=round(timings.get("total", 0.0) - timings.get("queued", 0.0), 1),

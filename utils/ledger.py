@@ -43,6 +43,7 @@ class _Times:
     """A job on its way, in monotonic seconds: a wall clock that is moved makes nobody wait an hour."""
 
     submitted: float
+    owner: str
     begun: float | None = None  # None while it waits
     is_fresh: bool = True  # no attempt was made
 
@@ -77,19 +78,24 @@ class Ledger:
         await self._clear_staging()
         for seq, job_id, owner, created_at, attempts in await self.store.line():
             self.line.add(seq, job_id, owner)
-            self._times_of(job_id, created_at, attempts)
+            self._times_of(job_id, owner, created_at, attempts)
         running = await self.store.running()
         for job in running:  # the process may have ended between a job's files and its row
             images.discard_published(self._output_dir, job.id)
         return running
 
-    def _times_of(self, job_id: str, created_at: str, attempts: int) -> _Times:
+    def owner_of(self, job_id: str) -> str | None:
+        """Who submitted a job that has not ended; None for any other."""
+        times = self._times.get(job_id)
+        return None if times is None else times.owner
+
+    def _times_of(self, job_id: str, owner: str, created_at: str, attempts: int) -> _Times:
         times = self._times.get(job_id)
         if times is None:
             # From before the start: only the wall clock knows how long it has waited.
             waited = datetime.fromisoformat(self.now()) - datetime.fromisoformat(created_at)
             submitted = self._monotonic() - max(0.0, waited.total_seconds())
-            times = self._times[job_id] = _Times(submitted, is_fresh=attempts == 0)
+            times = self._times[job_id] = _Times(submitted, owner, is_fresh=attempts == 0)
         return times
 
     def now(self) -> str:
@@ -136,7 +142,7 @@ class Ledger:
 
     def _appended(self, job: Job) -> None:
         self.line.add(job.seq, job.id, job.owner)
-        self._times[job.id] = _Times(self._monotonic())
+        self._times[job.id] = _Times(self._monotonic(), job.owner)
         self._bus.publish("queued", job.id, data={"position": self.line.position(job.seq)})
         log.info(
             "job queued",
@@ -160,7 +166,8 @@ class Ledger:
         jobs = await self.store.claim(worker, self.now(), models=models, limit=limit, choose=choose)
         for job in jobs:
             self.line.remove(job.seq)
-            self._times_of(job.id, job.created_at, job.attempts).begun = self._monotonic()
+            times = self._times_of(job.id, job.owner, job.created_at, job.attempts)
+            times.begun = self._monotonic()
             log.info(
                 "job started",
                 extra={"action": "job_started", "job_id": job.id, "worker": worker},
@@ -174,7 +181,7 @@ class Ledger:
         back = await self.store.requeue(job.id, take_attempt_back=take_attempt_back)
         if back is not None:
             self.line.add(back.seq, back.id, back.owner)
-            times = self._times_of(back.id, back.created_at, back.attempts)
+            times = self._times_of(back.id, back.owner, back.created_at, back.attempts)
             times.begun, times.is_fresh = None, back.attempts == 0
             log.warning(
                 "job goes back: %s", why, extra={"action": "job_requeued", "job_id": job.id}

@@ -98,6 +98,7 @@ class QueueManager:
         self._ledger = Ledger(
             store, self.bus, self.pace, self._output_dir, chance, on_end=self._let_go
         )
+        self.bus.owner_of = self._ledger.owner_of
         self._dispatcher = Dispatcher(
             self.workers,
             self._ledger,
@@ -199,7 +200,7 @@ class QueueManager:
         return job
 
     async def _append(self, request: GenerationRequest, *key: Any) -> Job:
-        if request.image is not None and self._inputs is not None:
+        if request.inputs and self._inputs is not None:
             self._inputs.require(request.inputs)
         if not request.loras or self._pins is None:
             return await self._ledger.append(request, *key)
@@ -239,8 +240,15 @@ class QueueManager:
     async def get(self, job_id: str) -> Job:
         job = await self.store.get(job_id)
         if job is None:
-            raise NotFound(f"there is no job {job_id[:64]!r}")
+            raise self.no_such_job(job_id)
         return job
+
+    def no_such_job(self, job_id: str) -> NotFound:
+        return NotFound(f"there is no job {job_id[:64]!r}")
+
+    def owner_of(self, job_id: str) -> str | None:
+        """Who submitted a job that has not ended; None for any other."""
+        return self._ledger.owner_of(job_id)
 
     async def cancel(self, job_id: str) -> Job:
         """Cancel a job, waiting or running; one that has ended stays as it is.

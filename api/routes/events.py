@@ -24,7 +24,7 @@ LastEventId = Annotated[
 
 async def _job(job_id: JobId, services: ServicesDep) -> Job:
     """Looked up before the stream begins, so that an unknown one is 404."""
-    return await services.queue.get(job_id)
+    return await services.job(job_id)
 
 
 JobDep = Annotated[Job, Depends(_job)]
@@ -37,7 +37,7 @@ async def _to_job(job: JobDep, services: ServicesDep) -> AsyncIterator[Subscript
 
 
 async def _to_everything(services: ServicesDep) -> AsyncIterator[Subscription]:
-    with services.queue.bus.listening(None) as subscription:
+    with services.queue.bus.listening(None, services.only_of) as subscription:
         yield subscription
 
 

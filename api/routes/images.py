@@ -49,8 +49,10 @@ async def list_images(
     q: Annotated[str | None, Query(max_length=200, description="Words of the prompt.")] = None,
 ) -> dict[str, Any]:
     if before is not None:
-        await _find(services, before)
-    found = await services.queue.store.images(limit=limit, before=before, words=q or None)
+        await services.image(before)
+    found = await services.queue.store.images(
+        limit=limit, before=before, words=q or None, owner=services.only_of
+    )
     return {
         "images": [answers.stored_image_json(image) for image in found],
         "limit": limit,
@@ -73,12 +75,12 @@ async def inspect_image(request: Request) -> dict[str, Any]:
 
 @router.get("/images/{image_id}", summary="A picture's file", response_class=FileResponse)
 async def read_image(image_id: ImageId, services: ServicesDep) -> Response:
-    return file_of(services, await _find(services, image_id))
+    return file_of(services, await services.image(image_id))
 
 
 @router.get("/images/{image_id}/thumbnail", summary="A small JPEG", response_class=FileResponse)
 async def read_thumbnail(image_id: ImageId, services: ServicesDep) -> Response:
-    image = await _find(services, image_id)
+    image = await services.image(image_id)
     file_of(services, image)  # says so when the file is gone
     output_dir = services.plan.settings.storage.output_dir
     path = await asyncio.to_thread(images.thumbnail, output_dir, image.filename)
@@ -89,7 +91,7 @@ async def read_thumbnail(image_id: ImageId, services: ServicesDep) -> Response:
 
 @router.delete("/images/{image_id}", status_code=204, summary="Delete a picture")
 async def delete_image(image_id: ImageId, services: ServicesDep) -> None:
-    image = await _find(services, image_id)
+    image = await services.image(image_id)
     output_dir = services.plan.settings.storage.output_dir
     await services.queue.store.delete_image(
         image.id, lambda: images.remove(output_dir, image.filename)
@@ -104,9 +106,7 @@ async def delete_image(image_id: ImageId, services: ServicesDep) -> None:
 async def download(
     filename: Annotated[str, Path(max_length=200)], services: ServicesDep
 ) -> Response:
-    image = await services.queue.store.image_by_filename(filename)
-    if image is None:
-        raise NotFound(f"there is no picture {filename!r}")
+    image = await services.image_by_filename(filename)
     answer = file_of(services, image)
     answer.headers["Content-Disposition"] = f'attachment; filename="{image.filename}"'
     return answer
@@ -123,10 +123,3 @@ def file_of(services: Services, image: StoredImage) -> FileResponse:
         media_type=media_type,
         headers={"Cache-Control": _CACHE, "X-Seed": str(image.seed)},
     )
-
-
-async def _find(services: Services, image_id: str) -> StoredImage:
-    image = await services.queue.store.image(image_id)
-    if image is None:
-        raise NotFound(f"there is no picture {image_id!r}")
-    return image

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import FileResponse
 
 from api import answers
+from api.auth import owner_of
 from api.json_body import StrictJsonRoute
-from api.middleware import owner_of
 from api.routes.images import file_of
 from api.schemas import GenerateBody
 from api.services import Services, ServicesDep
@@ -62,7 +62,9 @@ async def list_jobs(
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
     offset: Annotated[int, Query(ge=0, le=2**53)] = 0,
 ) -> dict[str, Any]:
-    jobs = await services.queue.store.list(status=status, limit=limit, offset=offset)
+    jobs = await services.queue.store.list(
+        status=status, limit=limit, offset=offset, owner=services.only_of
+    )
     return {
         "jobs": [answers.job_json(job, services.queue) for job in jobs],
         "limit": limit,
@@ -72,12 +74,12 @@ async def list_jobs(
 
 @router.get("/jobs/{job_id}", summary="One job")
 async def read_job(job_id: JobId, services: ServicesDep) -> dict[str, Any]:
-    return answers.job_json(await services.queue.get(job_id), services.queue)
+    return answers.job_json(await services.job(job_id), services.queue)
 
 
 @router.post("/jobs/{job_id}/cancel", summary="Cancel a job, waiting or running")
 async def cancel_job(job_id: JobId, services: ServicesDep) -> dict[str, Any]:
-    job = await services.queue.cancel(job_id)
+    job = await services.queue.cancel((await services.job(job_id)).id)
     return {
         "id": job.id,
         "cancelled": job.status is JobStatus.CANCELLED,
@@ -87,7 +89,8 @@ async def cancel_job(job_id: JobId, services: ServicesDep) -> dict[str, Any]:
 
 @router.post("/jobs/{job_id}/retry", status_code=202, summary="The same request as a new job")
 async def retry_job(request: Request, job_id: JobId, services: ServicesDep) -> dict[str, Any]:
-    return _submitted(services, await services.queue.retry(job_id, owner=owner_of(request)))
+    job = await services.job(job_id)
+    return _submitted(services, await services.queue.retry(job.id, owner=owner_of(request)))
 
 
 @router.get(
@@ -98,7 +101,7 @@ async def retry_job(request: Request, job_id: JobId, services: ServicesDep) -> d
 async def job_image(
     job_id: JobId, services: ServicesDep, index: Annotated[int, Query(ge=0, lt=MAX_IMAGES)] = 0
 ) -> Response:
-    job = await services.queue.get(job_id)
+    job = await services.job(job_id)
     if job.result is None:
         raise _no_image_yet(job.id, job.status)
     image = await services.queue.store.image(f"{job.id}-{index}")

@@ -14,25 +14,25 @@ router = APIRouter(tags=["queue"])
 
 @router.get("/queue", summary="What runs, how many wait, how the workers are")
 async def read_queue(services: ServicesDep) -> dict[str, Any]:
-    return answers.queue_json(services.queue, services.plan.settings)
+    return answers.queue_json(services)
 
 
 @router.post("/queue/pause", summary="Begin no more jobs; running ones end")
 async def pause(services: ServicesDep) -> dict[str, Any]:
     await services.queue.pause()
-    return answers.queue_json(services.queue, services.plan.settings)
+    return answers.queue_json(services)
 
 
 @router.post("/queue/resume", summary="Go on")
 async def resume(services: ServicesDep) -> dict[str, Any]:
     await services.queue.resume()
-    return answers.queue_json(services.queue, services.plan.settings)
+    return answers.queue_json(services)
 
 
 @router.post("/queue/clear", summary="Cancel every job that waits")
 async def clear(services: ServicesDep) -> dict[str, Any]:
     cleared = await services.queue.clear()
-    return {**answers.queue_json(services.queue, services.plan.settings), "cleared": cleared}
+    return {**answers.queue_json(services), "cleared": cleared}
 
 
 @router.get("/queue-stats", summary="Counts of jobs by status, and how long one takes")

@@ -46,7 +46,7 @@ async def health(services: ServicesDep, response: Response) -> dict[str, Any]:
         "model_loaded": any(worker.model is not None for worker in queue.workers),
         "queued": queue.waiting,
         "running": len(queue.running_ids),
-        "workers": [answers.worker_json(worker) for worker in queue.workers],
+        "workers": [answers.worker_json(worker, services) for worker in queue.workers],
     }
 
 
@@ -70,7 +70,7 @@ async def info(services: ServicesDep) -> dict[str, Any]:
         ),
         "max_queue_size": plan.settings.queue.max_queue_size,
         "output_formats": ["png", "jpeg", "webp"],
-        "key_needed": bool(plan.settings.server.api_keys),
+        "key_needed": plan.keys.are_needed,
         "not_built": {
             "fields": sorted(FIELDS_NOT_BUILT),
             "routes": [f"{method} {path}" for method, path, _ in NOT_BUILT],

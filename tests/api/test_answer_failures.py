@@ -8,8 +8,11 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from api.auth import Guard
 from api.middleware import Gate
-from config.settings import ServerSettings
+from config.settings import ServerSettings, Settings
+from utils.clock import Chance
+from utils.keyring import Keyring
 
 SECRET = "/home/someone/secret"
 
@@ -24,7 +27,9 @@ async def works(request: Request) -> Response:
 
 def ask(path: str) -> httpx2.Response:
     app = Starlette(routes=[Route("/fails", fails), Route("/works", works)])
-    app.add_middleware(Gate, settings=ServerSettings(host="127.0.0.1", port=80))
+    settings = Settings(server=ServerSettings(host="127.0.0.1", port=80))
+    guard = Guard(Keyring(settings, Chance()), Chance().monotonic)
+    app.add_middleware(Gate, settings=settings.server, guard=guard)
 
     async def get() -> httpx2.Response:
         transport = httpx2.ASGITransport(app=app)

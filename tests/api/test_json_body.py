@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
+from api.auth import EVERYBODY
 from api.json_body import QuickPost
 from config.errors import QueueFull
 from tests.service import RunningService
@@ -162,6 +163,7 @@ def ask(
         "method": method,
         "headers": [(b"content-type", QUICK.encode())],
         "app": app,
+        "state": {"access": EVERYBODY},
     }
     asyncio.run(QuickPost(echo, "/n", endpoint, 202)(scope, receive, send))
     return sent, echo

@@ -283,14 +283,6 @@ def test_settings_several_wrong_values_are_all_named() -> None:
 # Exposure
 
 
-@pytest.mark.parametrize(
-    "host", ["0.0.0.0", "::", "192.168.1.5", "example.com", "", "127.evil.example"]
-)
-def test_settings_open_address_without_a_key_is_refused(host: str) -> None:
-    said = refused({"FLUX_HOST": host})
-    assert "FLUX_HOST" in said and "FLUX_API_KEYS" in said
-
-
 def test_settings_open_address_with_a_key_is_taken() -> None:
     environ = {"FLUX_HOST": "0.0.0.0", "FLUX_API_KEYS": KEY}
     assert load_settings("bf16", environ).server.host == "0.0.0.0"

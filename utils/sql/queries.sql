@@ -88,10 +88,14 @@ FROM job, json_each(job.request, '$.loras') AS lora
 WHERE job.status IN ('queued', 'running');
 
 -- name: inputs_of_open_jobs
--- The pictures, by content, that jobs begin with which wait or run. Older rows have none.
-SELECT DISTINCT input.value AS sha256
+-- The pictures, by content, that jobs begin with or look at which wait or run. Older rows have none.
+SELECT input.value AS sha256
 FROM job, json_each(json_array(json_extract(request, '$.image'), json_extract(request, '$.mask'))) AS input
-WHERE job.status IN ('queued', 'running') AND input.value IS NOT NULL;
+WHERE job.status IN ('queued', 'running') AND input.value IS NOT NULL
+UNION
+SELECT reference.value
+FROM job, json_each(job.request, '$.reference_images') AS reference
+WHERE job.status IN ('queued', 'running');
 
 -- name: list_jobs
 SELECT * FROM job ORDER BY seq DESC LIMIT :limit OFFSET :offset;
@@ -99,21 +103,26 @@ SELECT * FROM job ORDER BY seq DESC LIMIT :limit OFFSET :offset;
 -- name: list_jobs_by_status
 SELECT * FROM job WHERE status = :status ORDER BY seq DESC LIMIT :limit OFFSET :offset;
 
+-- name: list_jobs_of_owner
+SELECT * FROM job WHERE owner = :owner AND (:status IS NULL OR status = :status)
+ORDER BY seq DESC LIMIT :limit OFFSET :offset;
+
 -- name: insert_image
 INSERT INTO image (id, job_id, filename, seed, width, height, size_bytes, created_at, precision, engine)
 VALUES (:id, :job_id, :filename, :seed, :width, :height, :size_bytes, :created_at, :precision, :engine);
 
 -- name: image_by_id
-SELECT image.*, job.request, job.result FROM image JOIN job ON job.id = image.job_id WHERE image.id = :id;
+SELECT image.*, job.request, job.owner, job.result FROM image JOIN job ON job.id = image.job_id WHERE image.id = :id;
 
 -- name: image_by_filename
-SELECT image.*, job.request, job.result FROM image JOIN job ON job.id = image.job_id WHERE image.filename = :filename;
+SELECT image.*, job.request, job.owner, job.result FROM image JOIN job ON job.id = image.job_id WHERE image.filename = :filename;
 
 -- name: list_images
 -- Newest first, before an image (exclusive), with a word in the prompt.
-SELECT image.*, job.request, job.result FROM image JOIN job ON job.id = image.job_id
+SELECT image.*, job.request, job.owner, job.result FROM image JOIN job ON job.id = image.job_id
 WHERE (:before IS NULL
        OR (image.created_at, image.id) < (SELECT created_at, id FROM image WHERE id = :before))
+  AND (:owner IS NULL OR job.owner = :owner)
   AND (:words IS NULL OR json_extract(job.request, '$.prompt') LIKE :words ESCAPE '\')
 ORDER BY image.created_at DESC, image.id DESC LIMIT :limit;
 
