@@ -334,6 +334,16 @@ class JobStore:
 
         await self._write(change)
 
+    # For what is kept beside the jobs
+
+    async def write(self, change: Callable[[sqlite3.Connection], T]) -> T:
+        """One change in the writer's thread, committed when this returns. What it raises undoes it."""
+        return await self._write(change)
+
+    async def read(self, query: str, values: Mapping[str, Any]) -> list[sqlite3.Row]:
+        """The rows of a query of `queries.sql`."""
+        return await self._all(query, values)
+
     # Threads and connections
 
     async def _change(self, query: str, values: Mapping[str, Any]) -> Job | None:

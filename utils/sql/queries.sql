@@ -128,3 +128,27 @@ ORDER BY image.created_at DESC, image.id DESC LIMIT :limit;
 
 -- name: delete_image
 DELETE FROM image WHERE id = :id;
+
+-- name: cloud_task
+SELECT * FROM cloud_task WHERE job_id = :job_id AND picture = :picture;
+
+-- name: cloud_tasks_of_job
+SELECT * FROM cloud_task WHERE job_id = :job_id ORDER BY picture;
+
+-- name: cloud_spent
+-- What a day cost, and what is on its way; what was refused costs nothing.
+SELECT coalesce(sum(coalesce(cost_usd, estimate_usd)), 0.0) AS usd
+FROM cloud_task WHERE day = :day AND state <> 'refused';
+
+-- name: insert_cloud_task
+-- Before the cloud is asked. A picture that was refused may be asked for again, on another day.
+INSERT INTO cloud_task (job_id, picture, state, day, estimate_usd)
+VALUES (:job_id, :picture, 'asking', :day, :estimate_usd)
+ON CONFLICT (job_id, picture) DO UPDATE SET state = 'asking', day = excluded.day
+WHERE cloud_task.state = 'refused';
+
+-- name: note_cloud_task
+UPDATE cloud_task
+SET state = :state, task_id = coalesce(:task_id, task_id), polling_url = coalesce(:polling_url, polling_url),
+    cost_usd = coalesce(:cost_usd, cost_usd)
+WHERE job_id = :job_id AND picture = :picture;
