@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Iterator
 
 import httpx2
 import openai
 import pytest
 from PIL import Image
 
+from tests.api.dialects.conftest import KEY
 from tests.pictures import file_of, gradient
 from tests.service import RunningService
 
@@ -151,18 +153,17 @@ def test_client_lists_models(client: openai.OpenAI) -> None:
         client.models.retrieve("gpt-image-9")
 
 
-def test_client_url_is_fetched_without_a_key(
-    start_engine: Callable[..., RunningService],
-) -> None:
-    key = "0123456789abcdef-key"
-    service = start_engine(FLUX_API_KEYS=key)
-    with openai.OpenAI(base_url=f"{service.url}/v1", api_key=key, max_retries=0) as client:
+def test_client_url_is_fetched_without_a_key(keyed: RunningService) -> None:
+    with openai.OpenAI(base_url=f"{keyed.url}/v1", api_key=KEY, max_retries=0) as client:
         answer = client.images.generate(prompt="x", size="128x128", response_format="url")
     url = answer.data[0].url
     assert httpx2.get(url).headers["content-type"] == "image/png"
     signed, _, rest = url.partition("-")
     assert httpx2.get(f"{signed}-{'0' * 64}{rest[64:]}").status_code == 404
-    with openai.OpenAI(base_url=f"{service.url}/v1", api_key="wrong", max_retries=0) as client:
+
+
+def test_client_with_a_wrong_key_is_told_in_openais_shape(keyed: RunningService) -> None:
+    with openai.OpenAI(base_url=f"{keyed.url}/v1", api_key="wrong", max_retries=0) as client:
         with pytest.raises(openai.AuthenticationError) as raised:
             client.models.list()
     assert raised.value.body["code"] == "invalid_api_key"
@@ -231,9 +232,7 @@ def post(service: RunningService, path: str = "generations", **body) -> httpx2.R
         ),
     ],
 )
-def test_body_of_a_client_is_answered_in_base64(
-    engine_service: RunningService, body: dict
-) -> None:
+def test_body_of_a_client_is_answered_in_base64(engine_service: RunningService, body: dict) -> None:
     answer = post(engine_service, **body)
     assert answer.status_code == 200, answer.text
     [datum] = answer.json()["data"]
@@ -298,19 +297,13 @@ def test_edit_in_json(engine_service: RunningService) -> None:
 def test_fault_names_the_field_in_openais_shape(
     engine_service: RunningService, body: dict, param: str
 ) -> None:
-    answer = engine_service.client.post("/v1/images/generations", content=encoded(body))
+    answer = engine_service.client.post("/v1/images/generations", content=json.dumps(body))
     assert answer.status_code in (400, 404), answer.text
     error = answer.json()["error"]
     assert error["param"] == param
     assert error["type"] == "invalid_request_error"
     assert error["message"]
     assert answer.headers["x-should-retry"] == "false"
-
-
-def encoded(body: dict) -> bytes:
-    import json
-
-    return json.dumps(body).encode()
 
 
 @pytest.mark.parametrize(
