@@ -36,6 +36,7 @@ class Stage(StrEnum):
     DENOISING = "denoising"  # the sampler's steps
     DECODING = "decoding"  # latents to pixels
     SAVING = "saving"  # pixels to a file
+    CLOUD = "cloud"  # somebody else's machines draw
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +69,9 @@ class GenerationRequest:
     """One request with nothing left open: model, size, steps, seed and LoRAs are decided.
 
     Sizes in pixels. Image i of `num_images` uses `seed + i`. `true_cfg_scale` acts only
-    with a `negative_prompt`. `image` and `mask` are the SHA-256 of input pictures' files; `strength`,
-    0 to 1, says how much of the image is drawn anew, and is None where there is no image.
+    with a `negative_prompt`. `image`, `mask` and `reference_images` are the SHA-256 of input pictures'
+    files; `strength`, 0 to 1, says how much of the image is drawn anew, and is None where there is no
+    image. References are looked at, and the prompt says what becomes of them.
     """
 
     prompt: str
@@ -90,11 +92,13 @@ class GenerationRequest:
     image: str | None = None
     mask: str | None = None
     strength: float | None = None
+    reference_images: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """The input pictures, by content."""
-        return tuple(sha256 for sha256 in (self.image, self.mask) if sha256 is not None)
+        pictures = (self.image, self.mask, *self.reference_images)
+        return tuple(sha256 for sha256 in pictures if sha256 is not None)
 
     @property
     def steps_to_run(self) -> int:
@@ -135,6 +139,7 @@ class GenerationRequest:
             tuple((lora.sha256, lora.weight) for lora in self.loras),
             self.strength,
             self.mask is not None,
+            self.reference_images,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -151,6 +156,7 @@ class GenerationRequest:
             LoraRef(**lora | {"trigger_words": tuple(lora["trigger_words"])})
             for lora in values.get("loras", ())
         )
+        values["reference_images"] = tuple(values.get("reference_images", ()))
         return cls(**values)
 
 
@@ -175,6 +181,7 @@ class GenerationResult:
     device: str
     timings_ms: Mapping[str, float]
     loras: tuple[LoraApplied, ...] = ()
+    cost_usd: float = 0.0  # what somebody else charges for it
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -184,6 +191,7 @@ class GenerationResult:
             "device": self.device,
             "timings_ms": dict(self.timings_ms),
             "loras": [dataclasses.asdict(lora) for lora in self.loras],
+            "cost_usd": self.cost_usd,
         }
 
     @classmethod
@@ -195,6 +203,7 @@ class GenerationResult:
             device=data["device"],
             timings_ms=dict(data["timings_ms"]),
             loras=tuple(LoraApplied(**lora) for lora in data.get("loras", ())),
+            cost_usd=data.get("cost_usd", 0.0),
         )
 
 
@@ -212,15 +221,20 @@ class LoadOptions:
 
     `devices` are torch's names ("cuda:0", "cpu"); with several, the model's components are spread
     over them. `on_progress(what, fraction)` is told how far a long preparation is, 0 to 1. A
-    request's LoRAs are files `<sha256>.safetensors` in `loras_dir`; None: there are none.
+    request's LoRAs are files `<sha256>.safetensors` in `loras_dir`; None: there are none. What is
+    fetched leaves `reserve_bytes` of the disk free. `offload` says whether weights wait in main memory
+    until they are used; None: the loader decides.
     """
 
     devices: tuple[str, ...]
     models_dir: Path
     allow_download: bool
+    reserve_bytes: int = 0
+    offload: bool | None = None
     loras_dir: Path | None = None
     engine: str = "auto"  # one of the profile's engines, or "auto": the best that runs here
     fp8_weights: str = "memory"  # "memory" or "speed": see ModelSettings
+    mflux_quantize: int = 0  # bits of mflux's weights; 0: not quantised
     on_progress: Callable[[str, float], None] = lambda what, fraction: None
 
 
@@ -230,12 +244,14 @@ class Drawing:
 
     `image` and `mask` are there where the request has them: Pillow pictures of `width` x `height` px,
     RGB and L. Where the mask is 255 the image is drawn anew, where it is 0 it stays as it is.
+    `references` are RGB of any size.
     """
 
     request: GenerationRequest
     seed: int
     image: Any = None
     mask: Any = None
+    references: tuple[Any, ...] = ()
 
 
 # Called with the index of a drawing: a JPEG of it as it is after a step, longest side at most
@@ -251,7 +267,8 @@ class ImageModel(Protocol):
     `generate` draws pictures that agree in `GenerationRequest.batch_key`, together, and returns
     Pillow RGB images in their order with the milliseconds of each stage. `on_stage(stage)` is
     called when a stage begins, `on_step(step, steps, preview)` after each of the request's
-    `steps_to_run`, 1-based; both may raise Cancelled, which ends the generation at once. With
+    `steps_to_run`, 1-based, without a preview where there is none; both may raise Cancelled, which ends
+    the generation at once. A stage that is told again only looks whether it was cancelled. With
     `frugal` it takes more time and less memory: tiles in the VAE, and on a GPU weights that wait in
     main memory.
     """
@@ -272,7 +289,7 @@ class ImageModel(Protocol):
         drawings: Sequence[Drawing],
         *,
         on_stage: Callable[[Stage], None],
-        on_step: Callable[[int, int, PreviewOf], None],
+        on_step: Callable[[int, int, PreviewOf | None], None],
         frugal: bool = False,
     ) -> tuple[list[Any], dict[str, float]]: ...
 

@@ -46,6 +46,7 @@ OTHER: dict[str, tuple[str, Any]] = {
     "cancel_timeout_seconds": ("65", 65.0),
     "engine": ("diffusers", "diffusers"),
     "fp8_weights": ("speed", "speed"),
+    "mflux_quantize": ("4", 4),
     "models_dir": ("/tmp/m", Path("/tmp/m")),
     "output_dir": ("/tmp/o", Path("/tmp/o")),
     "data_dir": ("/tmp/d", Path("/tmp/d")),

@@ -546,6 +546,25 @@ async def test_worker_without_a_step_for_too_long_is_killed_and_its_job_tried_ag
 
 
 @in_loop
+async def test_worker_whose_job_loads_weights_of_its_own_has_the_time_of_loading(
+    tmp_path: Path,
+) -> None:
+    limits = {"FLUX_STALL_TIMEOUT_SECONDS": "60", "FLUX_LOAD_TIMEOUT_SECONDS": "600"}
+    async with Bench(tmp_path, **limits) as bench:
+        job = await bench.submit()
+        await bench.settle()
+        bench.worker.begin()
+        bench.worker.say(events.Progress(job_id=job.id, stage="loading", step=0, steps=4))
+        await bench.settle()
+        make_late(bench.worker, 599)
+        await bench.tick()
+        assert bench.worker.deaths == 0
+        make_late(bench.worker, 2)
+        await bench.tick()
+        assert bench.worker.deaths == 1 and "loading" in (bench.worker.last_death or "")
+
+
+@in_loop
 async def test_job_that_hangs_twice_fails_as_timeout(tmp_path: Path) -> None:
     async with Bench(tmp_path) as bench:
         job = await bench.submit()

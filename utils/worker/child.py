@@ -133,11 +133,15 @@ class Child:
         assert self._model is not None
         return self._model, milliseconds
 
-    def open_inputs(self, request: GenerationRequest) -> tuple[Any, Any]:
+    def open_inputs(self, request: GenerationRequest) -> tuple[Any, Any, tuple[Any, ...]]:
         size, folder = (request.width, request.height), self._config.inputs_dir
         image = request.image and input_pictures.open_image(folder, request.image, size)
         mask = request.mask and input_pictures.open_mask(folder, request.mask, size)
-        return image, mask
+        references = tuple(
+            input_pictures.open_reference(folder, index, sha256)
+            for index, sha256 in enumerate(request.reference_images)
+        )
+        return image, mask, references
 
     def is_cancelled(self, job_id: str) -> bool:
         return job_id in self._cancelled
@@ -285,6 +289,7 @@ class Child:
             allow_download=self._config.allow_download,
             engine=self._config.engine,
             fp8_weights=self._config.fp8_weights,
+            mflux_quantize=self._config.mflux_quantize,
             on_progress=lambda what, fraction: self.send(
                 events.Loading(model=model_id, what=what, fraction=round(fraction, 3))
             ),

@@ -20,6 +20,7 @@ class WorkerConfig:
     allow_download: bool
     engine: str
     fp8_weights: str
+    mflux_quantize: int
     threads: int
     devices: int  # how many the model is spread over; 1 but in split mode
     max_batch_size: int  # pictures drawn together; 0: as many as is good where it changes no bit

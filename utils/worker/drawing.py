@@ -43,8 +43,8 @@ class Workshop(Protocol):
     def model_for(self, model_id: str, on_loading: Callable[[], None]) -> tuple[ImageModel, float]:
         """The model, loaded, and the ms that took."""
 
-    def open_inputs(self, request: GenerationRequest) -> tuple[Any, Any]:
-        """The request's image and mask as `Drawing` has them. Raises FluxError for a damaged one."""
+    def open_inputs(self, request: GenerationRequest) -> tuple[Any, Any, tuple[Any, ...]]:
+        """The request's image, mask and references as `Drawing` has them. Raises FluxError for a damaged one."""
 
     def is_cancelled(self, job_id: str) -> bool: ...
 
@@ -77,6 +77,7 @@ class JobInHand:
     request: GenerationRequest
     image: Any = None
     mask: Any = None
+    references: tuple[Any, ...] = ()
     steps_done: int = 0
     is_over: bool = False  # its end was sent
     timings: dict[str, float] = field(
@@ -106,6 +107,7 @@ class Unit:
             seed=self.job.request.seed + self.index,
             image=self.job.image,
             mask=self.job.mask,
+            references=self.job.references,
         )
 
 
@@ -167,11 +169,11 @@ class Run:
         return False
 
     def _open_inputs(self) -> None:
-        """Decode the pictures that jobs begin with; a damaged one is the end of its own job alone."""
+        """Decode the pictures that jobs bring; a damaged one is the end of its own job alone."""
         for job in self._jobs:
-            if job.request.image is not None and not self._is_gone(job):
+            if job.request.inputs and not self._is_gone(job):
                 try:
-                    job.image, job.mask = self._workshop.open_inputs(job.request)
+                    job.image, job.mask, job.references = self._workshop.open_inputs(job.request)
                 except Exception as error:
                     self._fail([job], error)
 
@@ -244,14 +246,20 @@ class Run:
         before = {unit.job.id: unit.job.steps_done for unit in units}
         request = units[0].job.request
 
+        told: Stage | None = None
+
         def on_stage(stage: Stage) -> None:
+            nonlocal told
             self._look_around(units)
+            if stage is told:
+                return
+            told = stage
             self._announce(stage, {unit.job.id: unit.job for unit in units}.values())
             if stage is Stage.DECODING and is_last and not self._handed_over:
                 self._handed_over = True  # once, also when the chunk is tried again
                 self._workshop.send(events.Handover())
 
-        def on_step(step: int, steps: int, preview: PreviewOf) -> None:
+        def on_step(step: int, steps: int, preview: PreviewOf | None) -> None:
             self._look_around(units)
             for job_id, done in before.items():
                 job = next(unit.job for unit in units if unit.job.id == job_id)
@@ -301,10 +309,11 @@ class Run:
             if not job.is_over:
                 self._workshop.report(self._progress(job, stage))
 
-    def _report_step(self, units: Sequence[Unit], preview: PreviewOf) -> None:
+    def _report_step(self, units: Sequence[Unit], preview: PreviewOf | None) -> None:
         """One report for each job, with a preview of its last picture in the chunk."""
         now = time.perf_counter()
-        is_shown = self._workshop.previews_wanted and now - self._previewed >= PREVIEW_SECONDS
+        is_due = self._workshop.previews_wanted and now - self._previewed >= PREVIEW_SECONDS
+        is_shown = is_due and preview is not None
         if is_shown:
             self._previewed = now
         for position, unit in enumerate(units):

@@ -20,11 +20,12 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from config.catalog import DefaultModel
-from config.settings import ROOT, Settings
+from config.settings import OTHER_NAMES, ROOT, Settings
 from models.precision import PrecisionProfile
 from models.types import Stage
 from utils.gpu_manager import WorkerSlot
 from utils.input_pictures import inputs_folder
+from utils.line import Lane
 from utils.lora_pins import pins_folder
 from utils.worker import events
 from utils.worker.config import WorkerConfig
@@ -62,6 +63,7 @@ class GivenJob:
     is_alone: bool  # nothing may be given beside it
     begun_at: float | None = None  # the worker is at it, or was
     drawing_since: float | None = None  # the same, loading not counted
+    is_loading: bool = False  # its drawing waits for weights
     is_drawn: bool = False  # only saving is left
     unwanted_since: float | None = None  # cancelled, or over its time; the worker was told
 
@@ -85,6 +87,8 @@ class WorkerListener(Protocol):
 
 class Worker:
     """One slot and the process that fills it. `start` returns at once; `stop` when it is gone."""
+
+    lane = Lane.LOCAL
 
     def __init__(
         self,
@@ -324,7 +328,8 @@ class Worker:
         job = self.jobs.get(event.job_id)
         if job is None:
             return
-        if event.stage != Stage.LOADING:
+        job.is_loading = event.stage == Stage.LOADING
+        if not job.is_loading:
             job.drawing_since = job.drawing_since or self._monotonic()
 
     def _note_model(self, event: Any) -> None:
@@ -337,6 +342,8 @@ class Worker:
                 self.batches_exactly = event.batches_exactly
                 self.memory_mib, self.loading = event.memory_mib, None
                 self.last_load_error = None
+                for job in self.jobs.values():
+                    job.is_loading = False
                 self._idle_again(WorkerState.LOADING)
             case events.LoadFailed():
                 self.model, self.last_load_error, self.loading = None, event.message, None
@@ -367,6 +374,7 @@ class Worker:
             allow_download=self._settings.models.allow_download,
             engine=self._settings.models.engine,
             fp8_weights=self._settings.models.fp8_weights,
+            mflux_quantize=self._settings.models.mflux_quantize,
             threads=self._settings.worker.threads,
             devices=self.slot.devices,
             max_batch_size=self._settings.worker.max_batch_size,
@@ -406,7 +414,9 @@ class Worker:
 def child_environment(slot: WorkerSlot, settings: Settings) -> dict[str, str]:
     """The child's environment: pinned to its GPU, offline where asked, without the service's keys."""
     environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("FLUX_")
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("FLUX_") and name not in OTHER_NAMES
     }
     environment |= {
         "CUDA_VISIBLE_DEVICES": slot.visible_devices,

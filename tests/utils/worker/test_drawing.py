@@ -145,7 +145,7 @@ class FakeWorkshop:
         self._model = model
         self._cancels = cancels or {}
         self._is_lazy = is_lazy
-        self._looks = 0
+        self.looks = 0
         self._outbox: list[Callable[[], None]] = []
 
     def model_for(self, model_id: str, on_loading: Callable[[], None]) -> tuple[Any, float]:
@@ -154,18 +154,23 @@ class FakeWorkshop:
             raise self.load_error
         return self._model, 7.0
 
-    def open_inputs(self, request: GenerationRequest) -> tuple[Any, Any]:
-        if request.image == "damaged":
+    def open_inputs(self, request: GenerationRequest) -> tuple[Any, Any, tuple[Any, ...]]:
+        if "damaged" in request.inputs:
             raise BadPicture.of("image", "the picture cannot be decoded")
-        return f"opened {request.image}", request.mask and f"opened {request.mask}"
+        references = tuple(f"opened {each}" for each in request.reference_images)
+        return (
+            request.image and f"opened {request.image}",
+            request.mask and f"opened {request.mask}",
+            references,
+        )
 
     def is_cancelled(self, job_id: str) -> bool:
         return job_id in self.cancelled
 
     def leave_if_stopping(self) -> None:
-        self._looks += 1
-        self.cancelled.update(self._cancels.get(self._looks, ()))
-        if self._looks == self.stops_after:
+        self.looks += 1
+        self.cancelled.update(self._cancels.get(self.looks, ()))
+        if self.looks == self.stops_after:
             raise Stopped
 
     def give_back_memory(self) -> None:
@@ -368,6 +373,34 @@ def test_run_stages_come_in_their_order() -> None:
         Stage.DENOISING,
         Stage.DECODING,
     ]
+
+
+def test_run_stage_that_is_told_again_looks_around_and_is_announced_once() -> None:
+    class Polling(FakeModel):
+        def generate(self, drawings, *, on_stage, on_step, frugal=False):
+            for _ in range(3):
+                on_stage(Stage.DECODING)
+            return [picture(drawing) for drawing in drawings], {}
+
+    workshop = FakeWorkshop(Polling())
+    run_in(workshop, job("a"))
+    assert len(workshop.progress("a", Stage.DECODING)) == 1
+    assert workshop.looks >= 3
+
+
+def test_run_step_without_a_preview_is_reported_without() -> None:
+    class Blind(FakeModel):
+        def generate(self, drawings, *, on_stage, on_step, frugal=False):
+            return super().generate(
+                drawings,
+                on_stage=on_stage,
+                on_step=lambda step, steps, _: on_step(step, steps, None),
+            )
+
+    workshop = FakeWorkshop(Blind())
+    workshop.previews_wanted = True
+    run_in(workshop, job("a"))
+    assert [event.preview for event in workshop.progress("a", Stage.DENOISING)] == [None] * 4
 
 
 def test_run_that_is_tried_again_counts_its_steps_from_where_it_was() -> None:

@@ -1,0 +1,79 @@
+"""mflux's commands under a whole service: a request, a cancel, a failure, and the service's death."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from config.settings import ROOT
+from tests import mflux_stand_in
+from tests.service import RunningService
+
+
+@pytest.fixture(scope="module")
+def mac(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    folder = tmp_path_factory.mktemp("mac")
+    running = start(folder)
+    yield running
+    running.close()
+
+
+def start(folder: Path) -> RunningService:
+    mflux_stand_in.install(folder / "bin")
+    running = RunningService(
+        folder,
+        main=ROOT / "tests" / "main_mflux.py",
+        FLUX_MODEL="mflux-schnell",
+        FLUX_MFLUX_QUANTIZE="8",
+        PATH=f"{folder / 'bin'}:{os.environ['PATH']}",
+        TMPDIR=str(folder),
+    ).start()
+    running.wait_for_workers()
+    return running
+
+
+def commands(service: RunningService) -> list[psutil.Process]:
+    """mflux's processes, and those that hold them."""
+    worker = psutil.Process(service.workers()[0]["pid"])
+    return worker.children(recursive=True)
+
+
+def test_mflux_request_is_drawn_by_the_command(mac: RunningService) -> None:
+    answer = mac.generate(backend="mflux", width=256, height=256, seed=3, num_images=2)
+    assert answer.status_code == 200, answer.text
+    told = answer.json()
+    assert (told["model"], told["engine"], told["seed"]) == ("mflux-schnell", "mflux-q8", 3)
+    assert [image["seed"] for image in told["images"]] == [3, 4]
+
+
+def test_mflux_failure_is_told_with_its_last_words(mac: RunningService) -> None:
+    answer = mac.generate(prompt="crash", width=256, height=256)
+    assert answer.status_code == 500
+    assert "ValueError: the tensors do not fit" in answer.json()["detail"]
+
+
+def test_mflux_job_that_is_cancelled_while_it_loads_leaves_no_command(
+    mac: RunningService,
+) -> None:
+    job = mac.submit(f"slow {mac.folder / 'never'}", width=256, height=256)
+    mac.wait_until(lambda: len(commands(mac)) >= 2)
+    left = commands(mac)
+    mac.client.post(f"/jobs/{job}/cancel")
+    assert mac.wait_for_job(job)["status"] == "cancelled"
+    assert not psutil.wait_procs(left, timeout=30)[1]
+    assert not list(mac.folder.glob("mflux-*"))
+
+
+def test_mflux_command_ends_with_a_service_that_is_killed(tmp_path: Path) -> None:
+    service = start(tmp_path)
+    try:
+        service.submit(f"slow {tmp_path / 'never'}", width=256, height=256)
+        service.wait_until(lambda: len(commands(service)) >= 2)
+        service.kill()  # and looks that no child is left
+    finally:
+        service.close()
+    assert not list(tmp_path.glob("mflux-*"))
