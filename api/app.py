@@ -24,6 +24,7 @@ from api.routes import (
     page,
     queue,
     service,
+    usage,
 )
 from api.services import Plan, running
 from api.version import VERSION
@@ -68,6 +69,7 @@ def create_app(plan: Plan) -> FastAPI:
         models,
         queue,
         keys,
+        usage,
         service,
         page,
         not_built,

@@ -14,22 +14,25 @@ from fastapi import Depends, Request
 from starlette.requests import HTTPConnection
 
 from api.auth import EVERYBODY, Access, access_of
-from api.input_sources import InputSources
+from api.input_sources import InputSources, Looked
 from config.catalog import Catalog, DefaultModel, choose_default, load_catalog
 from config.errors import BadPicture, ConfigurationError, NotFound
 from config.settings import Settings
+from models.bfl_prices import load_prices
 from models.precision import PrecisionProfile, known_precisions, profile_of
 from models.types import GenerationRequest
 from utils import systemd
+from utils.allowance import Allowance
 from utils.clock import Chance
 from utils.gpu_manager import Placement, place_workers
-from utils.input_pictures import InputPicture, InputPictures, inputs_folder
+from utils.input_pictures import InputPicture, InputPictures, inputs_folder, reference_field
 from utils.job import Job, StoredImage
 from utils.job_store import JobStore
 from utils.keyring import Keyring
 from utils.lora_manager import LoraManager
 from utils.queue_manager import QueueManager
 from utils.requests import RequestResolver, Wanted
+from utils.usage import Usage
 from utils.worker.parent import Worker
 
 log = logging.getLogger(__name__)
@@ -58,6 +61,7 @@ class Services:
     plan: Plan
     queue: QueueManager
     sources: InputSources
+    usage: Usage
     access: Access = EVERYBODY
 
     async def job(self, job_id: str) -> Job:
@@ -86,23 +90,31 @@ class Services:
 
     async def resolve(self, wanted: Wanted) -> GenerationRequest:
         """A client's request with nothing left open, its LoRAs fetched and its pictures kept. Raises FluxError."""
-        if wanted.loras or wanted.image is not None:
+        if wanted.loras or wanted.ways:
             self.plan.resolver.checked(wanted)  # before anything is fetched or kept for it
         await self.plan.loras.prepare(wanted.loras or ())
-        if wanted.image is None:
+        if not wanted.ways:
             return self.plan.resolver.resolve(wanted)
-        owner = self.only_of
-        image = await self.sources.look("image", wanted.image, owner)
-        mask = None if wanted.mask is None else await self.sources.look("mask", wanted.mask, owner)
-        if mask is not None:
+        image, mask = await self._look("image", wanted.image), await self._look("mask", wanted.mask)
+        if image is not None and mask is not None:
             _require_one_size(image.picture, mask.picture)
+        references = [
+            await self.sources.look(reference_field(index), source, self.only_of)
+            for index, source in enumerate(wanted.reference_images)
+        ]
         # Nothing of a request that is refused stays: the pictures are kept last.
         request = self.plan.resolver.resolve(
-            wanted, image=image.picture, mask=None if mask is None else mask.picture
+            wanted,
+            image=None if image is None else image.picture,
+            mask=None if mask is None else mask.picture,
+            references=[looked.picture for looked in references],
         )
-        for looked in filter(None, (image, mask)):
+        for looked in filter(None, (image, mask, *references)):
             await self.sources.keep(looked)
         return request
+
+    async def _look(self, field: str, source: str | bytes | None) -> Looked | None:
+        return None if source is None else await self.sources.look(field, source, self.only_of)
 
 
 def _require_one_size(image: InputPicture, mask: InputPicture) -> None:
@@ -168,6 +180,7 @@ async def running(plan: Plan) -> AsyncIterator[Services]:
     storage = plan.settings.storage
     inputs = InputPictures(inputs_folder(storage.data_dir, plan.profile.name))
     store = await JobStore.open(storage.data_dir / f"{plan.profile.name}.sqlite3")
+    usage = Usage(storage.data_dir, known_precisions())
 
     def make_workers(queue: QueueManager) -> list[Worker]:
         return [
@@ -184,6 +197,7 @@ async def running(plan: Plan) -> AsyncIterator[Services]:
         plan.default.id,
         plan.loras.pins,
         inputs,
+        _allowance(plan, usage),
     )
     log.info(
         "%s draws with %s: %s",
@@ -202,12 +216,23 @@ async def running(plan: Plan) -> AsyncIterator[Services]:
         raise
     watchdog = asyncio.create_task(systemd.feed_watchdog(queue.is_well), name="watchdog")
     try:
-        yield Services(plan=plan, queue=queue, sources=InputSources(plan.settings, store, inputs))
+        sources = InputSources(plan.settings, store, inputs)
+        yield Services(plan=plan, queue=queue, sources=sources, usage=usage)
     finally:
         await plan.loras.stop()
         await queue.stop()
         await plan.keys.close()
         watchdog.cancel()
+
+
+def _allowance(plan: Plan, usage: Usage) -> Allowance:
+    prices = load_prices(plan.catalog)
+    return Allowance(
+        limits_of=plan.keys.limits_of,
+        estimate=lambda request: prices.estimate(plan.catalog[request.model], request),
+        usage=usage,
+        now=plan.chance.now,
+    )
 
 
 async def services_of(request: Request) -> Services:

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 from config.errors import ConfigurationError, StorageUnavailable
 from models.types import GenerationRequest, GenerationResult
-from utils import sql
+from utils import sql, usage
 from utils.job import Job, JobError, JobStatus, StoredImage
 
 log = logging.getLogger(__name__)
@@ -112,6 +112,7 @@ class JobStore:
         owner: str = "",
         idempotency_key: str | None = None,
         body_sha256: str | None = None,
+        estimate_usd: float = 0.0,
         then: Callable[[Job | None], None] | None = None,
     ) -> Job:
         """Append a job to the line; it is on disk when this returns.
@@ -128,6 +129,7 @@ class JobStore:
                 created_at,
                 idempotency_key,
                 body_sha256,
+                estimate_usd,
             ),
             request=request,
         )
@@ -222,6 +224,7 @@ class JobStore:
                         "engine": result.engine,
                     },
                 )
+            db.execute(sql.queries()["insert_usage"], usage.row_of(done, result, now))
             publish()
             return done
 
@@ -286,8 +289,8 @@ class JobStore:
             rows = await self._all("list_jobs_by_status", {**page, "status": status.value})
         return [_job_of(row) for row in rows]
 
-    async def line(self) -> list[tuple[int, str, str, str, int]]:
-        """(seq, id, owner, created_at, attempts) of every waiting job, oldest first."""
+    async def line(self) -> list[tuple[int, str, str, str, int, str]]:
+        """(seq, id, owner, created_at, attempts, backend) of every waiting job, oldest first."""
         return [tuple(row) for row in await self._all("queued_jobs", {})]
 
     async def counts(self) -> dict[str, int]:
@@ -475,7 +478,7 @@ class JobStore:
 class _NewJob:
     """A change that appends a job. `row`: the values of `insert_jobs`, in its order."""
 
-    row: tuple[str | None, ...]
+    row: tuple[str | float | None, ...]
     request: GenerationRequest
 
     def __call__(self, db: sqlite3.Connection) -> Job:
@@ -483,7 +486,7 @@ class _NewJob:
 
     # The row is what was given: reading it back would cost more than the insert.
     def at(self, seq: int) -> Job:
-        job_id, _, _, owner, created_at, _, _ = self.row
+        job_id, _, _, owner, created_at, *_ = self.row
         return Job(
             seq=seq,
             id=job_id,

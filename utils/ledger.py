@@ -24,7 +24,7 @@ from utils.clock import Chance, rfc3339
 from utils.event_bus import EventBus
 from utils.job import Job, JobError, JobStatus
 from utils.job_store import JobStore
-from utils.line import Line
+from utils.line import Lane, Line
 from utils.pace import Pace
 
 log = logging.getLogger(__name__)
@@ -76,8 +76,8 @@ class Ledger:
     async def open(self) -> list[Job]:
         """Read the line; returns the jobs that an earlier process left running."""
         await self._clear_staging()
-        for seq, job_id, owner, created_at, attempts in await self.store.line():
-            self.line.add(seq, job_id, owner)
+        for seq, job_id, owner, created_at, attempts, backend in await self.store.line():
+            self.line.add(seq, job_id, owner, Lane.of(backend))
             self._times_of(job_id, owner, created_at, attempts)
         running = await self.store.running()
         for job in running:  # the process may have ended between a job's files and its row
@@ -118,6 +118,7 @@ class Ledger:
         owner: str,
         idempotency_key: str | None,
         body_sha256: str | None,
+        estimate_usd: float = 0.0,
     ) -> Job:
         """A new job at the end of the line; it stands there also when the caller goes away meanwhile."""
 
@@ -137,11 +138,12 @@ class Ledger:
             owner=owner,
             idempotency_key=idempotency_key,
             body_sha256=body_sha256,
+            estimate_usd=estimate_usd,
             then=then,
         )
 
     def _appended(self, job: Job) -> None:
-        self.line.add(job.seq, job.id, job.owner)
+        self.line.add(job.seq, job.id, job.owner, Lane.of(job.request.backend))
         self._times[job.id] = _Times(self._monotonic(), job.owner)
         self._bus.publish("queued", job.id, data={"position": self.line.position(job.seq)})
         log.info(
@@ -180,7 +182,7 @@ class Ledger:
         """A running job goes back to its old place."""
         back = await self.store.requeue(job.id, take_attempt_back=take_attempt_back)
         if back is not None:
-            self.line.add(back.seq, back.id, back.owner)
+            self.line.add(back.seq, back.id, back.owner, Lane.of(back.request.backend))
             times = self._times_of(back.id, back.owner, back.created_at, back.attempts)
             times.begun, times.is_fresh = None, back.attempts == 0
             log.warning(
@@ -341,7 +343,7 @@ class Ledger:
             job.status.value,
             extra={"action": f"job_{job.status.value}", "job_id": job.id},
         )
-        if job.result is not None:
+        if job.result is not None and Lane.of(job.request.backend) is Lane.LOCAL:
             timings = job.result.timings_ms
             self._pace.job_took((timings["total"] - timings["queued"]) / 1000)
         self._bus.publish(job.status.value, job.id, job=job)

@@ -26,6 +26,7 @@ from config.errors import (
 from config.settings import Settings
 from models.types import GenerationRequest, GenerationResult, Stage
 from utils import disk, images
+from utils.allowance import Allowance
 from utils.clock import Chance
 from utils.dispatcher import Dispatcher, Kind, is_to_blame
 from utils.event_bus import EventBus
@@ -33,6 +34,7 @@ from utils.input_pictures import InputPictures
 from utils.job import Job, JobError, JobStatus
 from utils.job_store import JobStore
 from utils.ledger import Ledger, to_the_end
+from utils.line import Lane
 from utils.lora_pins import LoraPins
 from utils.pace import Pace
 from utils.worker import events
@@ -82,11 +84,13 @@ class QueueManager:
         default_model: str,
         pins: LoraPins | None = None,
         inputs: InputPictures | None = None,
+        allowance: Allowance | None = None,
     ) -> None:
         self.store = store
         self.bus = EventBus(int(chance.now().timestamp() * 1000))
         self.pace = Pace()
         self.workers = make_workers(self)
+        self.local_workers = [each for each in self.workers if each.lane is Lane.LOCAL]
         self.is_draining = False
         self.is_paused = False
         self._settings = settings
@@ -95,6 +99,7 @@ class QueueManager:
         self._progress: dict[str, JobProgress] = {}
         self._pins = pins
         self._inputs = inputs
+        self._allowance = allowance or Allowance()
         self._ledger = Ledger(
             store, self.bus, self.pace, self._output_dir, chance, on_end=self._let_go
         )
@@ -122,7 +127,10 @@ class QueueManager:
                 f"FLUX_OUTPUT_DIR = {self._output_dir}: the folder cannot be made: {error.strerror}"
             ) from error
         for job in await self._ledger.open():
-            await self._give_up(job, "worker_lost", "the service ended while the job ran")
+            # The cloud goes on with a job of its lane while we are away: it is no attempt that failed.
+            is_blamed = Lane.of(job.request.backend) is Lane.LOCAL
+            why = "the service ended while the job ran"
+            await self._give_up(job, "worker_lost", why, is_blamed=is_blamed)
         if self._pins is not None:
             await self._pins.start(self.store.loras_of_open_jobs)
         if self._inputs is not None:
@@ -187,8 +195,10 @@ class QueueManager:
             if earlier is not None:
                 return earlier
         self._require_open(owner)
+        estimate_usd = self._allowance.estimate(request)
         try:
-            job = await self._append(request, owner, idempotency_key, body_sha256)
+            async with self._allowance.room(owner, request, estimate_usd):
+                job = await self._append(request, owner, idempotency_key, body_sha256, estimate_usd)
         except Exception as error:
             if idempotency_key is not None and not isinstance(error, FluxError):
                 # The same key came twice at once, and the other one was first.
@@ -320,7 +330,7 @@ class QueueManager:
 
     def wait_seconds(self, jobs_before: int) -> float:
         """How long that many jobs are thought to take on all workers."""
-        return self.pace.wait_seconds(jobs_before, len(self.workers))
+        return self.pace.wait_seconds(jobs_before, max(1, len(self.local_workers)))
 
     def why_held(self) -> str | None:
         """Why no waiting job may begin now; None when one may."""
@@ -334,18 +344,24 @@ class QueueManager:
         """Why nothing goes on now, also where the queue tries all the same; None when all is well."""
         return self.why_held() or self.store.refusal
 
-    def require_worker(self) -> None:
-        """Raises Unavailable when nobody can say whether a job will ever be drawn."""
-        if all(worker.is_degraded for worker in self.workers):
+    def require_worker(self, backend: str = "") -> None:
+        """Raises Unavailable when nobody can say whether a job of a backend will ever be drawn."""
+        if Lane.of(backend) is Lane.LOCAL and self._is_without_workers:
             raise Unavailable(f"{self.why_not_ready()}", retry_after_seconds=30)
+
+    @property
+    def _is_without_workers(self) -> bool:
+        """Whether the workers of this machine died again and again, all of them."""
+        workers = self.local_workers
+        return bool(workers) and all(worker.is_degraded for worker in workers)
 
     def why_not_ready(self) -> str | None:
         """Why no job can be taken now; None when one can."""
         if self.is_draining:
             return "the service is stopping"
-        if all(worker.is_degraded for worker in self.workers):
+        if self._is_without_workers:
             deaths = "; ".join(
-                f"worker {worker.name}: {worker.last_death}" for worker in self.workers
+                f"worker {worker.name}: {worker.last_death}" for worker in self.local_workers
             )
             return f"every worker died again and again ({deaths}); jobs wait, the service's log has the reason"
         no_room = disk.why_no_room(self._output_dir, self._settings.storage.min_free_mib)
@@ -366,12 +382,16 @@ class QueueManager:
     async def load_model(self, model_id: str) -> list[WorkerOutcome]:
         """Load a model on every worker that has no job, and wait until it is there or failed."""
         return list(
-            await asyncio.gather(*(self._load_on(worker, model_id) for worker in self.workers))
+            await asyncio.gather(
+                *(self._load_on(worker, model_id) for worker in self.local_workers)
+            )
         )
 
     async def unload_model(self) -> list[WorkerOutcome]:
         """Give back the memory of every worker that has no job."""
-        return list(await asyncio.gather(*(self._unload_on(worker) for worker in self.workers)))
+        return list(
+            await asyncio.gather(*(self._unload_on(worker) for worker in self.local_workers))
+        )
 
     # WorkerListener
 
@@ -535,12 +555,12 @@ class QueueManager:
             raise self._full(
                 f"{waiting} jobs wait, and {queue.max_queue_size} may (FLUX_MAX_QUEUE_SIZE)"
             )
-        mine = self._ledger.line.count_of(owner) + self._ledger.arriving[owner]
-        if queue.max_queued_per_key and mine >= queue.max_queued_per_key:
-            limit = queue.max_queued_per_key
-            raise self._full(
-                f"{mine} jobs of this key wait, and {limit} may (FLUX_MAX_QUEUED_PER_KEY)"
-            )
+        own = self._allowance.limits_of(owner).max_queued
+        limit = own or queue.max_queued_per_key
+        mine = self._ledger.line.count_of(owner) + self._ledger.arriving[owner] if limit else 0
+        if limit and mine >= limit:
+            whose = "the key's own limit" if own else "FLUX_MAX_QUEUED_PER_KEY"
+            raise self._full(f"{mine} jobs of this key wait, and {limit} may ({whose})")
 
     def _look_again(self) -> None:
         self._has_room = False

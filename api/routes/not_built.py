@@ -9,7 +9,6 @@ from fastapi import APIRouter, Response
 from config.errors import NotBuilt
 
 NOT_BUILT = (
-    ("GET", "/usage", "usage counts"),
     ("GET", "/metrics", "Prometheus metrics"),
     ("POST", "/submit-request", "the older name of POST /jobs"),
     ("GET", "/request-status/{job_id}", "the older name of GET /jobs/{id}"),

@@ -1,9 +1,9 @@
 -- name: insert_jobs
 -- New jobs at the end of the line, in their order: `rows` is a JSON array of arrays. seq grows by one.
-INSERT INTO job (id, status, request, model, owner, created_at, idempotency_key, body_sha256)
+INSERT INTO job (id, status, request, model, owner, created_at, idempotency_key, body_sha256, estimate_usd)
 SELECT json_extract(value, '$[0]'), 'queued', json_extract(value, '$[1]'), json_extract(value, '$[2]'),
        json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]'),
-       json_extract(value, '$[6]')
+       json_extract(value, '$[6]'), json_extract(value, '$[7]')
 FROM json_each(:rows) ORDER BY key;
 
 -- name: job_by_id
@@ -19,7 +19,8 @@ WHERE owner = :owner AND idempotency_key = :idempotency_key AND created_at < :be
 
 -- name: queued_jobs
 -- The line: what a place in it and a deadline need.
-SELECT seq, id, owner, created_at, attempts FROM job WHERE status = 'queued' ORDER BY seq;
+SELECT seq, id, owner, created_at, attempts, json_extract(request, '$.backend') AS backend
+FROM job WHERE status = 'queued' ORDER BY seq;
 
 -- name: count_by_status
 SELECT status, count(*) FROM job GROUP BY status;
@@ -110,6 +111,15 @@ ORDER BY seq DESC LIMIT :limit OFFSET :offset;
 -- name: insert_image
 INSERT INTO image (id, job_id, filename, seed, width, height, size_bytes, created_at, precision, engine)
 VALUES (:id, :job_id, :filename, :seed, :width, :height, :size_bytes, :created_at, :precision, :engine);
+
+-- name: insert_usage
+-- With the job's success, in one transaction. What a cloud charged stands in cloud_task.
+INSERT INTO usage (job_id, day, owner, backend, model, tags, images, megapixels, gpu_seconds, cost_usd, finished_at)
+VALUES (:job_id, :day, :owner, :backend, :model, :tags, :images, :megapixels, :gpu_seconds,
+        (SELECT coalesce(sum(coalesce(cost_usd, estimate_usd)), 0.0) FROM cloud_task
+         WHERE job_id = :job_id AND state <> 'refused'),
+        :finished_at)
+ON CONFLICT (job_id) DO NOTHING;
 
 -- name: image_by_id
 SELECT image.*, job.request, job.owner, job.result FROM image JOIN job ON job.id = image.job_id WHERE image.id = :id;
