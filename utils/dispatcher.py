@@ -23,6 +23,7 @@ from utils.event_bus import EventBus
 from utils.gpu_manager import read_load
 from utils.job import Job, JobError, JobStatus
 from utils.ledger import Ledger
+from utils.line import Lane
 from utils.pace import Pace
 from utils.worker.parent import GivenJob, Worker, WorkerState
 
@@ -126,7 +127,7 @@ class Dispatcher:
                     self.wake()
 
     async def _feed(self, worker: Worker) -> None:
-        if len(self._ledger.line) == 0:
+        if self._ledger.line.count(worker.lane) == 0:
             return
         self._look_at_disk()
         if not self._may_feed(worker):
@@ -144,6 +145,7 @@ class Dispatcher:
                 await self._put_back(job)
             return
         is_alone = any(job.attempts > 1 for job in jobs)
+        await worker.want_previews(self._bus.listeners > 0)  # a short job would end before the tick
         await worker.run([(job.id, job.request.to_json()) for job in jobs], is_alone=is_alone)
         for job in jobs:  # a cancel that came between the claim and now found no worker to tell
             current = await self._ledger.store.get(job.id)
@@ -173,8 +175,8 @@ class Dispatcher:
     def _chooser(self, worker: Worker) -> Callable[[list[Job]], list[Job]]:
         is_free, limit = worker.is_free, self._batch_limit(worker)
         # Two that wait for two idle workers are one for each.
-        idle = max(1, sum(other.is_free for other in self._workers))
-        limit = min(limit, math.ceil(len(self._ledger.line) / idle))
+        idle = sum(other.is_free and other.lane is worker.lane for other in self._workers)
+        limit = min(limit, math.ceil(self._ledger.line.count(worker.lane) / max(1, idle)))
 
         def choose(head: list[Job]) -> list[Job]:
             if not head:
@@ -254,6 +256,8 @@ class Dispatcher:
         if worker.state not in (WorkerState.BUSY, WorkerState.LOADING):
             return
         is_loading = worker.loading is not None or worker.state is WorkerState.LOADING
+        # A model of another program loads its weights for every job, and says so by the job's stage.
+        is_loading |= any(job.is_loading for job in worker.jobs.values())
         limit = settings.load_timeout_seconds if is_loading else settings.stall_timeout_seconds
         if now - worker.last_sign > limit:
             what = "loading made no progress" if is_loading else "no step was done"
@@ -313,6 +317,7 @@ def gpu_data(workers: Sequence[Worker]) -> dict[str, Any]:
                 ],
             }
             for worker in workers
+            if worker.lane is Lane.LOCAL
         ]
     }
 

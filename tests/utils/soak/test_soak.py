@@ -35,6 +35,7 @@ from tests.utils.soak.bench import PAUSE_SECONDS, Bench, request
 from tests.utils.soak.fake_worker import FakeWorker
 from utils.event_bus import ENDS
 from utils.job import Job, JobStatus
+from utils.line import Lane
 
 EXAMPLES = 45
 STEPS = 60
@@ -389,7 +390,7 @@ class Soak(RuleBasedStateMachine):
             assert (row.end is not None) == job.status.is_final
             assert row.final is None or (row.end, row.final) == (job.status.value, job)
         waiting = sorted(self.waiting(), key=lambda row: row.seq)
-        assert manager._ledger.line._seqs == [row.seq for row in waiting]
+        assert manager._ledger.line._seqs[Lane.LOCAL] == [row.seq for row in waiting]
         by_seq = {job.seq: job for job in listed}
         for place, row in enumerate(waiting, 1):
             assert manager.position(by_seq[row.seq]) == place

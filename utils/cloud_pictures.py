@@ -1,0 +1,117 @@
+"""Pictures on their way to and from the cloud: files of requests as they came, answers as files of ours."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from config.catalog import ModelRow
+from config.errors import NotFound, StorageUnavailable
+from models.bfl import MAY_COST
+from models.bfl_errors import CloudError, CloudRefused
+from models.bfl_request import MAX_PICTURE_BYTES
+from models.types import GenerationRequest, ImageFile
+from utils import images, metadata
+from utils.input_pictures import FORMATS, MAX_PIXELS
+from utils.picture_header import read_header
+
+ENGINE = "bfl"
+PRECISION = "cloud"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentPictures:
+    """What goes along with a request: the files, and how many pixels each of `pictures` has."""
+
+    pictures: tuple[bytes, ...]
+    pixels: tuple[int, ...]
+    mask: bytes | None
+
+
+def read_inputs(folder: Path, request: GenerationRequest) -> SentPictures:
+    """The pictures of a request, undecoded. Raises FluxError naming the field. Blocks; for a thread."""
+    fields = [("image", request.image)]
+    fields += [
+        (f"reference_images.{i}", sha256) for i, sha256 in enumerate(request.reference_images)
+    ]
+    files = [_read(folder, field, sha256) for field, sha256 in fields if sha256 is not None]
+    return SentPictures(
+        pictures=tuple(files),
+        pixels=tuple(map(_pixels, files)),
+        mask=None if request.mask is None else _read(folder, "mask", request.mask),
+    )
+
+
+def _read(folder: Path, field: str, sha256: str) -> bytes:
+    try:
+        data = (folder / sha256).read_bytes()
+    except FileNotFoundError as error:
+        raise NotFound.of(
+            field, f"the input picture with SHA-256 {sha256} is not here any more; send it again"
+        ) from error
+    except OSError as error:
+        raise StorageUnavailable(f"{folder} cannot be read: {error.strerror}") from error
+    if len(data) * 4 / 3 > MAX_PICTURE_BYTES:
+        raise CloudRefused.of(
+            field,
+            f"has {len(data) / 2**20:.1f} MiB, and BFL takes {MAX_PICTURE_BYTES * 3 // 4 >> 20}; make it smaller",
+        )
+    return data
+
+
+def _pixels(data: bytes) -> int:
+    header = read_header(data)
+    return 0 if header is None else header.width * header.height
+
+
+def keep(
+    data: bytes,
+    row: ModelRow,
+    request: GenerationRequest,
+    *,
+    job_id: str,
+    index: int,
+    output_dir: Path,
+) -> ImageFile:
+    """Make the picture of an answer a file of ours, in staging. Blocks; for a thread.
+
+    Raises CloudError for what is no picture, OSError where it cannot be written.
+    """
+    picture = _decoded(data)
+    seed = request.seed + index
+    origin = metadata.Origin(
+        precision=PRECISION, engine=ENGINE, model_reason=f"drawn by BFL's {row.source}"
+    )
+    encoded = images.encode(picture, request, seed=seed, origin=origin)
+    filename = images.filename_of(job_id, index, request.output_format)
+    images.stage(encoded, output_dir, filename)
+    return ImageFile(
+        filename=filename,
+        seed=seed,
+        width=picture.width,
+        height=picture.height,
+        size_bytes=len(encoded),
+    )
+
+
+def _decoded(data: bytes) -> Any:
+    from PIL import Image
+
+    try:
+        header = read_header(data)
+        if header is None:
+            raise ValueError("it is no PNG, JPEG or WebP")
+        if header.width * header.height > MAX_PIXELS:
+            raise ValueError(f"it has {header.width}x{header.height} px")
+        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
+            if sorted(file.size) != sorted((header.width, header.height)):
+                raise ValueError("it tells two sizes")
+            return file.convert("RGB")
+    except MemoryError:
+        raise
+    except Exception as error:  # what decoders raise for damaged files is of many kinds
+        raise CloudError(
+            f"what BFL delivers cannot be read as a picture ({str(error)[:200]}); {MAY_COST}"
+        ) from error
