@@ -7,8 +7,8 @@ on which instructions one has.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from config.catalog import ModelRow
 from config.errors import ModelUnavailable
 from models.families import family_of
 from models.families.pipeline_model import place
+from models.hub.repository import first_line
+from models.hub.snapshot import snapshot
 from models.precision import profile_of
 from models.types import ImageModel, LoadOptions
 
@@ -42,6 +44,7 @@ def load(row: ModelRow, options: LoadOptions) -> ImageModel:
     device = torch.device(options.devices[-1])
     pipeline = open_pipeline(row, options, family.MODEL.pipeline_class(row), compute_dtype(device))
     compute = "BF16 weights widened to FP32" if device.type == "cpu" else "BF16"
+    family.MODEL.prepare(pipeline)
     offloads = must_offload(row, options.devices)
     if offloads:
         compute = "BF16, weights waiting in main memory"
@@ -65,18 +68,15 @@ def open_pipeline(
 
     Raises ModelUnavailable, saying which files are missing and how to get them.
     """
-    source = row.folder if row.folder is not None else row.source
+    folder = row.folder if row.folder is not None else snapshot(row, options)
     try:
         return pipeline_class.from_pretrained(
-            source,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=row.folder is not None or not options.allow_download,
-            cache_dir=None if os.environ.get("HF_HOME") else options.models_dir,
-            **parts,
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, **parts
         )
     except (OSError, ValueError) as error:
-        raise ModelUnavailable(_missing(row, options.allow_download, error)) from error
+        raise ModelUnavailable(
+            f"model {row.id}: {row.source} cannot be loaded: {_in_short(error, folder)}"
+        ) from error
 
 
 def must_offload(row: ModelRow, devices: Sequence[str]) -> bool:
@@ -88,15 +88,7 @@ def must_offload(row: ModelRow, devices: Sequence[str]) -> bool:
     return torch.cuda.get_device_properties(device).total_memory < needed
 
 
-def _missing(row: ModelRow, allow_download: bool, error: Exception) -> str:
-    reason = (
-        str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-    )
-    if row.folder is not None:
-        return f"model {row.id}: {row.source} cannot be loaded: {reason}"
-    how = (
-        "check the network and, for a gated model, accept its licence and set HF_TOKEN"
-        if allow_download
-        else "downloads are off (FLUX_ALLOW_DOWNLOAD)"
-    )
-    return f"model {row.id}: {row.source} is not on this machine and could not be fetched: {reason}; {how}"
+def _in_short(error: Exception, folder: Path) -> str:
+    """What an error says, without the folders of this machine: clients read it."""
+    words = first_line(error)
+    return words.replace(str(folder), folder.name)

@@ -1,7 +1,8 @@
-"""A stand-in of the Hugging Face Hub's HTTP API, as far as one file of a repository is asked for."""
+"""A stand-in of the Hugging Face Hub's HTTP API, as far as the files of a repository are asked for."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import threading
@@ -11,13 +12,20 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 COMMIT = "a" * 40
+LARGE = (".safetensors", ".bin")  # kept as the Hub keeps large files: known by their SHA-256
+
+
+def git_sha1(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 class Hub:
-    """`files` by `owner/repo/path`; `gated` and `private` repositories; `sizes` that are lies.
+    """`files` by `owner/repo/path`; `gated` repositories; `sizes` that are lies, `spoilt` bytes.
 
-    A download waits before its last part while `gate` is not set, and breaks off there as often as
-    `breaks` says.
+    A download (of what is `held`, where that names any) waits before its last part while `gate` is not
+    set, and breaks off there as often as `breaks` says. `licensed` repositories show their list to all and their files to bearers of a
+    token. `statuses` are what the next requests for files are answered with; `elsewhere` is another
+    address that files are sent on to. `got` are the headers of requests for files, by name.
     """
 
     def __init__(self, url: str) -> None:
@@ -25,7 +33,14 @@ class Hub:
         self.files: dict[str, bytes] = {}
         self.gated: set[str] = set()
         self.sizes: dict[str, int] = {}
+        self.spoilt: dict[str, bytes] = {}
+        self.licensed: set[str] = set()
+        self.statuses: list[int] = []
+        self.elsewhere: str | None = None
+        self.takes_ranges = True
+        self.held: set[str] = set()
         self.asked: list[str] = []
+        self.got: list[tuple[str, dict[str, str]]] = []
         self.breaks = 0
         self.gate = threading.Event()
         self.gate.set()
@@ -33,8 +48,19 @@ class Hub:
     def forget(self) -> None:
         self.gate.set()
         self.breaks = 0
-        for each in (self.files, self.gated, self.sizes, self.asked):
+        self.elsewhere, self.takes_ranges = None, True
+        for each in (
+            self.files,
+            self.gated,
+            self.sizes,
+            self.asked,
+            self.spoilt,
+            self.licensed,
+            self.held,
+        ):
             each.clear()
+        self.statuses.clear()
+        self.got.clear()
 
 
 @contextmanager
@@ -60,20 +86,31 @@ def serving() -> Iterator[Hub]:
                 return self._refuse(403, "GatedRepo")
             if not found:
                 return self._refuse(404, "RepoNotFound")
-            siblings = [
-                {
-                    "rfilename": name.removeprefix(f"{repo}/"),
-                    "size": hub.sizes.get(name, len(data)),
-                    "blobId": "b" * 40,
-                }
-                for name, data in found.items()
-            ]
+            siblings = [self._sibling(name, name.removeprefix(f"{repo}/")) for name in found]
             self._json({"id": repo, "modelId": repo, "sha": COMMIT, "siblings": siblings})
+
+        def _sibling(self, name: str, path: str) -> dict[str, Any]:
+            data = hub.files[name]
+            size = hub.sizes.get(name, len(data))
+            known = {"rfilename": path, "size": size, "blobId": git_sha1(data)}
+            if path.endswith(LARGE):
+                sha256 = hashlib.sha256(data).hexdigest()
+                known["lfs"] = {"sha256": sha256, "size": size, "pointerSize": 134}
+            return known
 
         def _file(self, name: str, revision: str) -> None:
             assert revision == COMMIT  # what was looked at, not what came after it
-            data = hub.files[name]
-            start = int(re.match(r"bytes=(\d+)-", self.headers.get("Range", "bytes=0-"))[1])
+            hub.got.append((name, {key.lower(): value for key, value in self.headers.items()}))
+            owner, repo, _ = name.split("/", 2)
+            if f"{owner}/{repo}" in hub.licensed and "Authorization" not in self.headers:
+                return self._refuse(401, "GatedRepo")
+            if hub.statuses:
+                return self._refuse(hub.statuses.pop(0), "")
+            if hub.elsewhere is not None:
+                return self._json({}, 302, Location=f"{hub.elsewhere}{self.path}")
+            data = hub.spoilt.get(name, hub.files[name])
+            wanted = self.headers.get("Range", "bytes=0-") if hub.takes_ranges else "bytes=0-"
+            start = int(re.match(r"bytes=(\d+)-", wanted)[1])
             self.send_response(206 if start else 200)
             self.send_header("Content-Length", str(len(data) - start))
             if start:
@@ -82,7 +119,8 @@ def serving() -> Iterator[Hub]:
             split = max(start, len(data) - 1000)
             self.wfile.write(data[start:split])
             self.wfile.flush()
-            hub.gate.wait(30)
+            if not hub.held or name in hub.held:
+                hub.gate.wait(30)
             if hub.breaks:
                 hub.breaks -= 1
                 self.close_connection = True

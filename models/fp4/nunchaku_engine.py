@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +21,7 @@ from typing import Any
 from config.catalog import ModelRow
 from config.errors import ModelUnavailable
 from models.fp4 import nunchaku_support as support
+from models.hub.snapshot import single_file, snapshot
 from models.precision import profile_of
 from models.types import ImageModel, LoadOptions
 
@@ -89,11 +89,11 @@ def load(row: ModelRow, options: LoadOptions) -> ImageModel:
 
     hardware = support.ARCHITECTURES[_capability(options.devices[-1])]
     options.on_progress("4-bit checkpoints", 0.0)
-    transformer = _fetch(row, *checkpoint_of(row, hardware.checkpoint), options)
+    transformer = single_file(*checkpoint_of(row, hardware.checkpoint), row, options)
     check_checkpoint(transformer, hardware.checkpoint, row)
     t5 = None
     if hardware.has_quantised_t5:
-        t5 = _fetch(row, *T5_CHECKPOINT, options)
+        t5 = single_file(*T5_CHECKPOINT, row, options)
         check_checkpoint(t5, None, row)
     options.on_progress("4-bit checkpoints", 1.0)
     pipeline = _pipeline(row, options, hardware.dtype, transformer, t5)
@@ -177,31 +177,6 @@ def _why_no_package() -> str | None:
     return None
 
 
-def _fetch(row: ModelRow, repository: str, filename: str, options: LoadOptions) -> Path:
-    """The file from the Hub's cache, or from the Hub where downloads are allowed."""
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(
-            hf_hub_download(
-                repository,
-                filename,
-                cache_dir=_cache(options),
-                local_files_only=not options.allow_download,
-            )
-        )
-    except (OSError, ValueError) as error:  # the Hub's own errors are both
-        how = (
-            "check the network, then try again"
-            if options.allow_download
-            else "downloads are off (FLUX_ALLOW_DOWNLOAD)"
-        )
-        raise ModelUnavailable(
-            f"model {row.id}: {repository}/{filename} is not on this machine and could not be fetched: "
-            f"{_first_line(error)}; {how}"
-        ) from error
-
-
 def _read(row: ModelRow, path: Path, kind: Any, **options: Any) -> Any:
     """One of nunchaku's models from its file; its complaints become ours, with the file's name."""
     try:
@@ -243,25 +218,21 @@ def _pipeline(
     )  # fmt: skip
     if dtype == torch.float16:  # the other attention computes in BF16
         parts["transformer"].set_attention_impl("nunchaku-fp16")
+    folder = snapshot(row, options, without=tuple(parts))
     try:
         pipeline = FluxPipeline.from_pretrained(
-            row.source,
+            folder,
             torch_dtype=dtype,  # the diffusers that nunchaku needs does not know `dtype`
             use_safetensors=True,
-            local_files_only=not options.allow_download,
-            cache_dir=_cache(options),
+            local_files_only=True,
             **parts,
         )
     except (OSError, ValueError) as error:
         raise ModelUnavailable(
-            f"model {row.id}: the text encoder, the VAE or the tokenizers of {row.source} are missing: "
-            f"{_first_line(error)}; allow downloads, and for a gated model accept its licence and set HF_TOKEN"
+            f"model {row.id}: the text encoder, the VAE or the tokenizers of {row.source} cannot be "
+            f"loaded: {_first_line(error)}"
         ) from error
     return place(pipeline, devices)
-
-
-def _cache(options: LoadOptions) -> Path | None:
-    return None if os.environ.get("HF_HOME") else options.models_dir
 
 
 def _unusable(row: ModelRow, path: Path, why: str) -> ModelUnavailable:

@@ -8,7 +8,6 @@ weights that are there; one made from others is not loaded but made again, and t
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +23,14 @@ from models.fp4.quantize import QUANTIZED, Job, quantize_folder
 from models.fp4.source import fingerprint
 from models.fp4.streaming import empty_t5, empty_transformer
 from models.fp4.work import locked
+from models.hub import on_disk
+from models.hub.snapshot import snapshot
 from models.precision import profile_of
 from models.types import ImageModel, LoadOptions
 
 log = logging.getLogger("models.fp4")
 
 FAMILIES = ("flux1",)
-# The parts of a Hub repository that a pipeline needs; the same weights also lie there in one file.
-HUB_PATTERNS = (
-    "model_index.json", "scheduler/*", "text_encoder/*", "text_encoder_2/*", "tokenizer/*",
-    "tokenizer_2/*", "transformer/*", "vae/*",
-)  # fmt: skip
 LARGE_TRANSFORMER_BYTES = (
     2**30
 )  # a larger one leaves text encoders in main memory and tiles the VAE
@@ -230,45 +226,6 @@ def _in_short(error: OSError | ValueError) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
-def snapshot(row: ModelRow, options: LoadOptions) -> Path:
-    """The Hub snapshot of the row's 16-bit model, fetched if need and permission be.
-
-    Raises ModelUnavailable, saying why it is not here and what to do.
-    """
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return _snapshot(row, options, allow_download=options.allow_download)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        how = (
-            "check the network and, for a gated model, accept its licence and set HF_TOKEN"
-            if options.allow_download
-            else "downloads are off (FLUX_ALLOW_DOWNLOAD)"
-        )
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise ModelUnavailable(
-            f"model {row.id}: {row.source} is not on this machine and could not be fetched: {reason}; {how}"
-        ) from error
-
-
 def local_snapshot(row: ModelRow, options: LoadOptions) -> Path | None:
-    """The Hub snapshot of the row if it is on this machine."""
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return _snapshot(row, options, allow_download=False)
-    except (LocalEntryNotFoundError, OSError, ValueError):
-        return None
-
-
-def _snapshot(row: ModelRow, options: LoadOptions, *, allow_download: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
-    return Path(
-        snapshot_download(
-            row.source,
-            cache_dir=None if os.environ.get("HF_HOME") else options.models_dir,
-            local_files_only=not allow_download,
-            allow_patterns=list(HUB_PATTERNS),
-        )
-    )
+    """The Hub snapshot of the row if it is on this machine, whole or not."""
+    return on_disk.snapshot_of(on_disk.hub_folder(options.models_dir), row.source)

@@ -8,8 +8,9 @@ from typing import Any
 
 from config.errors import ConfigurationError
 from models.fp4 import nunchaku_support
+from models.hub import on_disk
 from models.precision import PrecisionProfile
-from scripts.diagnosis import engines, machine, models_on_disk
+from scripts.diagnosis import engines, machine
 from scripts.diagnosis.machine import ROOT, Cards, Finding, State, Torch
 
 
@@ -131,14 +132,14 @@ class Checkup:
         """A line for each model of the catalog; returns whether the default one is here."""
         from models.fp4 import nunchaku_engine
 
-        hub = models_on_disk.hub_folder(settings.models_dir)
+        hub = on_disk.hub_folder(settings.models_dir)
         has_default = False
         for row in self._plan.catalog:
             is_default = row.id == self._plan.default.id
-            is_there, where = models_on_disk.look_at(row, hub)
-            copy = models_on_disk.copy_of(row, self.profile.name, settings.models_dir)
+            is_there, where = on_disk.look_at(row, hub)
+            copy = on_disk.copy_of(row, self.profile.name, settings.models_dir)
             # A copy of what comes with the project is not whole without the original.
-            is_ours = models_on_disk.comes_with_the_project(row)
+            is_ours = on_disk.comes_with_the_project(row)
             is_there = is_there or (copy is not None and not is_ours)
             has_default |= is_default and is_there
             why_not = self._plan.resolver.why_not_here(row)
@@ -161,7 +162,7 @@ class Checkup:
 
 def _fetching(row: Any, settings: Any) -> tuple[State, str]:
     """What becomes of a model that is not on this machine."""
-    if models_on_disk.comes_with_the_project(row):
+    if on_disk.comes_with_the_project(row):
         return State.FAULT, "it comes with the project: get the checkout's files again"
     if not settings.allow_download:
         return State.FAULT, "downloads are off (FLUX_ALLOW_DOWNLOAD)"

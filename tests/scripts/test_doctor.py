@@ -19,9 +19,10 @@ from safetensors.torch import save_file
 
 from config.catalog import load_catalog
 from config.settings import ROOT
+from models.hub import on_disk
 from models.precision import known_precisions, profile_of
 from scripts import doctor
-from scripts.diagnosis import engines, machine, models_on_disk
+from scripts.diagnosis import engines, machine
 from scripts.diagnosis.machine import State, Torch
 from scripts.diagnosis.services import Checkup
 from tests.operations.checkout import clean_environment, copy_checkout
@@ -449,9 +450,9 @@ def put_copy(models_dir: Path) -> Path:
 
 def test_copy_in_another_precision_is_found_by_its_manifest(tmp_path: Path) -> None:
     row = load_catalog()["flux-schnell"]
-    assert models_on_disk.copy_of(row, "fp4", tmp_path) is None
+    assert on_disk.copy_of(row, "fp4", tmp_path) is None
     folder = put_copy(tmp_path)
-    found = models_on_disk.copy_of(row, "fp4", tmp_path)
+    found = on_disk.copy_of(row, "fp4", tmp_path)
     assert found is not None
     assert f"FP4 copy in {folder}" in found.text and not found.fault
 
@@ -486,7 +487,7 @@ def test_copy_that_is_damaged_stops_the_service_that_would_take_it(
 
 
 def test_copy_of_the_embedded_model_lies_beside_it(tmp_path: Path) -> None:
-    found = models_on_disk.copy_of(load_catalog()["embedded"], "fp4", tmp_path)
+    found = on_disk.copy_of(load_catalog()["embedded"], "fp4", tmp_path)
     assert found is not None
     assert str(ROOT / "models" / "embedded-fp4") in found.text and not found.fault
 

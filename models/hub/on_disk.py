@@ -1,10 +1,10 @@
-"""Which models are on this machine, whole or in part; for the doctor."""
+"""Which models are on this machine, whole or in part. The standard library alone: the doctor asks before anything is installed."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,19 +98,31 @@ def _what_is_wrong(manifest: Path) -> str | None:
 
 def look_at_folder(folder: Path) -> tuple[bool, str]:
     """Whether a pipeline's folder holds a whole model, and how large it is or what is missing."""
-    try:
-        parts = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        missing = [
-            name
-            for name, kind in parts.items()
-            if isinstance(kind, list) and kind[1] and not _has_part(folder / name, kind[1])
-        ]
-        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    except (OSError, ValueError) as error:
-        return False, f"{folder} is incomplete: {error}"
+    missing = missing_in(folder)
     if missing:
         return False, f"{folder} is incomplete: {', '.join(missing)}"
-    return True, f"{folder}, {size / GIB:.2g} GiB"
+    return True, f"{folder}, {size_bytes(folder) / GIB:.2g} GiB"
+
+
+def missing_in(folder: Path, without: Collection[str] = ()) -> list[str]:
+    """What a pipeline's folder lacks, by name; the parts named in `without` are not looked for."""
+    try:
+        parts = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        return [
+            name
+            for name, kind in parts.items()
+            if isinstance(kind, list) and kind[1] and name not in without
+            and not _has_part(folder / name, kind[1])
+        ]  # fmt: skip
+    except OSError as error:
+        return [f"model_index.json: {error.strerror}"]
+    except (ValueError, AttributeError, LookupError) as error:
+        return [f"model_index.json is damaged: {error}"]
+
+
+def size_bytes(folder: Path) -> int:
+    """What a folder's files take, those included that it only links to."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _has_part(folder: Path, kind: str) -> bool:
