@@ -27,6 +27,16 @@ _WORDS: dict[str, Callable[[str], dict[str, Any]]] = {
 }
 
 
+def words_of(text: str) -> dict[str, str]:
+    """A text of A1111's form as the words and values that it holds, `Prompt` and `Negative prompt` among them."""
+    *lines, last = text.strip().splitlines() or [""]
+    if not re.match(r"\s*Steps: \d", last):
+        lines, last = [*lines, last], ""
+    prompt, _, negative = "\n".join(lines).partition(_NEGATIVE)
+    words = {key: value.strip() for key, value in _PAIR.findall(last)}
+    return {"Prompt": prompt.strip(), "Negative prompt": negative.strip(), **words} if text else {}
+
+
 def read_infotext(text: str) -> dict[str, Any]:
     """The request in a text of A1111's form. Words that are not understood are left out."""
     *words, last = text.strip().splitlines() or [""]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from api import delivery
-from api.dialects import openai
+from api.dialects import openai, sdapi, sdapi_lists, sdapi_runs
 
-MODULES = (delivery, openai)
+MODULES = (delivery, openai, sdapi, sdapi_lists)
 
 
 def install(app: FastAPI) -> None:
     app.state.delivery = delivery.Delivery()
+    app.state.sdapi = sdapi_runs.Runs()
     for module in MODULES:
         app.include_router(module.router)

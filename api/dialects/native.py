@@ -58,11 +58,11 @@ def in_words(names: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except FluxError as error:
-        if any(field.field in names for field in error.fields):
-            error.fields = tuple(
-                FieldError(names.get(field.field, field.field), field.message)
-                for field in error.fields
-            )
+        before = _sentence(error.fields)
+        error.fields = tuple(
+            FieldError(names.get(field.field, field.field), field.message) for field in error.fields
+        )
+        if error.message == before:
             error.message = _sentence(error.fields)
         raise
 
