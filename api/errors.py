@@ -13,8 +13,8 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from api.dialects.shapes import shape_of
-from api.schemas import ALIASES, LIMITED_FIELDS, NOT_BUILT, PICTURE_PATHS, why_not_taken
-from config.errors import FieldError, FluxError, InvalidRequest, NotBuilt, NotFound
+from api.schemas import ALIASES, LIMITED_FIELDS, PICTURE_PATHS, why_not_taken
+from config.errors import FieldError, FluxError, InvalidRequest, NotFound
 
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 20  # faults of one body that are named
@@ -151,10 +151,8 @@ def install(app: FastAPI) -> None:
         fields = faults_of(found.errors(), is_picture=is_picture)
         if is_picture:
             fields += _faults_of_limits(request, found.body, fields)
-        is_all_to_come = is_picture and all(item.field in NOT_BUILT for item in fields)
-        kind = NotBuilt if is_all_to_come else InvalidRequest
         message = "; ".join(f"{item.field}: {item.message}" for item in fields)
-        error = kind(message, fields=fields)
+        error = InvalidRequest(message, fields=fields)
         return answer(error, _request_id(request), request.scope["path"])
 
     @app.exception_handler(HTTPException)

@@ -17,7 +17,8 @@ from pydantic import (
     model_validator,
 )
 
-from config.catalog import MAX_STEPS
+from api import older_fields
+from config.catalog import MAX_REFERENCES, MAX_SCALE, MAX_STEPS
 from models.lora.inspect import MAX_TRIGGER_CHARS, MAX_TRIGGER_WORDS
 from models.lora.names import MAX_HUB_ID_CHARACTERS, NAME
 from models.types import MAX_IMAGES, MAX_SEED, OutputFormat
@@ -28,7 +29,7 @@ from utils.requests import DRAWN_SEED, Wanted
 ALIASES = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
 
 # Routes whose body is a GenerateBody.
-PICTURE_PATHS = frozenset({"/generate", "/jobs", "/upload-image-generate"})
+PICTURE_PATHS = frozenset({"/generate", "/jobs", "/submit-request", "/upload-image-generate"})
 # Fields that a model's limits are about, and their types.
 LIMITED_FIELDS = {
     "model": str,
@@ -37,11 +38,7 @@ LIMITED_FIELDS = {
     "height": int,
     "seed": int,
     "num_images": int,
-}
-
-# In the contract, not in this version: named when they are used, never ignored.
-NOT_BUILT = {
-    "reference_images": "reference images",
+    "guidance_scale": float,
 }
 
 MAX_PROMPT_CHARACTERS = 2000
@@ -69,7 +66,9 @@ Text = Annotated[str, BeforeValidator(_clean_text)]
 Id = Annotated[str, BeforeValidator(_clean_text), Field(min_length=1, max_length=200)]
 # A picture in text is as long as the body may be, so nobody looks at each of its characters here.
 PictureText = Annotated[str, Field(min_length=1)]
-Scale = Annotated[float, Field(ge=0, le=20, allow_inf_nan=False)]
+Scale = Annotated[float, Field(ge=0, le=MAX_SCALE, allow_inf_nan=False)]
+# How much a model takes is its row's to say.
+Guidance = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
 
 LoraName = Annotated[Text, Field(min_length=1, max_length=MAX_HUB_ID_CHARACTERS)]
@@ -248,9 +247,10 @@ class GenerateBody(LorasBody):
     num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = Field(
         None, description="Steps of the sampler. Also called `steps`."
     )
-    guidance_scale: Scale | None = Field(
+    guidance_scale: Guidance | None = Field(
         None,
-        description="Embedded guidance, for models that have it. Also called `guidance`.",
+        description="Embedded guidance, for models that have it: 0 to 20, for some models more. Also called "
+        "`guidance`.",
     )
     true_cfg_scale: Scale | None = Field(
         None,
@@ -278,6 +278,11 @@ class GenerateBody(LorasBody):
         description="How much of `image` is drawn anew: 0 nothing, 1 all. That share of the steps is run, at "
         "least one. Left out: 0.6, and 1 with a mask.",
     )
+    reference_images: Annotated[list[PictureText], Field(max_length=MAX_REFERENCES)] = Field(
+        default_factory=list,
+        description="Pictures to look at, in the same forms as `image`, for models that edit by the prompt. "
+        "Without `width` and `height` the answer has the shape of the first.",
+    )
     output_format: OutputFormat = Field(OutputFormat.PNG, strict=False)
     output_quality: Annotated[int, Field(ge=1, le=100)] = Field(
         95, description="For jpeg and webp."
@@ -290,12 +295,7 @@ class GenerateBody(LorasBody):
         """Nothing is refused here, because that would hide the other faults: a name that stays is refused."""
         if not isinstance(data, dict):
             return data
-        # Empty values ask for nothing: `loras: []` means none.
-        data = {
-            name: value
-            for name, value in data.items()
-            if name not in NOT_BUILT or value not in (None, [], "")
-        }
+        data = older_fields.translated(data)
         for alias, name in ALIASES.items():
             value, named = data.get(alias), data.get(name)
             if value is None or named is None or (type(value), value) == (type(named), named):
@@ -316,7 +316,21 @@ class GenerateBody(LorasBody):
     def _no_picture(cls, value: Any) -> Any:
         return None if value == "" else value
 
-    @field_validator("num_images", "output_format", "output_quality", "metadata", mode="before")
+    @field_validator("reference_images", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return [value] if value else []
+        return value
+
+    @field_validator(
+        "num_images",
+        "output_format",
+        "output_quality",
+        "metadata",
+        "reference_images",
+        mode="before",
+    )
     @classmethod
     def _null_is_default(cls, value: Any, info: Any) -> Any:
         if value is None:
@@ -326,21 +340,27 @@ class GenerateBody(LorasBody):
     def wanted(self) -> Wanted:
         # Not `model_dump`, which looks into every value: none of these holds others.
         values = {name: value for name, value in vars(self).items() if name not in _NOT_PLAIN}
-        return Wanted(**values, tags=tuple(self.metadata.tags), loras=self.choices())
+        return Wanted(
+            **values,
+            tags=tuple(self.metadata.tags),
+            loras=self.choices(),
+            reference_images=tuple(self.reference_images),
+        )
 
     def digest(self) -> str:
         """SHA-256 of the body's meaning, to compare two bodies sent under one key."""
         digest = hashlib.sha256(self.model_dump_json(exclude=_PICTURES).encode())
-        for name in sorted(_PICTURES):
-            value = getattr(self, name)
+        pictures = [("image", self.image), ("mask", self.mask)]
+        pictures += [("reference_images", value) for value in self.reference_images]
+        for name, value in pictures:
             if value is not None:
                 digest.update(f"{name} {len(value)} ".encode())
                 digest.update(value.encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
 
-_PICTURES = {"image", "mask"}
-_NOT_PLAIN = frozenset({"metadata", *LorasBody.model_fields})
+_PICTURES = {"image", "mask", "reference_images"}
+_NOT_PLAIN = frozenset({"metadata", "reference_images", *LorasBody.model_fields})
 
 
 class ModelBody(BaseModel):
@@ -357,8 +377,8 @@ def why_not_taken(name: str) -> str:
     """What to say about a name that is in a GenerateBody and no field of it."""
     if name in ALIASES:
         return f"is the same field as {ALIASES[name]}, and both have a value; send one"
-    if name in NOT_BUILT:
-        return f"{NOT_BUILT[name]} is not built yet in this version; leave the field out"
+    if (reason := older_fields.why_not(name)) is not None:
+        return reason
     known = [*GenerateBody.model_fields, *ALIASES]
     if name.startswith("loras."):
         known = list(LoraBody.model_fields)

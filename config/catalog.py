@@ -16,6 +16,8 @@ from config.settings import ROOT
 
 SIZE_MULTIPLE_PX = 16
 MAX_STEPS = 100
+MAX_REFERENCES = 4  # pictures of one request to look at
+MAX_SCALE = 20.0  # of guidance, where a row says nothing else
 
 DEFAULT_WITH_GPU = "flux-schnell"
 DEFAULT_WITHOUT_GPU = "embedded"
@@ -71,12 +73,15 @@ class ModelRow(BaseModel):
     num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]
     guidance: bool
     guidance_scale: float
+    max_guidance_scale: float = MAX_SCALE
     true_cfg_scale: float
     max_sequence_length: int
     hidden_size: Annotated[int, Field(gt=0)]
     loras: bool = True
     negative_prompt: bool = True
     requires: tuple[Way, ...] = ()
+    max_references: Annotated[int, Field(ge=0, le=MAX_REFERENCES)] = MAX_REFERENCES
+    edits: bool = False
     memory_gib: Mapping[str, float]
     largest_part_gib: Mapping[str, float] = {}
     offloaded_gib: Mapping[str, float] = {}

@@ -14,6 +14,7 @@ before and after the step.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,14 +71,19 @@ class PreviewMap:
 
 
 @torch.no_grad()
-def fit(vae: Any) -> PreviewMap:
-    """The map that fits an `AutoencoderKL`, on the device the autoencoder is on.
+def fit(vae: Any, encode: Callable[[torch.Tensor], torch.Tensor] | None = None) -> PreviewMap:
+    """The map that fits an autoencoder, on the device the autoencoder is on.
 
-    Maps what the sampler works on: latents after `shift_factor` and `scaling_factor`.
+    Maps what `encode` makes of pixels; left out, an `AutoencoderKL`'s latents as the sampler works on
+    them, after `shift_factor` and `scaling_factor`.
     """
     chart = _chart()  # (1, 3, H, W), -1 to 1
-    encoded = vae.encode(chart.to(vae.device, vae.dtype)).latent_dist.mode()
-    latents = (encoded.double().cpu() - vae.config.shift_factor) * vae.config.scaling_factor
+    pixels = chart.to(vae.device, vae.dtype)
+    if encode is None:
+        encoded = vae.encode(pixels).latent_dist.mode().double().cpu()
+        latents = (encoded - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+    else:
+        latents = encode(pixels).double().cpu()
     colours = functional.adaptive_avg_pool2d(chart.double() / 2 + 0.5, latents.shape[-2:]) * 255
     channels = latents.shape[1]
     inputs = latents.movedim(1, -1).reshape(-1, channels)  # (h * w, C)

@@ -219,8 +219,18 @@ def open_mask(folder: Path, sha256: str, size: tuple[int, int]) -> Any:
     return _opened(folder, "mask", sha256, size, background=0).convert("L")
 
 
+def open_reference(folder: Path, index: int, sha256: str) -> Any:
+    """A kept picture as Pillow RGB of its own size. Transparent parts are white."""
+    return _opened(folder, reference_field(index), sha256, None, background=255).convert("RGB")
+
+
+def reference_field(index: int) -> str:
+    """What errors call the request's reference of this place in the list."""
+    return f"reference_images.{index}"
+
+
 def _opened(
-    folder: Path, field: str, sha256: str, size: tuple[int, int], *, background: int
+    folder: Path, field: str, sha256: str, size: tuple[int, int] | None, *, background: int
 ) -> Any:
     """Upright, without transparency, covering `size` with what is over cut off on both sides alike."""
     from PIL import Image, ImageOps
@@ -245,7 +255,7 @@ def _opened(
         raise BadPicture.of(
             field, f"the picture cannot be decoded: {error}; send it whole"
         ) from error
-    if picture.size == size:
+    if size is None or picture.size == size:
         return picture
     return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
 

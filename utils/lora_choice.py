@@ -105,7 +105,7 @@ def why_not(entry: LoraEntry, row: ModelRow) -> str | None:
     if not row.loras:
         return entry.info.refusal or f"{row.id} takes no LoRAs"
     try:
-        require(entry.info, Family(row.family), row.hidden_size)
+        require(entry.info, Family(row.architecture or row.family), row.hidden_size)
     except LoraIncompatible as error:
         return error.message
     return None

@@ -85,18 +85,23 @@ def infotext(request: GenerationRequest, *, seed: int) -> str:
 
 
 def _described_inputs(request: GenerationRequest) -> dict[str, Any]:
-    """What a picture says only when it began with another."""
+    """What a picture says only when it began with another, or others were looked at."""
+    looked_at = {"reference_images": list(request.reference_images)}
+    references = looked_at if request.reference_images else {}
     if request.image is None:
-        return {}
+        return references
     masked = {} if request.mask is None else {"mask": request.mask}
-    return {"image": request.image, **masked, "strength": request.strength}
+    return {"image": request.image, **masked, "strength": request.strength, **references}
 
 
 def _inputs(request: GenerationRequest) -> str:
+    hashes = ", ".join(request.reference_images)
+    references = f', Reference hashes: "{hashes}"' if hashes else ""
     if request.image is None:
-        return ""
+        return references
     masked = "" if request.mask is None else f", Mask hash: {request.mask}"
-    return f", Denoising strength: {request.strength:g}, Init image hash: {request.image}{masked}"
+    begun = f", Denoising strength: {request.strength:g}, Init image hash: {request.image}{masked}"
+    return begun + references
 
 
 def _lora_hashes(request: GenerationRequest) -> str:

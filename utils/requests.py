@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from config.catalog import (
@@ -14,6 +14,7 @@ from config.catalog import (
     Way,
 )
 from config.errors import FieldError, InvalidRequest, UnsupportedHardware
+from models.families import mflux_command
 from models.precision import PrecisionProfile
 from models.types import MAX_SEED, GenerationRequest, OutputFormat
 from utils.clock import Chance
@@ -33,7 +34,7 @@ DEFAULT_MASK_STRENGTH = 1.0
 class Wanted:
     """A client's request; None where it left the choice to us. Types and ranges are checked already.
 
-    `image` and `mask` are as they came: a picture's bytes, or text that stands for it.
+    `image`, `mask` and `reference_images` are as they came: a picture's bytes, or text that stands for it.
     """
 
     prompt: str
@@ -54,6 +55,26 @@ class Wanted:
     image: str | bytes | None = None
     mask: str | bytes | None = None
     strength: float | None = None
+    reference_images: tuple[str | bytes, ...] = ()
+
+    @property
+    def ways(self) -> list[Way]:
+        """What it brings beside its text, each as often as it brings it."""
+        brought: list[Way] = []
+        if self.image is not None:
+            brought.append("image")
+        if self.mask is not None:
+            brought.append("mask")
+        return brought + ["references"] * len(self.reference_images)
+
+
+# The field that brings each way.
+_FIELDS: Mapping[Way, str] = {
+    "text": "prompt",
+    "image": "image",
+    "mask": "mask",
+    "references": "reference_images",
+}
 
 
 class RequestResolver:
@@ -81,14 +102,17 @@ class RequestResolver:
         *,
         image: InputPicture | None = None,
         mask: InputPicture | None = None,
+        references: Sequence[InputPicture] = (),
     ) -> GenerationRequest:
         """Raises InvalidRequest naming every field at fault, UnsupportedHardware, or why a LoRA is not used.
 
-        Of LoRAs it knows what `LoraManager.prepare` has seen last. `image` and `mask` are the pictures
-        that `wanted` stands for, kept already.
+        Of LoRAs it knows what `LoraManager.prepare` has seen last. `image`, `mask` and `references` are
+        the pictures that `wanted` stands for.
         """
         row = self.checked(wanted)
-        width, height = _size(wanted, row, image)
+        if row.edits and image is not None:
+            references, image = [image], None
+        width, height = _size(wanted, row, image, references)
         steps = wanted.num_inference_steps
         seed = wanted.seed
         return GenerationRequest(
@@ -110,6 +134,7 @@ class RequestResolver:
             image=image.sha256 if image is not None else None,
             mask=mask.sha256 if mask is not None else None,
             strength=_strength(wanted) if image is not None else None,
+            reference_images=tuple(picture.sha256 for picture in references),
         )
 
     def checked(self, wanted: Wanted) -> ModelRow:
@@ -121,13 +146,16 @@ class RequestResolver:
             height=wanted.height,
             seed=wanted.seed,
             num_images=wanted.num_images,
-            ways=[name for name in ("image", "mask") if getattr(wanted, name) is not None],
+            guidance_scale=wanted.guidance_scale,
+            ways=wanted.ways,
+            strength=wanted.strength,
+            negative_prompt=wanted.negative_prompt,
         )
         if wrong:
             raise InvalidRequest(
                 "; ".join(f"{error.field}: {error.message}" for error in wrong), fields=wrong
             )
-        row = self.catalog[wanted.model if wanted.model is not None else self.default.id]
+        row = self.catalog[self._asked_for(wanted.model, wanted.backend)]
         self.require_runs_here(row)
         return row
 
@@ -143,6 +171,8 @@ class RequestResolver:
         needed = row.memory_gib.get(self._profile.name)
         if needed is None:
             return f"{row.id} has no {self._profile.title} weights"
+        if row.device == "apple":
+            return mflux_command.why_not_here(row)
         if len(slot.gpus) < 2:
             needed = row.offloaded_gib.get(self._profile.name, needed)
         if not slot.gpus:
@@ -204,14 +234,17 @@ class RequestResolver:
         height: int | None = None,
         seed: int | None = None,
         num_images: int = 1,
-        ways: Sequence[Way] = (),
+        guidance_scale: float | None = None,
+        ways: Sequence[Way] | None = None,
+        strength: float | None = None,
+        negative_prompt: str | None = None,
     ) -> list[FieldError]:
         """What the catalog and the model have against these values; None is a choice left to us.
 
-        `ways` are what the request brings beside its text.
+        `ways` are what the request brings beside its text, as often as it brings it; None: not known.
         """
         wrong = []
-        row = self.catalog.get(self.default.id if model is None else model)
+        row = self.catalog.get(self._asked_for(model, backend))
         if row is None:
             wrong.append(FieldError("model", self._no_model(model or "")))
         backends = sorted({other.backend for other in self.catalog})
@@ -228,23 +261,69 @@ class RequestResolver:
                     f"which model {row.id} draws"
                 )
                 wrong.append(FieldError(name, message))
-        for way in ways:
-            if row is not None and way not in row.ways:
-                able = [other.id for other in self.catalog if way in other.ways]
-                message = f"model {row.id} takes none; models that do: {', '.join(able) or 'none'}"
-                wrong.append(FieldError(way, message))
+        if row is not None and (guidance_scale or 0.0) > row.max_guidance_scale:
+            message = (
+                f"{guidance_scale:g} is over {row.max_guidance_scale:g}, the most of model {row.id}"
+            )
+            wrong.append(FieldError("guidance_scale", message))
+        if row is not None and ways is not None:
+            wrong += self._faults_of_ways(row, ways)
+        if row is not None and row.edits and strength is not None:
+            message = f"model {row.id} edits the whole image by the prompt; leave strength out"
+            wrong.append(FieldError("strength", message))
+        if row is not None and not row.negative_prompt and negative_prompt:
+            able = [other.id for other in self.catalog if other.negative_prompt]
+            message = f"model {row.id} takes none; models that do: {', '.join(able) or 'none'}"
+            wrong.append(FieldError("negative_prompt", message))
         if seed is not None and seed != DRAWN_SEED and seed + num_images - 1 > MAX_SEED:
             wrong.append(FieldError("seed", f"seed + num_images - 1 is over {MAX_SEED}"))
         return wrong
+
+    def _faults_of_ways(self, row: ModelRow, ways: Sequence[Way]) -> list[FieldError]:
+        """What a model has against what a request brings, or lacks."""
+        wrong = []
+        for way in dict.fromkeys(ways):
+            if way not in row.ways:
+                able = [other.id for other in self.catalog if way in other.ways]
+                message = f"model {row.id} takes none; models that do: {', '.join(able) or 'none'}"
+                wrong.append(FieldError(_FIELDS[way], message))
+        for way in row.requires:
+            if way not in ways:
+                message = f"is missing; model {row.id} draws only with {' and '.join(row.requires)}"
+                wrong.append(FieldError(_FIELDS[way], message))
+        looked_at = ways.count("references") + (row.edits and "image" in ways)
+        if "references" in row.ways and looked_at > row.max_references:
+            message = f"are {looked_at} pictures; model {row.id} takes {row.max_references}"
+            if row.edits and "image" in ways:
+                message = f"are {looked_at} pictures with image; model {row.id} takes {row.max_references}"
+            wrong.append(FieldError("reference_images", message))
+        return wrong
+
+    def _asked_for(self, model: str | None, backend: str | None) -> str:
+        """The id of the model a request is for: a backend alone means its first that runs here."""
+        if model is not None:
+            return model
+        rows = [row for row in self.catalog if row.backend == backend]
+        if not rows or self.catalog[self.default.id] in rows:
+            return self.default.id
+        return next((row.id for row in rows if self.why_not_here(row) is None), rows[0].id)
 
     def _no_model(self, model_id: str) -> str:
         return f"there is no model {model_id[:64]!r}; GET /api/models lists: {', '.join(self.catalog.ids)}"
 
 
-def _size(wanted: Wanted, row: ModelRow, image: InputPicture | None) -> tuple[int, int]:
-    """Width and height in px: as asked for, else the image's own within the model's limits, else the model's."""
-    if image is None:
+def _size(
+    wanted: Wanted, row: ModelRow, image: InputPicture | None, references: Sequence[InputPicture]
+) -> tuple[int, int]:
+    """Width and height in px: as asked for, else the image's own within the model's limits, else the model's.
+
+    With references and no image it is the model's area in the shape of the first.
+    """
+    if image is None and not references:
         default = row.default_width, row.default_height
+    elif image is None:
+        scale = _scale_to_area(wanted, row, references[0])
+        default = _side(row, references[0].width * scale), _side(row, references[0].height * scale)
     else:
         # A side that was asked for brings the other one along; else only the limits change the size.
         scale = _scale(wanted, row, image)
@@ -263,6 +342,15 @@ def _scale(wanted: Wanted, row: ModelRow, image: InputPicture) -> float:
     if longest > row.max_size:
         return row.max_size / longest
     return max(1.0, row.min_size / shortest)
+
+
+def _scale_to_area(wanted: Wanted, row: ModelRow, reference: InputPicture) -> float:
+    if wanted.width is not None:
+        return wanted.width / reference.width
+    if wanted.height is not None:
+        return wanted.height / reference.height
+    area = row.default_width * row.default_height
+    return (area / (reference.width * reference.height)) ** 0.5
 
 
 def _side(row: ModelRow, length: float) -> int:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from dataclasses import replace
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from api import answers, forms
+from api import answers, drawing, forms
 from api.json_body import StrictJsonRoute
-from api.middleware import owner_of
 from api.schemas import GenerateBody
 from api.services import Services, ServicesDep
-from config.errors import ClientGone, JobFailed
-from utils.job import Job, JobStatus
+from config.catalog import MAX_REFERENCES
+from utils.job import Job
 from utils.requests import Wanted
 
 router = APIRouter(tags=["generate"], route_class=StrictJsonRoute)
@@ -46,12 +43,18 @@ _FORM_BODY = {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
-                    "required": ["image", "prompt"],
-                    "description": "The fields of POST /generate, `image` and `mask` as files. "
+                    "required": ["prompt"],
+                    "description": "The fields of POST /generate, `image`, `mask` and `reference_images` as "
+                    "files, the last as often as there are pictures; an image or a reference must be there. "
                     "`file` is another name of `image`.",
                     "properties": {
                         "image": {"type": "string", "format": "binary"},
                         "mask": {"type": "string", "format": "binary"},
+                        "reference_images": {
+                            "type": "array",
+                            "items": {"type": "string", "format": "binary"},
+                            "maxItems": MAX_REFERENCES,
+                        },
                         "prompt": {"type": "string"},
                         "strength": {"type": "number", "minimum": 0, "maximum": 1},
                     },
@@ -102,44 +105,14 @@ async def _answer(
     format: AnswerFormat | None,
     accept: str | None,
 ) -> Response:
-    resolved = await services.resolve(wanted)
-    services.queue.require_worker()  # who waits must know for what
-    job = await services.queue.submit(resolved, owner=owner_of(request))
-    done = await _wait_or_cancel(request, services, job)
+    done = await drawing.drawn(request, services, wanted)
     if format is AnswerFormat.RAW or (format is None and _wants_image(accept)):
         return await _raw(services, done)
     return await _json(services, done)
 
 
-async def _wait_or_cancel(request: Request, services: Services, job: Job) -> Job:
-    """The finished job. A client that hangs up cancels it. Raises JobFailed, ClientGone, Unavailable."""
-    waiting = asyncio.create_task(services.queue.wait(job))
-    hung_up = asyncio.create_task(_hung_up(request))
-    try:
-        await asyncio.wait({waiting, hung_up}, return_when=asyncio.FIRST_COMPLETED)
-        if not waiting.done():
-            await services.queue.cancel(job.id)
-            raise ClientGone("the client hung up; its job was cancelled")
-        ended = await waiting
-    finally:
-        hung_up.cancel()
-        waiting.cancel()
-        await asyncio.gather(hung_up, waiting, return_exceptions=True)
-    if ended.status is JobStatus.CANCELLED:
-        raise JobFailed("cancelled", f"job {ended.id} was cancelled")
-    if ended.error is not None:
-        raise JobFailed(ended.error.code, ended.error.message)
-    return ended
-
-
-async def _hung_up(request: Request) -> None:
-    """Returns when the client is gone. The body was read, so nothing else can arrive."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
 async def _json(services: Services, job: Job) -> JSONResponse:
-    data = await asyncio.to_thread(_path(services, job).read_bytes)
+    data = await drawing.picture(services, job)
     answer: dict[str, Any] = {
         **answers.result_json(job),
         "image": base64.b64encode(data).decode(),
@@ -148,7 +121,7 @@ async def _json(services: Services, job: Job) -> JSONResponse:
 
 
 async def _raw(services: Services, job: Job) -> Response:
-    data = await asyncio.to_thread(_path(services, job).read_bytes)
+    data = await drawing.picture(services, job)
     return Response(
         data,
         media_type=job.request.output_format.media_type,
@@ -161,11 +134,6 @@ async def _raw(services: Services, job: Job) -> Response:
             "X-Fleet-Model": job.request.model,
         },
     )
-
-
-def _path(services: Services, job: Job) -> Path:
-    assert job.result is not None
-    return services.plan.settings.storage.output_dir / job.result.images[0].filename
 
 
 def _wants_image(accept: str | None) -> bool:

@@ -9,7 +9,6 @@ from fastapi import APIRouter, Response
 
 from api import answers
 from api.routes.not_built import NOT_BUILT
-from api.schemas import NOT_BUILT as FIELDS_NOT_BUILT
 from api.services import Services, ServicesDep
 from api.version import VERSION
 from utils import gpu_manager
@@ -72,7 +71,7 @@ async def info(services: ServicesDep) -> dict[str, Any]:
         "output_formats": ["png", "jpeg", "webp"],
         "key_needed": plan.keys.are_needed,
         "not_built": {
-            "fields": sorted(FIELDS_NOT_BUILT),
+            "fields": [],
             "routes": [f"{method} {path}" for method, path, _ in NOT_BUILT],
         },
     }

@@ -18,6 +18,9 @@ from config.errors import ModelUnavailable
 FAMILIES: Mapping[str, str] = MappingProxyType(
     {
         "flux1": "models.families.flux1",
+        "flux1-fill": "models.families.flux1_fill",
+        "flux1-kontext": "models.families.flux1_kontext",
+        "flux2": "models.families.flux2_klein",
         "mflux": "models.families.mflux",
     }
 )

@@ -60,13 +60,15 @@ def start(
     mu: float | None,
     encode: Callable[[torch.Tensor], torch.Tensor],
     pack: Callable[[torch.Tensor], torch.Tensor],
+    pack_mask: Callable[[torch.Tensor], torch.Tensor],
     latent_px: int,
     channels: int,
 ) -> Start:
     """Where to begin for drawings that have images. Pictures are encoded one at a time.
 
     `mu` is the scheduler's shift for this size. `encode` takes (1, 3, height, width) pixels from -1 to 1
-    to (1, channels, height/latent_px, width/latent_px) latents, `pack` those to a row as `noise` has them.
+    to latents, `pack` those to a row as `noise` has them, and `pack_mask` what there is for each of
+    (1, channels, height/latent_px, width/latent_px) latents.
     """
     request = drawings[0].request
     sigmas = sigmas_of(request, scheduler.config.num_train_timesteps)
@@ -82,7 +84,7 @@ def start(
     mask = None
     if request.mask is not None:
         masks = [_latent_mask(drawing.mask, latent_px, channels) for drawing in drawings]
-        mask = torch.cat([pack(each.to(noise.device, noise.dtype)) for each in masks])
+        mask = torch.cat([pack_mask(each.to(noise.device, noise.dtype)) for each in masks])
     return Start(
         latents=level * noise + (1.0 - level) * picture,
         sigmas=sigmas,

@@ -16,7 +16,7 @@ from config.catalog import ModelRow
 from models.families import flow_start
 from models.families.embedding_cache import Embeddings
 from models.families.flow_start import Start
-from models.families.pipeline_model import PipelineModel, generators
+from models.families.pipeline_model import PipelineModel
 from models.types import Drawing, GenerationRequest
 
 
@@ -49,7 +49,7 @@ class Flux1Model(PipelineModel):
             request.width,
             dtype,
             self._device,
-            generators(drawings),
+            self._generators(drawings),
         )
         return latents  # (B, height/16 * width/16, 64) packed latents
 
@@ -63,16 +63,17 @@ class Flux1Model(PipelineModel):
             mu=_shift(self._image.scheduler.config, noise.shape[1]),
             encode=self._encode_picture,
             pack=self._pack,
+            pack_mask=self._pack,
             latent_px=self._image.vae_scale_factor,
             channels=self._image.vae.config.latent_channels,
         )
 
     def _arguments(
-        self, drawings: Sequence[Drawing], noise: torch.Tensor, begin: Start | None
+        self, drawings: Sequence[Drawing], latents: torch.Tensor, begin: Start | None
     ) -> dict[str, Any]:
         request = drawings[0].request
         return {
-            "latents": noise if begin is None else begin.latents,
+            "latents": latents,
             "sigmas": None if begin is None else begin.sigmas,
             "width": request.width,
             "height": request.height,

@@ -72,6 +72,10 @@ class PipelineModel:
         """diffusers' class that loads and draws the row."""
         raise NotImplementedError
 
+    @classmethod
+    def prepare(cls, pipeline: Any) -> None:
+        """What is changed in a pipeline that was read, before it is put onto its devices."""
+
     def _encode_text(self, text: str) -> Embeddings:
         """Tensors of one row that `_name_embeddings` gives names; the same text is asked for once."""
         raise NotImplementedError
@@ -83,7 +87,7 @@ class PipelineModel:
         return dict(zip(names, tensors, strict=True))
 
     def _noise(self, drawings: Sequence[Drawing], dtype: torch.dtype) -> torch.Tensor:
-        """The latents that seeds stand for, drawn on the CPU: a seed means the same on every device."""
+        """The latents that seeds stand for (`_generators`), on the denoiser's device."""
         raise NotImplementedError
 
     def _start(self, drawings: Sequence[Drawing], noise: torch.Tensor) -> Start | None:
@@ -91,9 +95,12 @@ class PipelineModel:
         return None
 
     def _arguments(
-        self, drawings: Sequence[Drawing], noise: torch.Tensor, begin: Start | None
+        self, drawings: Sequence[Drawing], latents: torch.Tensor, begin: Start | None
     ) -> dict[str, Any]:
-        """What the pipeline is called with beside the embeddings and the callback."""
+        """What the pipeline is called with beside the embeddings and the callback.
+
+        `latents` are those to begin with, `begin` says more where they have a picture in them.
+        """
         raise NotImplementedError
 
     def _unpack(self, latents: torch.Tensor, request: GenerationRequest) -> torch.Tensor:
@@ -112,6 +119,14 @@ class PipelineModel:
     def _uses_negative(self, request: GenerationRequest) -> bool:
         """Whether the pipeline wants embeddings of a negative prompt too."""
         return request.negative_prompt is not None and request.true_cfg_scale > 1
+
+    def _negative_text(self, request: GenerationRequest) -> str:
+        return request.negative_prompt or ""
+
+    @staticmethod
+    def _generators(drawings: Sequence[Drawing]) -> list[torch.Generator]:
+        """The source of each drawing's noise, on the CPU: a seed means the same on every device."""
+        return [torch.Generator("cpu").manual_seed(drawing.seed) for drawing in drawings]
 
     # What all share
 
@@ -173,12 +188,13 @@ class PipelineModel:
             # 2. Seeds to noise, pictures to latents
             noise = self._noise(drawings, _dtype_of(embeddings["prompt_embeds"]))
             begin = self._start(drawings, noise)
-            arguments = self._arguments(drawings, noise, begin)
+            latents = noise if begin is None else begin.latents
+            arguments = {**embeddings, **self._arguments(drawings, latents, begin)}
             watch.lap("encode")
 
             # 3. Noise to latents
             on_stage(Stage.DENOISING)
-            latents = self._denoise({**embeddings, **arguments}, begin, drawings, on_step)
+            latents = self._denoise(arguments, latents, begin, drawings, on_step)
             watch.lap("denoise")
 
             # 4. Latents to pixels
@@ -262,7 +278,7 @@ class PipelineModel:
         embeddings = self._encode_all([drawing.request.prompt_to_encode for drawing in drawings])
         if not self._uses_negative(request):
             return embeddings
-        negative = self._encode_all([drawing.request.negative_prompt or "" for drawing in drawings])
+        negative = self._encode_all([self._negative_text(drawing.request) for drawing in drawings])
         return embeddings | {f"negative_{name}": value for name, value in negative.items()}
 
     def _encode_all(self, texts: Sequence[str]) -> dict[str, Any]:
@@ -272,6 +288,7 @@ class PipelineModel:
     def _denoise(
         self,
         arguments: dict[str, Any],
+        latents: torch.Tensor,
         begin: Start | None,
         drawings: Sequence[Drawing],
         on_step: OnStep,
@@ -283,9 +300,7 @@ class PipelineModel:
             return self._image(
                 **arguments,
                 output_type="latent",
-                callback_on_step_end=self._after_step(
-                    arguments["latents"], begin, request, on_step
-                ),
+                callback_on_step_end=self._after_step(latents, begin, request, on_step),
                 callback_on_step_end_tensor_inputs=["latents"],
             ).images
 
@@ -322,11 +337,6 @@ class PipelineModel:
         if not pixels.isfinite().all():
             raise _no_picture(request)
         return self._image.image_processor.postprocess(pixels, output_type="pil")[0]
-
-
-def generators(drawings: Sequence[Drawing]) -> list[torch.Generator]:
-    """The source of each drawing's noise, on the CPU."""
-    return [torch.Generator("cpu").manual_seed(drawing.seed) for drawing in drawings]
 
 
 def without_parts(pipeline: Any, names: Sequence[str]) -> Any:

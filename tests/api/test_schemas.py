@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from api.schemas import ALIASES, NOT_BUILT, GenerateBody
+from api.schemas import ALIASES, GenerateBody
 from tests.service import RunningService
 
 JSON = {"Content-Type": "application/json"}
@@ -54,6 +54,7 @@ TAKES: dict[str, set[str]] = {
     "image": {"text", "null"},  # base64 of something, which is looked at later
     "mask": {"null"},  # and strength: without an image there is nothing that they go with
     "strength": {"null"},
+    "reference_images": {"empty list", "null"},  # the small model takes none
 }
 WRONG_TYPES = [
     pytest.param(field, value, id=f"{field}-{kind}")
@@ -365,35 +366,39 @@ def test_body_with_a_field_twice_is_refused(engine_service: RunningService, fiel
     assert fields(refused(engine_service, content)) <= {field, "body"}
 
 
-# Not built
+# What the model does not take
+
+
+@pytest.mark.parametrize("value", ["aGVsbG8=", ["aGVsbG8="], ["aGVsbG8="] * 4])
+def test_body_references_to_a_model_that_takes_none_name_those_that_do(
+    engine_service: RunningService, value: Any
+) -> None:
+    problem = refused(engine_service, body(reference_images=value))
+    assert fields(problem) == {"reference_images"}
+    assert "flux2-klein-4b" in problem["detail"]
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("value", "named"),
     [
-        ("reference_images", ["aGVsbG8="]),
+        (["aGVsbG8="] * 5, "reference_images"),
+        ([1], "reference_images.0"),
+        (["aGVsbG8=", ""], "reference_images.1"),
+        ({}, "reference_images"),
     ],
+    ids=["five", "number", "empty", "object"],
 )
-def test_body_field_that_is_not_built_is_501_by_name(
-    engine_service: RunningService, field: str, value: Any
+def test_body_references_that_are_no_pictures_are_named(
+    engine_service: RunningService, value: Any, named: str
 ) -> None:
-    problem = refused(engine_service, body(**{field: value}), status=501, code="not_built")
-    assert fields(problem) == {field}
-    assert field in problem["detail"]
+    assert fields(refused(engine_service, body(reference_images=value))) == {named}
 
 
-def test_body_all_fields_not_built_are_named_at_once(engine_service: RunningService) -> None:
-    problem = refused(
-        engine_service, body(**dict.fromkeys(NOT_BUILT, 1)), status=501, code="not_built"
-    )
-    assert fields(problem) == set(NOT_BUILT)
-
-
-@pytest.mark.parametrize("field", ["reference_images"])
-def test_body_empty_list_of_what_is_not_built_is_taken(
-    engine_service: RunningService, field: str
-) -> None:
-    assert engine_service.generate(**{field: []}).status_code == 200
+def test_digest_tells_references_apart_by_content_and_order() -> None:
+    several = [[], ["aa"], ["bb"], ["aa", "bb"], ["bb", "aa"], ["aabb"]]
+    bodies = [GenerateBody(prompt="a", reference_images=each) for each in several]
+    bodies.append(GenerateBody(prompt="a", image="aa"))
+    assert len({each.digest() for each in bodies}) == len(bodies)
 
 
 @pytest.mark.parametrize("model", ["flux-schnell", "flux-dev"])
@@ -505,7 +510,7 @@ _values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )  # fmt: skip
-_names = st.sampled_from([*GenerateBody.model_fields, *ALIASES, *NOT_BUILT]) | st.text(max_size=8)
+_names = st.sampled_from([*GenerateBody.model_fields, *ALIASES]) | st.text(max_size=8)
 _bodies = _values | st.dictionaries(_names, _values, max_size=6) | st.fixed_dictionaries(
     {"prompt": st.text(max_size=30)},
     optional={

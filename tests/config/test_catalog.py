@@ -52,7 +52,7 @@ def test_catalog_row_defaults_lie_within_its_limits(row) -> None:
     assert row.min_size <= row.default_width <= row.max_size
     assert row.min_size <= row.default_height <= row.max_size
     assert 1 <= row.num_inference_steps <= MAX_STEPS
-    assert 0 <= row.guidance_scale <= 20 and 0 <= row.true_cfg_scale <= 20
+    assert 0 <= row.guidance_scale <= row.max_guidance_scale and 0 <= row.true_cfg_scale <= 20
     assert row.device in ("any", "gpu", "apple")
     assert all(need > 0 for need in row.memory_gib.values())
 

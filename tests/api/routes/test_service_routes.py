@@ -54,7 +54,7 @@ def test_info_says_what_draws_and_why(engine_service: RunningService) -> None:
     assert info["default_model"] == "embedded" and "no GPU" in info["default_model_reason"]
     assert set(info["libraries"]) == {"torch", "diffusers", "transformers"}
     assert info["key_needed"] is False
-    assert info["not_built"]["fields"] == ["reference_images"]
+    assert info["not_built"]["fields"] == []
 
 
 def test_info_tells_no_path_of_this_machine(engine_service: RunningService) -> None:
