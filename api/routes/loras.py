@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 
 from api import answers, uploads
 from api.json_body import StrictJsonRoute
 from api.schemas import ApplyLoraBody, ChangeLoraBody, RemoveLoraBody
 from api.services import Services, ServicesDep
+from config.errors import InvalidRequest
 from models.lora.entry import LoraEntry
 from models.lora.names import clean_filename
 
@@ -80,13 +83,6 @@ async def put_lora(
     responses=_KNOWN,
     openapi_extra=_FORM_BODY,
 )
-@router.post(
-    "/upload-lora",
-    status_code=201,
-    summary="The older name of POST /loras",
-    responses=_KNOWN,
-    openapi_extra=_FORM_BODY,
-)
 async def post_loras(request: Request, services: ServicesDep, response: Response) -> dict[str, Any]:
     """One file: its LoRA. Several: `{"loras": [...]}`; none is kept unless all can be."""
     loras, server = services.plan.loras, services.plan.settings.server
@@ -99,6 +95,28 @@ async def post_loras(request: Request, services: ServicesDep, response: Response
     response.status_code = 201 if any(is_new for _, is_new in added) else 200
     answered = [_json(services, entry) for entry, _ in added]
     return answered[0] if len(answered) == 1 else {"loras": answered}
+
+
+@router.post(
+    "/upload-lora",
+    status_code=201,
+    summary="The older name of POST /loras",
+    responses=_KNOWN,
+    openapi_extra=_FORM_BODY,
+)
+async def upload_lora(
+    request: Request, services: ServicesDep, response: Response
+) -> dict[str, Any]:
+    """Its older words too: `file_path` is what a request may call the LoRA."""
+    answer = await post_loras(request, services, response)
+    if "filename" not in answer:
+        return answer
+    return {
+        **answer,
+        "message": "LoRA file uploaded successfully",
+        "file_path": f"uploads/lora_files/{answer['filename']}",
+        "size": answer["size_bytes"],
+    }
 
 
 @router.patch("/loras/{name}", summary="Rename a LoRA, or give it other trigger words")
@@ -122,22 +140,62 @@ async def lora_status(services: ServicesDep) -> dict[str, Any]:
 
 
 @router.post("/apply-lora", summary="Set the LoRAs that requests get which name none")
-async def apply_lora(body: ApplyLoraBody, services: ServicesDep) -> dict[str, Any]:
-    await services.plan.loras.apply(body.choices() or ())
-    return await _status(services)
+async def apply_lora(
+    services: ServicesDep,
+    body: ApplyLoraBody | None = None,
+    lora_name: Annotated[
+        str | None, Query(description="Of the older form, which has no body.")
+    ] = None,
+    weight: Annotated[float | None, Query()] = None,
+    lora_weight: Annotated[float | None, Query()] = None,
+) -> dict[str, Any]:
+    """The LoRAs are in the body, or in the query as `lora_name` and `weight`."""
+    if body is None:
+        body = _of_query(lora_name, lora_weight if weight is None else weight)
+    choices = body.choices() or ()
+    await services.plan.loras.apply(choices)
+    names = ", ".join(choice.name for choice in choices)
+    told = f"LoRA {names} applied successfully" if names else "no LoRA is applied"
+    return {**await _status(services), "message": told, "status": "applied"}
 
 
 @router.post("/remove-lora", summary="End a default LoRA, or all of them")
 async def remove_lora(services: ServicesDep, body: RemoveLoraBody | None = None) -> dict[str, Any]:
     await services.plan.loras.take_back(None if body is None else body.name)
-    return await _status(services)
+    done = {"message": "LoRA removed successfully", "status": "removed"}
+    return {**await _status(services), **done}
+
+
+def _of_query(name: str | None, weight: float | None) -> ApplyLoraBody:
+    if name is None:
+        raise InvalidRequest.of(
+            "body",
+            'is missing; send {"name": "…", "weight": 1.0} with `Content-Type: application/json`',
+        )
+    try:
+        return ApplyLoraBody.model_validate(
+            {"lora_name": name} if weight is None else {"lora_name": name, "lora_weight": weight}
+        )
+    except ValidationError as error:
+        raise RequestValidationError(
+            [{**item, "loc": ("query", *item["loc"])} for item in error.errors()]
+        ) from error
 
 
 async def _status(services: Services) -> dict[str, Any]:
     loras = services.plan.loras
     await loras.refresh()
     default = [answers.default_lora_json(each, loras.library) for each in loras.defaults]
-    return {"applied": bool(default), "loras": default}
+    first = default[0] if default else None
+    return {
+        "applied": bool(default),
+        "loras": default,
+        # The older words, which know one LoRA.
+        "lora_applied": bool(default),
+        "lora_name": first["name"] if first else None,
+        "lora_weight": first["weight"] if first else None,
+        "current_lora": {"name": first["name"], "weight": first["weight"]} if first else None,
+    }
 
 
 def _json(services: Services, entry: LoraEntry) -> dict[str, Any]:

@@ -46,8 +46,12 @@ async def list_backends(services: ServicesDep) -> dict[str, Any]:
 @router.get("/model-status", summary="What each worker has loaded")
 async def model_status(services: ServicesDep) -> dict[str, Any]:
     workers = services.queue.workers
+    is_loaded = any(worker.model is not None for worker in workers)
     return {
-        "loaded": any(worker.model is not None for worker in workers),
+        "loaded": is_loaded,
+        # The older words.
+        "model_loaded": is_loaded,
+        "model_type": services.plan.profile.name,
         "default_model": services.plan.default.id,
         "precision": services.plan.profile.name,
         "workers": [

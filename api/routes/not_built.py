@@ -8,12 +8,7 @@ from fastapi import APIRouter, Response
 
 from config.errors import NotBuilt
 
-NOT_BUILT = (
-    ("GET", "/metrics", "Prometheus metrics"),
-    ("POST", "/submit-request", "the older name of POST /jobs"),
-    ("GET", "/request-status/{job_id}", "the older name of GET /jobs/{id}"),
-    ("POST", "/cancel-request/{job_id}", "the older name of POST /jobs/{id}/cancel"),
-)
+NOT_BUILT = (("GET", "/metrics", "Prometheus metrics"),)
 
 router = APIRouter()
 

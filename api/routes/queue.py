@@ -45,6 +45,11 @@ async def queue_stats(services: ServicesDep) -> dict[str, Any]:
         "max_queue_size": services.plan.settings.queue.max_queue_size,
         "workers": len(queue.workers),
         "mean_job_seconds": None if mean is None else round(mean, 3),
+        # The older words.
+        "queue_size": queue.waiting,
+        "active_requests": counts["running"],
+        "completed_requests": counts["succeeded"] + counts["failed"] + counts["cancelled"],
+        "max_concurrent": len(queue.workers),
         "estimated_wait_seconds": round(
             queue.wait_seconds(queue.waiting + len(queue.running_ids)), 1
         ),
