@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.service import ENGINE_MAIN, RunningService
+from tests.service import ENGINE_MAIN, KeyedService, RunningService
 
 # Before torch is imported: threads that wait for each other sleep, as a worker's do. Two tests at once
 # would spend most of their time turning.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # and those of two have a core each
 
 # A shell starts what it runs in the background deaf to Ctrl-C, and so would be all that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -36,6 +38,18 @@ def engine_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running
     running = RunningService(
         tmp_path_factory.mktemp("engine"), main=ENGINE_MAIN, TEST_ENGINE="scripted"
     ).start()
+    try:
+        running.wait_for_workers()
+        yield running
+    finally:
+        running.close()
+
+
+@pytest.fixture(scope="session")
+def keyed_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeyedService]:
+    """The same with a key in its settings, which `client` sends; tests make the others that they need."""
+    running = KeyedService(tmp_path_factory.mktemp("keyed"))
+    running.start()
     try:
         running.wait_for_workers()
         yield running

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -23,11 +24,20 @@ START_SECONDS = 180
 WAIT_SECONDS = 60
 STOP_SECONDS = 40
 
+# Below those that the system gives to clients (from 32768 on): one of these could have the port
+# before the service binds it.
+PORTS = range(20_000, 32_000)
+
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody has; drawn, so that tests that run beside each other have different ones."""
+    while True:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port := secrets.choice(PORTS)))
+            except OSError:
+                continue
+            return port
 
 
 class RunningService:
@@ -140,7 +150,7 @@ class RunningService:
         children = psutil.Process(self.process.pid).children(recursive=True)
         self.process.kill()
         self.process.wait(STOP_SECONDS)
-        _, alive = psutil.wait_procs(children, timeout=10)
+        _, alive = psutil.wait_procs(children, timeout=STOP_SECONDS)
         assert not alive, f"children left behind: {alive}"
 
     def stop(self, signal_number: int = signal.SIGTERM) -> int:
@@ -148,7 +158,7 @@ class RunningService:
         children = psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(signal_number)
         status = self.process.wait(STOP_SECONDS)
-        _, alive = psutil.wait_procs(children, timeout=10)
+        _, alive = psutil.wait_procs(children, timeout=STOP_SECONDS)
         assert not alive, f"children left behind: {alive}"
         return status
 
@@ -165,3 +175,36 @@ class RunningService:
             return self.client.get("/health/live").status_code == 200
         except httpx2.TransportError:
             return False
+
+
+class KeyedService(RunningService):
+    """A service on the scripted stand-in model that asks for keys; `client` sends the one of its settings."""
+
+    key = "key-of-the-settings-0123456789"
+
+    def __init__(self, folder: Path, **environ: str) -> None:
+        super().__init__(
+            folder,
+            main=ENGINE_MAIN,
+            TEST_ENGINE="scripted",
+            FLUX_API_KEYS=self.key,
+            **environ,
+        )
+        self.client.headers["X-API-Key"] = self.key
+
+    @property
+    def data_dir(self) -> Path:
+        return Path(self._environ["FLUX_DATA_DIR"])
+
+    def make_key(self, *scopes: str, **limits: object) -> str:
+        """A new key's secret."""
+        body = {"name": secrets.token_hex(8), "scopes": scopes or ("generate",), **limits}
+        answer = self.client.post("/admin/keys", json=body)
+        assert answer.status_code == 201, answer.text
+        return answer.json()["key"]
+
+    def as_key(self, key: str) -> httpx2.Client:
+        """A client that sends another key. Close it."""
+        return httpx2.Client(
+            base_url=self.url, timeout=120, headers={"Authorization": f"Bearer {key}"}
+        )
