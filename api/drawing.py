@@ -27,7 +27,7 @@ async def drawn(request: Request, services: Services, wanted: Wanted) -> Job:
 
 async def submitted(request: Request, services: Services, resolved: GenerationRequest) -> Job:
     """The job of a request that somebody is going to wait for."""
-    services.queue.require_worker()  # who waits must know for what
+    services.queue.require_worker(resolved.backend)  # who waits must know for what
     return await services.queue.submit(resolved, owner=owner_of(request))
 
 

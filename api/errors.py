@@ -45,6 +45,15 @@ _TITLES = {
     "poison": "The job ended its worker",
     "worker_lost": "The service ended while the job ran",
     "timeout": "The job took too long",
+    "provider_error": "The cloud failed",
+    "provider_key": "The cloud does not know the key",
+    "provider_forbidden": "The cloud forbids it",
+    "provider_credits": "The cloud's account is empty",
+    "provider_refused": "The cloud does not take the request",
+    "provider_busy": "The cloud has too much to do",
+    "provider_budget": "The cloud's budget is spent",
+    "provider_lost": "The cloud has lost the task",
+    "moderated": "Blocked by the cloud's moderation",
     "internal": "The service failed",
 }
 

@@ -8,7 +8,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from starlette.requests import HTTPConnection
@@ -18,17 +18,20 @@ from api.input_sources import InputSources, Looked
 from config.catalog import Catalog, DefaultModel, choose_default, load_catalog
 from config.errors import BadPicture, ConfigurationError, NotFound
 from config.settings import Settings
-from models.bfl_prices import load_prices
+from models.bfl_prices import Prices, load_prices
 from models.precision import PrecisionProfile, known_precisions, profile_of
 from models.types import GenerationRequest
 from utils import systemd
 from utils.allowance import Allowance
 from utils.clock import Chance
+from utils.cloud_tasks import CloudTasks
+from utils.cloud_worker import CloudWorker
 from utils.gpu_manager import Placement, place_workers
 from utils.input_pictures import InputPicture, InputPictures, inputs_folder, reference_field
 from utils.job import Job, StoredImage
 from utils.job_store import JobStore
 from utils.keyring import Keyring
+from utils.line import Lane
 from utils.lora_manager import LoraManager
 from utils.queue_manager import QueueManager
 from utils.requests import RequestResolver, Wanted
@@ -52,6 +55,7 @@ class Plan:
     chance: Chance
     keys: Keyring
     node: str
+    prices: Prices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +142,13 @@ def make_plan(settings: Settings, profile: PrecisionProfile, chance: Chance | No
     keys = Keyring(settings, chance)
     keys.require()
     loras = LoraManager(settings, profile, catalog, chance)
-    resolver = RequestResolver(catalog, default, profile, placement, chance, loras)
+    resolver = RequestResolver(catalog, default, profile, placement, chance, loras, settings.cloud)
+    if catalog.of_cloud(settings.cloud.bfl_default_model) is None:
+        names = ", ".join(row.source for row in catalog if row.cloud is not None)
+        raise ConfigurationError(
+            f"FLUX_BFL_DEFAULT_MODEL = {settings.cloud.bfl_default_model!r}: BFL's cloud has no such model; "
+            f"it has {names}"
+        )
     return Plan(
         settings=settings,
         profile=profile,
@@ -150,6 +160,7 @@ def make_plan(settings: Settings, profile: PrecisionProfile, chance: Chance | No
         chance=chance,
         keys=keys,
         node=socket.gethostname(),
+        prices=load_prices(catalog),
     )
 
 
@@ -180,18 +191,28 @@ async def running(plan: Plan) -> AsyncIterator[Services]:
     storage = plan.settings.storage
     inputs = InputPictures(inputs_folder(storage.data_dir, plan.profile.name))
     store = await JobStore.open(storage.data_dir / f"{plan.profile.name}.sqlite3")
+    tasks = CloudTasks(store, plan.chance.now, plan.settings.cloud.bfl_daily_budget_usd)
     usage = Usage(storage.data_dir, known_precisions())
 
     def make_workers(queue: QueueManager) -> list[Worker]:
-        return [
+        workers: list[Any] = [
             Worker(slot, plan.profile, plan.settings, plan.default, queue)
             for slot in plan.placement.slots
         ]
+        if plan.resolver.cloud_models:
+            workers.append(
+                CloudWorker(plan.settings, plan.catalog, plan.prices, tasks, inputs.folder, queue)
+            )
+        return workers
 
     queue = QueueManager(
         store,
         make_workers,
-        lambda worker: plan.resolver.models_on(worker.slot),
+        lambda worker: (
+            plan.resolver.cloud_models
+            if worker.lane is Lane.CLOUD
+            else plan.resolver.models_on(worker.slot)
+        ),
         plan.settings,
         plan.chance,
         plan.default.id,
@@ -226,10 +247,9 @@ async def running(plan: Plan) -> AsyncIterator[Services]:
 
 
 def _allowance(plan: Plan, usage: Usage) -> Allowance:
-    prices = load_prices(plan.catalog)
     return Allowance(
         limits_of=plan.keys.limits_of,
-        estimate=lambda request: prices.estimate(plan.catalog[request.model], request),
+        estimate=lambda request: plan.prices.estimate(plan.catalog[request.model], request),
         usage=usage,
         now=plan.chance.now,
     )

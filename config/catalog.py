@@ -98,6 +98,11 @@ class ModelRow(BaseModel):
         return self
 
     @property
+    def size_multiple(self) -> int:
+        """What the sides of its pictures are multiples of, px."""
+        return SIZE_MULTIPLE_PX if self.cloud is None else self.cloud.size_multiple
+
+    @property
     def folder(self) -> Path | None:
         """The folder of a model that ships with the project; None for one from the Hub."""
         path = ROOT / self.source
@@ -126,6 +131,7 @@ _OF_THE_CLOUD: Mapping[str, Any] = {
     "hidden_size": 1,
     "loras": False,
     "negative_prompt": False,
+    "max_references": 0,
     "memory_gib": {},
 }
 
@@ -147,6 +153,11 @@ class Catalog:
 
     def __getitem__(self, model_id: str) -> ModelRow:
         return self._rows[model_id]
+
+    def of_cloud(self, name: str) -> ModelRow | None:
+        """The row of the cloud's model by its id, or by the name that BFL calls it."""
+        rows = (row for row in self if row.cloud is not None)
+        return next((row for row in rows if name in (row.id, row.source)), None)
 
     @property
     def ids(self) -> tuple[str, ...]:

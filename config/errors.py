@@ -20,6 +20,7 @@
     ├── NotAPicture                bad_file             415   an input that is no PNG, JPEG or WebP
     ├── BadPicture                 bad_file             422   one that is damaged, or does not go with the other
     ├── LoraError                  models/lora/errors.py      what is wrong with a LoRA
+    ├── CloudError                 models/bfl_errors.py       what goes wrong with BFL's cloud
     └── JobFailed                  (of the job)               the job ended without a picture
         internal, oom, poison, worker_lost: 500 · model_unavailable, storage: 503 · cancelled, lora_incompatible: 409 · bad_file: 422 · timeout: 504
 
@@ -148,6 +149,16 @@ _STATUS_OF_JOB_ERRORS = {
     "storage": 503,
     "cancelled": 409,
     "timeout": 504,
+    # of models/bfl_errors.py
+    "provider_error": 502,
+    "provider_key": 502,
+    "provider_forbidden": 502,
+    "provider_lost": 502,
+    "moderated": 502,
+    "provider_credits": 402,
+    "provider_refused": 400,
+    "provider_budget": 429,
+    "provider_busy": 503,
 }
 
 

@@ -96,14 +96,14 @@ class InputPictures:
     """The folder. `start` with what tells the inputs of open jobs, by content."""
 
     def __init__(self, folder: Path, now: Callable[[], float] = time.time) -> None:
-        self._folder = folder
+        self.folder = folder
         self._now = now
         self._sweeper: asyncio.Task[None] | None = None
         self._open_inputs: OpenInputs
 
     async def start(self, open_inputs: OpenInputs) -> None:
         self._open_inputs = open_inputs
-        for path in self._folder.glob(".*"):
+        for path in self.folder.glob(".*"):
             path.unlink(missing_ok=True)  # half of a file, of a process that is gone
         await self.sweep()
         self._sweeper = asyncio.create_task(self._sweep_on(), name="input pictures")
@@ -115,19 +115,19 @@ class InputPictures:
 
     def keep(self, picture: InputPicture, data: bytes) -> None:
         """Put a picture into the folder; it is on disk when this returns. Blocks; for a thread."""
-        path = self._folder / picture.sha256
+        path = self.folder / picture.sha256
         if self._touch(path):
             return
-        temporary = self._folder / f".{secrets.token_hex(8)}"
+        temporary = self.folder / f".{secrets.token_hex(8)}"
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
             self._touch(path)
-            sync_folder(self._folder)
+            sync_folder(self.folder)
         except OSError as error:
             raise self._refused(error) from error
         finally:
@@ -136,7 +136,7 @@ class InputPictures:
 
     def read(self, field: str, sha256: str) -> InputPicture:
         """A picture that is there already. Raises NotFound. Blocks; for a thread."""
-        path = self._folder / sha256
+        path = self.folder / sha256
         if not self._touch(path):
             raise _gone(sha256, field)
         try:
@@ -150,18 +150,18 @@ class InputPictures:
         Raises NotFound for one that is not.
         """
         for sha256 in contents:
-            if not self._touch(self._folder / sha256):
+            if not self._touch(self.folder / sha256):
                 raise _gone(sha256)
 
     def job_ended(self, contents: Sequence[str]) -> None:
         """A job needs these no more; from now on they wait for a retry."""
         for sha256 in contents:
             with contextlib.suppress(FluxError):
-                self._touch(self._folder / sha256)
+                self._touch(self.folder / sha256)
 
     async def sweep(self) -> None:
         """Remove what no open job has and nobody is likely to ask for again."""
-        there = [path for path in self._folder.glob("*") if SHA256.fullmatch(path.name)]
+        there = [path for path in self.folder.glob("*") if SHA256.fullmatch(path.name)]
         if not there:
             return
         wanted = await self._open_inputs()
@@ -201,9 +201,9 @@ class InputPictures:
 
     def _refused(self, error: OSError) -> StorageUnavailable | NoRoom:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return NoRoom(f"the disk of {self._folder} is full; make room")
+            return NoRoom(f"the disk of {self.folder} is full; make room")
         return StorageUnavailable(
-            f"the folder of input pictures {self._folder} cannot be written: {error.strerror}; "
+            f"the folder of input pictures {self.folder} cannot be written: {error.strerror}; "
             "check its permissions (FLUX_DATA_DIR)",
             retry_after_seconds=60,
         )

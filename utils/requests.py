@@ -6,17 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from config.catalog import (
+    CLOUD_BACKEND,
     DEFAULT_WITHOUT_GPU,
-    SIZE_MULTIPLE_PX,
     Catalog,
     DefaultModel,
     ModelRow,
     Way,
 )
-from config.errors import FieldError, InvalidRequest, UnsupportedHardware
+from config.errors import FieldError, InvalidRequest, ModelUnavailable, UnsupportedHardware
+from config.settings import CloudSettings
 from models.families import mflux_command
 from models.precision import PrecisionProfile
 from models.types import MAX_SEED, GenerationRequest, OutputFormat
+from utils import cloud_limits
 from utils.clock import Chance
 from utils.gpu_manager import Placement, WorkerSlot
 from utils.input_pictures import InputPicture
@@ -24,6 +26,7 @@ from utils.lora_choice import LoraChoice
 from utils.lora_manager import LoraManager
 
 DRAWN_SEED = -1
+NO_CLOUD = CloudSettings()
 # How much of an image is drawn anew where the request does not say: diffusers' default, and with a
 # mask all of what is white.
 DEFAULT_STRENGTH = 0.6
@@ -88,8 +91,10 @@ class RequestResolver:
         placement: Placement,
         chance: Chance,
         loras: LoraManager,
+        cloud: CloudSettings = NO_CLOUD,
     ) -> None:
         self.catalog = catalog
+        self._cloud = cloud
         self._profile = profile
         self._placement = placement
         self._chance = chance
@@ -111,9 +116,14 @@ class RequestResolver:
         """
         row = self.checked(wanted)
         if row.edits and image is not None:
-            references, image = [image], None
+            references, image = [image, *references], None
         width, height = _size(wanted, row, image, references)
-        steps = wanted.num_inference_steps
+        if row.cloud is not None and (wrong := cloud_limits.faults_of_size(row, width, height)):
+            raise _invalid(wrong)
+        steps, guidance_scale = wanted.num_inference_steps, wanted.guidance_scale
+        if row.cloud is not None:  # what has no effect is not kept as if it had
+            steps = None if row.cloud.steps is None else steps
+            guidance_scale = None if row.cloud.guidance is None else guidance_scale
         seed = wanted.seed
         return GenerationRequest(
             prompt=wanted.prompt,
@@ -123,7 +133,7 @@ class RequestResolver:
             width=width,
             height=height,
             num_inference_steps=row.num_inference_steps if steps is None else steps,
-            guidance_scale=_either(wanted.guidance_scale, row.guidance_scale),
+            guidance_scale=_either(guidance_scale, row.guidance_scale),
             true_cfg_scale=_either(wanted.true_cfg_scale, row.true_cfg_scale),
             seed=self._chance.seed() if seed is None or seed == DRAWN_SEED else seed,
             num_images=wanted.num_images,
@@ -147,20 +157,21 @@ class RequestResolver:
             seed=wanted.seed,
             num_images=wanted.num_images,
             guidance_scale=wanted.guidance_scale,
+            num_inference_steps=wanted.num_inference_steps,
             ways=wanted.ways,
             strength=wanted.strength,
             negative_prompt=wanted.negative_prompt,
         )
         if wrong:
-            raise InvalidRequest(
-                "; ".join(f"{error.field}: {error.message}" for error in wrong), fields=wrong
-            )
+            raise _invalid(wrong)
         row = self.catalog[self._asked_for(wanted.model, wanted.backend)]
         self.require_runs_here(row)
         return row
 
     def why_not_here(self, row: ModelRow) -> str | None:
         """Why this service on this machine cannot run the model; None when one of its workers can."""
+        if row.cloud is not None:
+            return self._why_no_cloud
         if row.memory_gib.get(self._profile.name) is None:
             return f"{row.id} has no {self._profile.title} weights; this service is {self._profile.title}"
         reasons = [self.why_not_on(slot, row) for slot in self._placement.slots]
@@ -198,12 +209,29 @@ class RequestResolver:
             )
         return None
 
+    @property
+    def _why_no_cloud(self) -> str | None:
+        if self._cloud.bfl_api_key.get_secret_value():
+            return None
+        return "BFL's cloud needs a key: set SD_BFL_API_KEY (or FLUX_BFL_API_KEY) and start the service again"
+
+    @property
+    def cloud_models(self) -> list[str]:
+        """The models that BFL's cloud draws for this service."""
+        if self._why_no_cloud is not None:
+            return []
+        return [row.id for row in self.catalog if row.cloud is not None]
+
     def models_on(self, slot: WorkerSlot) -> list[str]:
         """The models that the worker of a slot can run."""
         return [row.id for row in self.catalog if self.why_not_on(slot, row) is None]
 
     def require_runs_here(self, row: ModelRow) -> None:
         reason = self.why_not_here(row)
+        if reason is not None and row.cloud is not None:
+            raise ModelUnavailable(
+                f"model {row.id}: {reason}", fields=[FieldError("model", reason)]
+            )
         if reason is not None:
             runnable = [other.id for other in self.catalog if self.why_not_here(other) is None]
             instead = f"; models that run here: {', '.join(runnable)}" if runnable else ""
@@ -235,6 +263,7 @@ class RequestResolver:
         seed: int | None = None,
         num_images: int = 1,
         guidance_scale: float | None = None,
+        num_inference_steps: int | None = None,
         ways: Sequence[Way] | None = None,
         strength: float | None = None,
         negative_prompt: str | None = None,
@@ -257,7 +286,7 @@ class RequestResolver:
         for name, value in (("width", width), ("height", height)):
             if value is not None and row is not None and not _is_side(row, value):
                 message = (
-                    f"{value} is not a multiple of {SIZE_MULTIPLE_PX} from {row.min_size} to {row.max_size}, "
+                    f"{value} is not a multiple of {row.size_multiple} from {row.min_size} to {row.max_size}, "
                     f"which model {row.id} draws"
                 )
                 wrong.append(FieldError(name, message))
@@ -268,6 +297,12 @@ class RequestResolver:
             wrong.append(FieldError("guidance_scale", message))
         if row is not None and ways is not None:
             wrong += self._faults_of_ways(row, ways)
+        if row is not None and row.cloud is not None:
+            wrong += cloud_limits.faults_of_values(
+                row, steps=num_inference_steps, guidance_scale=guidance_scale, strength=strength
+            )
+            if None not in (width, height) and not wrong:
+                wrong += cloud_limits.faults_of_size(row, width, height)
         if row is not None and row.edits and strength is not None:
             message = f"model {row.id} edits the whole image by the prompt; leave strength out"
             wrong.append(FieldError("strength", message))
@@ -301,6 +336,10 @@ class RequestResolver:
 
     def _asked_for(self, model: str | None, backend: str | None) -> str:
         """The id of the model a request is for: a backend alone means its first that runs here."""
+        if backend == CLOUD_BACKEND or (model is not None and model not in self.catalog):
+            named = self._cloud.bfl_default_model if model is None else model
+            of_cloud = self.catalog.of_cloud(named)
+            return named if of_cloud is None else of_cloud.id
         if model is not None:
             return model
         rows = [row for row in self.catalog if row.backend == backend]
@@ -310,6 +349,11 @@ class RequestResolver:
 
     def _no_model(self, model_id: str) -> str:
         return f"there is no model {model_id[:64]!r}; GET /api/models lists: {', '.join(self.catalog.ids)}"
+
+
+def _invalid(wrong: Sequence[FieldError]) -> InvalidRequest:
+    words = "; ".join(f"{error.field}: {error.message}" for error in wrong)
+    return InvalidRequest(words, fields=wrong)
 
 
 def _size(
@@ -354,7 +398,7 @@ def _scale_to_area(wanted: Wanted, row: ModelRow, reference: InputPicture) -> fl
 
 
 def _side(row: ModelRow, length: float) -> int:
-    rounded = round(length / SIZE_MULTIPLE_PX) * SIZE_MULTIPLE_PX
+    rounded = round(length / row.size_multiple) * row.size_multiple
     return min(row.max_size, max(row.min_size, rounded))
 
 
@@ -365,7 +409,7 @@ def _strength(wanted: Wanted) -> float:
 
 
 def _is_side(row: ModelRow, value: int) -> bool:
-    return row.min_size <= value <= row.max_size and value % SIZE_MULTIPLE_PX == 0
+    return row.min_size <= value <= row.max_size and value % row.size_multiple == 0
 
 
 def _either(value: float | None, default: float) -> float:
