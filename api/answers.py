@@ -54,8 +54,9 @@ def result_json(job: Job) -> dict[str, Any]:
         "status": job.status.value,
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt,
-        "width": request.width,
-        "height": request.height,
+        # Of the picture: a cloud may draw another size than it was asked for.
+        "width": images[0]["width"],
+        "height": images[0]["height"],
         "model": request.model,
         "backend": request.backend,
         "precision": result.precision,
@@ -72,6 +73,7 @@ def result_json(job: Job) -> dict[str, Any]:
         "loras_applied": [asdict(lora) for lora in result.loras],
         "timings_ms": dict(result.timings_ms),
         "generation_time_ms": generation_time_ms(job),
+        "cost_usd": result.cost_usd,
     }
 
 

@@ -251,6 +251,7 @@ def _allowance(plan: Plan, usage: Usage) -> Allowance:
         limits_of=plan.keys.limits_of,
         estimate=lambda request: plan.prices.estimate(plan.catalog[request.model], request),
         usage=usage,
+        daily_usd=plan.settings.cloud.bfl_daily_budget_usd,
         now=plan.chance.now,
     )
 

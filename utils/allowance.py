@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -15,16 +15,21 @@ from utils.clock import rfc3339, utc_now
 from utils.keys import Limits
 from utils.usage import Spent, Usage
 
+EVERYBODY = "*"  # no key's digest
 EXACT_USD = 1e-9  # sums of prices are no exact numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allowance:
-    """`limits_of(owner)` are a key's, `estimate(request)` the US dollars that a cloud will charge."""
+    """`limits_of(owner)` are a key's, `estimate(request)` the US dollars that a cloud will charge.
+
+    `daily_usd` is what clouds may charge everybody together in a day; 0: no limit.
+    """
 
     limits_of: Callable[[str], Limits] = lambda owner: Limits()
     estimate: Callable[[GenerationRequest], float] = lambda request: 0.0
     usage: Usage | None = None
+    daily_usd: float = 0.0
     now: Callable[[], datetime] = utc_now
     _locks: dict[str, asyncio.Lock] = field(default_factory=dict, init=False, repr=False)
 
@@ -35,16 +40,32 @@ class Allowance:
         What waits or runs counts as spent.
         """
         limits = self.limits_of(owner)
-        if self.usage is None or (limits.daily_images is None and limits.daily_usd is None):
+        async with AsyncExitStack() as stack:
+            if self.daily_usd and usd:
+                everybody = Limits(daily_usd=self.daily_usd)
+                await stack.enter_async_context(self._lock(EVERYBODY))
+                await self._require(
+                    everybody, None, request, usd, "FLUX_BFL_DAILY_BUDGET_USD allows"
+                )
+            if limits.daily_images is not None or limits.daily_usd is not None:
+                await stack.enter_async_context(self._lock(owner))
+                await self._require(limits, owner, request, usd, "this key may have")
             yield
+
+    def _lock(self, owner: str) -> asyncio.Lock:
+        return self._locks.setdefault(owner, asyncio.Lock())
+
+    async def _require(
+        self, limits: Limits, owner: str | None, request: GenerationRequest, usd: float, who: str
+    ) -> None:
+        """Raises RateLimited when one owner, or all of them (None), have no room left."""
+        if self.usage is None:
             return
-        async with self._locks.setdefault(owner, asyncio.Lock()):
-            now = self.now()
-            spent = await self.usage.spent(owner, rfc3339(now)[:10])
-            what = _why_not(limits, spent, request.num_images, usd)
-            if what is not None:
-                raise _over(what, now)
-            yield
+        now = self.now()
+        spent = await self.usage.spent(owner, rfc3339(now)[:10])
+        what = _why_not(limits, spent, request.num_images, usd)
+        if what is not None:
+            raise _over(f"{who} {what}", now)
 
 
 def _why_not(limits: Limits, spent: Spent, images: int, usd: float) -> str | None:
@@ -61,6 +82,6 @@ def _why_not(limits: Limits, spent: Spent, images: int, usd: float) -> str | Non
 def _over(what: str, now: datetime) -> RateLimited:
     tomorrow = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
     return RateLimited(
-        f"this key may have {what}; the next day begins at {rfc3339(tomorrow)}",
+        f"{what}; the next day begins at {rfc3339(tomorrow)}",
         retry_after_seconds=max(1, math.ceil((tomorrow - now).total_seconds())),
     )

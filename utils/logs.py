@@ -35,6 +35,11 @@ def configure(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(KeyValueFormatter())
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    for name in (
+        "httpx2",
+        "httpcore2",
+    ):  # addresses of a cloud's pictures are as good as the pictures
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _plain(value: object) -> str:

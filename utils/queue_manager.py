@@ -328,6 +328,21 @@ class QueueManager:
             if job.unwanted_since is None
         ]
 
+    @property
+    def waiting_here(self) -> int:
+        """Jobs in line for this machine, those for the cloud not counted."""
+        return self._ledger.line.count(Lane.LOCAL)
+
+    @property
+    def running_here(self) -> list[str]:
+        """Jobs that workers of this machine have and somebody wants."""
+        return [
+            job.id
+            for worker in self.local_workers
+            for job in worker.jobs.values()
+            if job.unwanted_since is None
+        ]
+
     def wait_seconds(self, jobs_before: int) -> float:
         """How long that many jobs are thought to take on all workers."""
         return self.pace.wait_seconds(jobs_before, max(1, len(self.local_workers)))

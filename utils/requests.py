@@ -334,6 +334,10 @@ class RequestResolver:
             wrong.append(FieldError("reference_images", message))
         return wrong
 
+    def default_of(self, backend: str) -> str:
+        """The model of a request that names a backend alone."""
+        return self._asked_for(None, backend)
+
     def _asked_for(self, model: str | None, backend: str | None) -> str:
         """The id of the model a request is for: a backend alone means its first that runs here."""
         if backend == CLOUD_BACKEND or (model is not None and model not in self.catalog):

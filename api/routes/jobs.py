@@ -16,6 +16,7 @@ from api.services import Services, ServicesDep
 from config.errors import FluxError, InvalidRequest, NotFound
 from models.types import MAX_IMAGES
 from utils.job import Job, JobStatus
+from utils.line import Lane
 
 router = APIRouter(tags=["jobs"], route_class=StrictJsonRoute)
 
@@ -84,7 +85,16 @@ async def cancel_job(job_id: JobId, services: ServicesDep) -> dict[str, Any]:
         "id": job.id,
         "cancelled": job.status is JobStatus.CANCELLED,
         "status": job.status.value,
+        **_charged_all_the_same(job),
     }
+
+
+def _charged_all_the_same(job: Job) -> dict[str, str]:
+    """A cancel ends our waiting, not what a cloud has begun."""
+    was_asked = job.status is JobStatus.CANCELLED and job.started_at is not None
+    if not was_asked or Lane.of(job.request.backend) is Lane.LOCAL:
+        return {}
+    return {"note": "BFL's cloud was asked for it, and may draw it and charge for it all the same"}
 
 
 @router.post("/jobs/{job_id}/retry", status_code=202, summary="The same request as a new job")

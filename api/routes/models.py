@@ -9,8 +9,8 @@ from fastapi import APIRouter
 from api.json_body import StrictJsonRoute
 from api.schemas import ModelBody
 from api.services import Services, ServicesDep
-from config.catalog import SIZE_MULTIPLE_PX, ModelRow
-from config.errors import ModelUnavailable
+from config.catalog import ModelRow
+from config.errors import InvalidRequest, ModelUnavailable
 from utils.queue_manager import WorkerOutcome
 from utils.worker.parent import Worker
 
@@ -32,20 +32,14 @@ async def list_backends(services: ServicesDep) -> dict[str, Any]:
     catalog = services.plan.catalog
     backends = sorted({row.backend for row in catalog})
     return {
-        "backends": [
-            {
-                "id": backend,
-                "models": [row.id for row in catalog if row.backend == backend],
-            }
-            for backend in backends
-        ],
+        "backends": [_backend_json(services, backend) for backend in backends],
         "default_backend": catalog[services.plan.default.id].backend,
     }
 
 
 @router.get("/model-status", summary="What each worker has loaded")
 async def model_status(services: ServicesDep) -> dict[str, Any]:
-    workers = services.queue.workers
+    workers = services.queue.local_workers
     is_loaded = any(worker.model is not None for worker in workers)
     return {
         "loaded": is_loaded,
@@ -76,6 +70,11 @@ async def load_model(services: ServicesDep, body: ModelBody | None = None) -> di
     wanted = body.model if body is not None and body.model is not None else services.plan.default.id
     row = services.plan.resolver.model(wanted)
     services.plan.resolver.require_runs_here(row)
+    if row.cloud is not None:
+        raise InvalidRequest.of(
+            "model",
+            f"{row.id} is drawn by BFL's cloud; there is nothing to load, ask for a picture",
+        )
     outcomes = await services.queue.load_model(row.id)
     if not any(outcome.done for outcome in outcomes):
         reasons = "; ".join(f"worker {outcome.worker}: {outcome.reason}" for outcome in outcomes)
@@ -89,6 +88,32 @@ async def unload_model(services: ServicesDep) -> dict[str, Any]:
     return {
         "unloaded": all(outcome.done for outcome in outcomes),
         "workers": _outcomes(outcomes),
+    }
+
+
+def _backend_json(services: Services, backend: str) -> dict[str, Any]:
+    resolver = services.plan.resolver
+    rows = [row for row in services.plan.catalog if row.backend == backend]
+    reasons = [resolver.why_not_here(row) for row in rows]
+    is_available = None in reasons
+    return {
+        "id": backend,
+        "models": [row.id for row in rows],
+        "default_model": resolver.default_of(backend),
+        "available": is_available,
+        "reason": None if is_available else "; ".join(dict.fromkeys(filter(None, reasons))),
+    }
+
+
+def _price_json(services: Services, row: ModelRow) -> dict[str, Any] | None:
+    """What a model of the cloud costs, and one picture of its default size; None for one that is free."""
+    price = services.plan.prices.of(row)
+    if price is None:
+        return None
+    return {
+        **price.model_dump(exclude_none=True),
+        "as_of": services.plan.prices.as_of,
+        "default_size": price.of_picture(row.default_width, row.default_height),
     }
 
 
@@ -116,10 +141,14 @@ def _model_json(services: Services, row: ModelRow) -> dict[str, Any]:
         "limits": {
             "min_size": row.min_size,
             "max_size": row.max_size,
-            "size_multiple": SIZE_MULTIPLE_PX,
+            "size_multiple": row.size_multiple,
+            "max_pixels": None if row.cloud is None else row.cloud.max_pixels,
         },
         "ways": list(row.ways),
         "uses_guidance_scale": row.guidance,
+        "uses_steps": row.cloud is None or row.cloud.steps is not None,
+        "uses_seed": row.cloud is None or row.cloud.seed,
+        "price_usd": _price_json(services, row),
         "memory_gib": row.memory_gib.get(services.plan.profile.name),
         "example_prompts": list(row.example_prompts),
     }

@@ -43,7 +43,7 @@ async def queue_stats(services: ServicesDep) -> dict[str, Any]:
     return {
         **counts,
         "max_queue_size": services.plan.settings.queue.max_queue_size,
-        "workers": len(queue.workers),
+        "workers": len(queue.local_workers),
         "mean_job_seconds": None if mean is None else round(mean, 3),
         # The older words.
         "queue_size": queue.waiting,
@@ -51,6 +51,6 @@ async def queue_stats(services: ServicesDep) -> dict[str, Any]:
         "completed_requests": counts["succeeded"] + counts["failed"] + counts["cancelled"],
         "max_concurrent": len(queue.workers),
         "estimated_wait_seconds": round(
-            queue.wait_seconds(queue.waiting + len(queue.running_ids)), 1
+            queue.wait_seconds(queue.waiting_here + len(queue.running_here)), 1
         ),
     }

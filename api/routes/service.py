@@ -11,6 +11,7 @@ from api import answers
 from api.routes.not_built import NOT_BUILT
 from api.services import Services, ServicesDep
 from api.version import VERSION
+from config.catalog import CLOUD_BACKEND
 from utils import gpu_manager
 
 router = APIRouter(tags=["service"])
@@ -42,7 +43,7 @@ async def health(services: ServicesDep, response: Response) -> dict[str, Any]:
         "service": plan.profile.service,
         "precision": plan.profile.name,
         "default_model": plan.default.id,
-        "model_loaded": any(worker.model is not None for worker in queue.workers),
+        "model_loaded": any(worker.model is not None for worker in queue.local_workers),
         "queued": queue.waiting,
         "running": len(queue.running_ids),
         "workers": [answers.worker_json(worker, services) for worker in queue.workers],
@@ -67,6 +68,12 @@ async def info(services: ServicesDep) -> dict[str, Any]:
             (worker.versions for worker in services.queue.workers if worker.versions),
             {},
         ),
+        "cloud": {
+            "backend": CLOUD_BACKEND,
+            "available": bool(plan.resolver.cloud_models),
+            "default_model": plan.resolver.default_of(CLOUD_BACKEND),
+            "daily_budget_usd": plan.settings.cloud.bfl_daily_budget_usd or None,
+        },
         "max_queue_size": plan.settings.queue.max_queue_size,
         "output_formats": ["png", "jpeg", "webp"],
         "key_needed": plan.keys.are_needed,
@@ -109,7 +116,7 @@ def _devices(services: Services) -> list[dict[str, Any]]:
             "engine": worker.engine,
             "compute": worker.compute,
         }
-        for worker in services.queue.workers
+        for worker in services.queue.local_workers
     ]
 
 
