@@ -50,6 +50,10 @@ from models.types import (
     PreviewOf,
     Stage,
 )
+from utils import model_memory
+
+if os.environ.get("TEST_ANYWHERE"):  # in the worker: no model needs memory
+    model_memory.needs = lambda row, precision: (0.0, None)
 
 SECRET = "internal detail 4711"
 TICK_SECONDS = 0.02
@@ -175,9 +179,12 @@ def needs_weights(row: ModelRow, options: LoadOptions) -> ImageModel:
 
 
 def __getattr__(name: str) -> Any:
-    """`exits_at_start` is looked up when a worker starts, and ends it."""
+    """Looked up when a worker starts: `exits_at_start` ends it, `waits_at_start` waits for the file TEST_GATE."""
     if name == "exits_at_start":
         sys.exit(3)
+    if name == "waits_at_start":
+        _wait_for(Path(os.environ["TEST_GATE"]))
+        return scripted
     raise AttributeError(name)
 
 

@@ -1,4 +1,8 @@
-"""The BF16 service with another loader: TEST_ENGINE names a function of `tests/engines.py`."""
+"""The BF16 service with another loader: TEST_ENGINE names a function of `tests/engines.py`.
+
+TEST_RESTART_SECONDS is the pause after a worker's first death, where a test needs many deaths.
+With TEST_ANYWHERE the stand-in draws for every local model of the catalog, whatever machine that needs.
+"""
 
 import os
 import sys
@@ -9,8 +13,14 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from api import server  # noqa: E402 (the path comes first)
 from models.precision import profile_of  # noqa: E402
+from utils.requests import RequestResolver  # noqa: E402
+from utils.worker import parent  # noqa: E402
 
 if __name__ == "__main__":
     loader = f"tests.engines:{os.environ['TEST_ENGINE']}"
     server.profile_of = lambda name: replace(profile_of(name), loader=loader)
+    if os.environ.get("TEST_ANYWHERE"):
+        RequestResolver.why_not_on = lambda self, slot, row: None
+    if seconds := os.environ.get("TEST_RESTART_SECONDS"):
+        parent.RESTART_DELAY_SECONDS = float(seconds)
     sys.exit(server.serve("bf16"))

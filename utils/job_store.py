@@ -289,6 +289,24 @@ class JobStore:
             rows = await self._all("list_jobs_by_status", {**page, "status": status.value})
         return [_job_of(row) for row in rows]
 
+    async def ended_by_model(
+        self, since: str, owner: str | None
+    ) -> list[tuple[str, JobStatus, int, float]]:
+        """(model, succeeded or failed, jobs, ms that those with pictures took) since a moment; None: everybody's."""
+        rows = await self._all("ended_by_model", {"since": since, "owner": owner})
+        return [
+            (row["model"], JobStatus(row["status"]), row["jobs"], row["ms"] or 0.0) for row in rows
+        ]
+
+    async def ended_by_tag(self, since: str, owner: str | None) -> dict[str, int]:
+        rows = await self._all("ended_by_tag", {"since": since, "owner": owner})
+        return {row["tag"]: row["jobs"] for row in rows}
+
+    async def ended_last(self, since: str, owner: str | None, limit: int) -> list[Job]:
+        """The last that succeeded or failed since a moment, newest first."""
+        values = {"since": since, "owner": owner, "limit": limit}
+        return [_job_of(row) for row in await self._all("ended_last", values)]
+
     async def line(self) -> list[tuple[int, str, str, str, int, str]]:
         """(seq, id, owner, created_at, attempts, backend) of every waiting job, oldest first."""
         return [tuple(row) for row in await self._all("queued_jobs", {})]

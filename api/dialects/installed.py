@@ -5,9 +5,9 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from api import delivery
-from api.dialects import openai, sdapi, sdapi_lists, sdapi_runs
+from api.dialects import bfl, fleet, iti, openai, sdapi, sdapi_lists, sdapi_runs
 
-MODULES = (delivery, openai, sdapi, sdapi_lists)
+MODULES = (delivery, openai, sdapi, sdapi_lists, fleet, iti, bfl)
 
 
 def install(app: FastAPI) -> None:

@@ -44,6 +44,7 @@ NAMES = {
     "output_quality": "output_compression",
     "width": "size",
     "height": "size",
+    "reference_images": "image",
 }
 # Ours, taken as they are.
 OURS = (
@@ -70,8 +71,8 @@ async def edits(request: Request, services: ServicesDep) -> Response:
         pictures, mask = _pictures(body), _reference("mask", body.get("mask"))
     if not pictures:
         raise InvalidRequest.of("image", "is missing: send the picture to edit")
-    row, wanted = _wanted(services, body)
-    wanted = _with_pictures(row, wanted, pictures)
+    row, wanted = _wanted(services, body, has_picture=True)
+    wanted = _with_pictures(row, wanted, pictures, is_masked=mask is not None)
     if mask is not None:
         data = mask if isinstance(mask, bytes) else decoded("mask", mask)
         mask = await retouched("mask", data, Retouch(mask_from="alpha"))
@@ -100,7 +101,9 @@ def _model(row: ModelRow) -> dict[str, Any]:
     return {"id": row.id, "object": "model", "created": 0, "owned_by": row.backend}
 
 
-def _wanted(services: Services, body: Mapping[str, Any]) -> tuple[ModelRow, Wanted]:
+def _wanted(
+    services: Services, body: Mapping[str, Any], *, has_picture: bool = False
+) -> tuple[ModelRow, Wanted]:
     model = native.text(body, "model")
     known = model if model is not None and model in services.plan.catalog else None
     row = native.row_of(services, known)
@@ -114,6 +117,7 @@ def _wanted(services: Services, body: Mapping[str, Any]) -> tuple[ModelRow, Want
         **{name: body.get(name) for name in OURS},
         "prompt": body.get("prompt"),
         "model": known,
+        "image": "comes later" if has_picture else None,  # `strength` goes with it
         "num_images": native.whole(body, "n", 1, MAX_IMAGES, 1),
         "width": size and size[0],
         "height": size and size[1],
@@ -178,10 +182,16 @@ async def _datum(
     return {"b64_json": base64.b64encode(data).decode(), "seed": image.seed}
 
 
-def _with_pictures(row: ModelRow, wanted: Wanted, pictures: list[str | bytes]) -> Wanted:
-    if len(pictures) > 1:
+def _with_pictures(
+    row: ModelRow, wanted: Wanted, pictures: list[str | bytes], *, is_masked: bool
+) -> Wanted:
+    """A model that edits by looking at pictures looks at all of them; others begin with the one."""
+    if "references" in row.ways and not is_masked:
+        return replace(wanted, image=None, reference_images=tuple(pictures))
+    first, *others = pictures
+    if others and "references" not in row.ways:
         raise InvalidRequest.of("image", f"model {row.id} takes one picture, not {len(pictures)}")
-    return replace(wanted, image=pictures[0])
+    return replace(wanted, image=first, reference_images=tuple(others))
 
 
 def _pictures(body: Mapping[str, Any]) -> list[str | bytes]:

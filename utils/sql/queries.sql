@@ -108,6 +108,25 @@ SELECT * FROM job WHERE status = :status ORDER BY seq DESC LIMIT :limit OFFSET :
 SELECT * FROM job WHERE owner = :owner AND (:status IS NULL OR status = :status)
 ORDER BY seq DESC LIMIT :limit OFFSET :offset;
 
+-- name: ended_by_model
+-- Jobs that succeeded or failed since a moment, and the ms that those with pictures took without waiting.
+SELECT model, status, count(*) AS jobs,
+       sum(json_extract(result, '$.timings_ms.total') - json_extract(result, '$.timings_ms.queued')) AS ms
+FROM job
+WHERE finished_at >= :since AND status IN ('succeeded', 'failed') AND (:owner IS NULL OR owner = :owner)
+GROUP BY model, status;
+
+-- name: ended_by_tag
+SELECT tag.value AS tag, count(*) AS jobs FROM job, json_each(job.request, '$.tags') AS tag
+WHERE finished_at >= :since AND status IN ('succeeded', 'failed') AND (:owner IS NULL OR owner = :owner)
+GROUP BY tag.value;
+
+-- name: ended_last
+-- The last that succeeded or failed since a moment, newest first.
+SELECT * FROM job
+WHERE finished_at >= :since AND status IN ('succeeded', 'failed') AND (:owner IS NULL OR owner = :owner)
+ORDER BY finished_at DESC LIMIT :limit;
+
 -- name: insert_image
 INSERT INTO image (id, job_id, filename, seed, width, height, size_bytes, created_at, precision, engine)
 VALUES (:id, :job_id, :filename, :seed, :width, :height, :size_bytes, :created_at, :precision, :engine);

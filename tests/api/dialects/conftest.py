@@ -1,4 +1,4 @@
-"""A service with a key, shared by the tests of all dialects."""
+"""Services that the tests of all dialects share."""
 
 from collections.abc import Iterator
 
@@ -19,6 +19,22 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
         FLUX_API_KEYS=KEY,
     ).start()
     try:
+        yield running
+    finally:
+        running.close()
+
+
+@pytest.fixture(scope="session")
+def anywhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    """A service whose stand-in draws for every local model of the catalog."""
+    running = RunningService(
+        tmp_path_factory.mktemp("anywhere"),
+        main=ENGINE_MAIN,
+        TEST_ENGINE="scripted",
+        TEST_ANYWHERE="1",
+    ).start()
+    try:
+        running.wait_for_workers()
         yield running
     finally:
         running.close()

@@ -1,0 +1,198 @@
+"""The API of a fleet router: `POST /api/generate-image` → the PNG, and what its dashboard asks.
+
+This service is a fleet of one: the node is this machine. Image generation is on until somebody with
+the operator's key switches it off, which is remembered.
+"""
+
+from __future__ import annotations
+
+import collections
+from datetime import timedelta
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from api import answers, drawing
+from api.dialects import native
+from api.services import Services, ServicesDep
+from api.version import VERSION
+from config.catalog import ModelRow
+from config.errors import InvalidRequest, NotFound, Unavailable
+from models.types import OutputFormat
+from utils.clock import rfc3339
+from utils.job import Job, JobStatus
+
+router = APIRouter(include_in_schema=False)
+
+SWITCH = "image_generation"
+STATS_HOURS = 24
+RECENT_EVENTS = 10
+FIELDS = (
+    "prompt", "negative_prompt", "width", "height", "steps", "guidance", "seed", "loras", "image",
+    "mask", "strength", "metadata",
+)  # fmt: skip
+NAMES = {"num_inference_steps": "steps", "guidance_scale": "guidance"}
+
+
+@router.post("/api/generate-image")
+async def generate_image(request: Request, services: ServicesDep) -> Response:
+    if not await _is_on(services):
+        raise Unavailable(
+            'image generation is switched off; POST /dashboard/api/settings {"image_generation": true}'
+        )
+    body = await native.json_object(request)
+    model = native.text(body, "model")
+    if model is None:
+        raise InvalidRequest("model is required; GET /api/image-models lists them")
+    row = _row(services, model)
+    native.whole(body, "quantize", 3, 8, 8)  # the weights of a service are quantized already
+    wanted = native.wanted_of({**{name: body.get(name) for name in FIELDS}, "model": row.id}, NAMES)
+    with native.in_words(NAMES):
+        job = await drawing.drawn(request, services, wanted)
+    headers = {
+        "X-Fleet-Node": services.plan.node,
+        "X-Fleet-Model": model,
+        "X-Generation-Time": str(round(answers.generation_time_ms(job))),
+        "X-Job-Id": job.id,
+        "X-Seed": str(job.request.seed),
+        "X-Model": job.request.model,
+    }
+    data = await drawing.picture(services, job)
+    return Response(data, media_type=OutputFormat.PNG.media_type, headers=headers)
+
+
+@router.get("/api/image-models")
+async def image_models(services: ServicesDep) -> dict[str, Any]:
+    return {
+        "models": [
+            {
+                "name": row.id,
+                "type": "image",
+                "backend": row.backend,
+                "fleet_nodes": [services.plan.node],
+            }
+            for row in _there(services)
+        ]
+    }
+
+
+@router.get("/dashboard/api/image-stats")
+async def image_stats(services: ServicesDep) -> dict[str, Any]:
+    """Of the last 24 hours, of everything that was drawn here."""
+    store, owner = services.queue.store, services.only_of
+    since = rfc3339(services.plan.chance.now() - timedelta(hours=STATS_HOURS))
+    rows = await store.ended_by_model(since, owner)
+    total = sum(jobs for _, _, jobs, _ in rows)
+    done = [(jobs, ms) for _, status, jobs, ms in rows if status is JobStatus.SUCCEEDED]
+    completed = sum(jobs for jobs, _ in done)
+    by_model: collections.Counter[str] = collections.Counter()
+    for model, _, jobs, _ in rows:
+        by_model[model] += jobs
+    return {
+        "total": total,
+        "completed": completed,
+        "failed": total - completed,
+        "avg_generation_ms": round(sum(ms for _, ms in done) / completed) if completed else 0,
+        "by_node": {services.plan.node: total} if total else {},
+        "by_model": dict(by_model),
+        "by_tag": await store.ended_by_tag(since, owner),
+        "recent": [
+            _event(services, job)
+            for job in reversed(await store.ended_last(since, owner, RECENT_EVENTS))
+        ],
+    }
+
+
+@router.get("/dashboard/api/health")
+async def health(services: ServicesDep) -> dict[str, Any]:
+    queue = services.queue
+    reason = queue.why_not_ready()
+    stats = await image_stats(services)
+    recommendations = [] if reason is None else [{"severity": "critical", "description": reason}]
+    return {
+        "status": "healthy" if reason is None else "critical",
+        "vitals": {
+            "nodes_total": 1,
+            "nodes_online": 1 if reason is None else 0,
+            "queued": queue.waiting,
+            "running": len(queue.running_ids),
+        },
+        "image_generation": {
+            name: stats[name] for name in ("total", "completed", "failed", "avg_generation_ms")
+        },
+        "recommendations": recommendations,
+    }
+
+
+@router.get("/dashboard/api/settings")
+async def read_settings(services: ServicesDep) -> dict[str, Any]:
+    server, node = services.plan.settings.server, services.plan.node
+    return {
+        SWITCH: await _is_on(services),
+        "version": VERSION,
+        "config": {"host": server.host, "port": server.port},
+        "nodes": [
+            {
+                "node_id": node,
+                "status": "online" if services.queue.why_not_ready() is None else "offline",
+                "image_models": [row.id for row in _there(services)],
+                "image_port": server.port,
+            }
+        ],
+    }
+
+
+@router.post("/dashboard/api/settings")
+async def write_settings(request: Request, services: ServicesDep) -> dict[str, Any]:
+    body = await native.json_object(request)
+    for name, value in body.items():
+        if name != SWITCH:
+            raise InvalidRequest.of(name[:64], f"is no setting here; there is {SWITCH}")
+        if not isinstance(value, bool):
+            raise InvalidRequest.of(name, "must be true or false")
+    if not body:
+        return {"status": "no_change", "message": f"send {SWITCH}"}
+    await services.queue.store.write_state(SWITCH, "true" if body[SWITCH] else "false")
+    return {"status": "updated", "updated": body}
+
+
+async def _is_on(services: Services) -> bool:
+    return await services.queue.store.read_state(SWITCH) != "false"
+
+
+def _there(services: Services) -> list[ModelRow]:
+    why_not = services.plan.resolver.why_not_here
+    return [row for row in services.plan.catalog if why_not(row) is None]
+
+
+def _row(services: Services, name: str) -> ModelRow:
+    """The model by our id, or by mflux's name of the same weights. Raises NotFound, as the router does."""
+    catalog, why_not = services.plan.catalog, services.plan.resolver.why_not_here
+    known = [
+        row
+        for each in (name, "mflux-" + name.removeprefix("flux-"))
+        if (row := catalog.get(each)) is not None
+    ]
+    for row in known:
+        if why_not(row) is None:
+            return row
+    reason = f" ({why_not(known[0])})" if known else ""
+    there = ", ".join(row.id for row in _there(services))
+    raise NotFound(
+        f"image model {name[:64]!r} not available on any node{reason}. Available: {there}"
+    )
+
+
+def _event(services: Services, job: Job) -> dict[str, Any]:
+    is_done = job.status is JobStatus.SUCCEEDED
+    return {
+        "timestamp": job.finished_at,
+        "model": job.request.model,
+        "node_id": services.plan.node,
+        "status": "completed" if is_done else "failed",
+        "generation_ms": round(answers.generation_time_ms(job)) if is_done else 0,
+        "width": job.request.width,
+        "height": job.request.height,
+        "tags": list(job.request.tags),
+        "error": job.error.message if job.error is not None else "",
+    }
