@@ -54,6 +54,11 @@ _SUMS = (
     "coalesce(sum(gpu_seconds), 0.0) AS gpu_seconds, coalesce(sum(cost_usd), 0.0) AS cost_usd, "
     "max(finished_at) AS last_at"
 )
+# Where no service was ever started.
+_NO_ROWS = (
+    "SELECT NULL AS day, NULL AS owner, NULL AS service, NULL AS backend, NULL AS model, '[]' AS tags, "
+    "0 AS images, 0 AS megapixels, 0 AS gpu_seconds, 0 AS cost_usd, NULL AS finished_at WHERE 0"
+)
 _WHERE = "day BETWEEN :from_day AND :to_day AND (:owner IS NULL OR owner = :owner)"
 # Of jobs that have ended what clouds charged on the day; of those that have not, what was estimated.
 _SPENT = """
@@ -145,6 +150,7 @@ class Usage:
             every = " UNION ALL ".join(
                 f"SELECT '{name}' AS service, * FROM {name}.usage" for name in names
             )
+            every = every or _NO_ROWS
             totals = dict(
                 db.execute(f"SELECT {_SUMS} FROM ({every}) WHERE {_WHERE}", values).fetchone()
             )
