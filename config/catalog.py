@@ -63,6 +63,7 @@ class ModelRow(BaseModel):
     family: str
     backend: str
     source: str
+    other_sources: tuple[str, ...] = ()
     licence: str
     ways: Annotated[tuple[Way, ...], Field(min_length=1)]
     device: Literal["any", "gpu", "apple"]
@@ -203,7 +204,7 @@ def _row(path: Path, model_id: str, table: Any) -> ModelRow:
             f"{path}: {model_id} is no table; a model is written as [{model_id}]"
         )
     values = {**(_OF_THE_CLOUD if "cloud" in table else {}), **table, "id": model_id}
-    for name in ("ways", "requires", "example_prompts", "command"):
+    for name in ("ways", "requires", "example_prompts", "command", "other_sources"):
         if isinstance(table.get(name), list):
             values[name] = tuple(table[name])
     try:

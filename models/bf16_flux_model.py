@@ -42,10 +42,16 @@ def load(row: ModelRow, options: LoadOptions) -> ImageModel:
     if hasattr(family, "load"):
         return family.load(row, options, PROFILE)
     device = torch.device(options.devices[-1])
-    pipeline = open_pipeline(row, options, family.MODEL.pipeline_class(row), compute_dtype(device))
+    pipeline = open_pipeline(
+        row,
+        options,
+        family.MODEL.pipeline_class(row),
+        compute_dtype(device),
+        **family.MODEL.READ_WITH,
+    )
     compute = "BF16 weights widened to FP32" if device.type == "cpu" else "BF16"
     family.MODEL.prepare(pipeline)
-    offloads = must_offload(row, options.devices)
+    offloads = must_offload(row, options.devices) if options.offload is None else options.offload
     if offloads:
         compute = "BF16, weights waiting in main memory"
     model = family.MODEL(

@@ -36,6 +36,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from config.catalog import ModelRow, load_catalog
 from config.settings import ROOT
+from tests import tiny_models_sd
 
 EMBEDDED = ROOT / "models" / "embedded"
 WIDTH = 64  # of the transformers: 2 heads of 32
@@ -114,7 +115,7 @@ def _flux1_fill(row: ModelRow, folder: Path) -> dict[str, Any]:
 
 
 def _flux2(row: ModelRow, folder: Path) -> dict[str, Any]:
-    tokenizer = _tokenizer(folder)
+    tokenizer = qwen_tokenizer()
     qwen = Qwen3Config(
         vocab_size=len(tokenizer), hidden_size=TEXT_WIDTH, intermediate_size=TEXT_WIDTH, head_dim=16,
         num_hidden_layers=30, num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True,
@@ -138,7 +139,7 @@ def _flux2(row: ModelRow, folder: Path) -> dict[str, Any]:
     return {"hidden_size": WIDTH}
 
 
-def _tokenizer(folder: Path) -> Any:
+def qwen_tokenizer() -> Any:
     """Qwen's, of single bytes."""
     vocabulary = {letter: number for number, letter in enumerate(bytes_to_unicode().values())}
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -177,4 +178,5 @@ BUILDERS: dict[str, Callable[[ModelRow, Path], dict[str, Any]]] = {
     "flux1-fill": _flux1_fill,
     "flux1-kontext": _flux1,
     "flux2": _flux2,
+    **tiny_models_sd.BUILDERS,
 }

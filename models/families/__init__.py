@@ -22,6 +22,9 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
         "flux1-kontext": "models.families.flux1_kontext",
         "flux2": "models.families.flux2_klein",
         "mflux": "models.families.mflux",
+        "sdxl": "models.families.stable_diffusion_xl",
+        "stable-diffusion": "models.families.stable_diffusion",
+        "z-image": "models.families.z_image",
     }
 )
 

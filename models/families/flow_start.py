@@ -83,7 +83,7 @@ def start(
     picture = torch.cat([latents_of[id(drawing.image)] for drawing in drawings])
     mask = None
     if request.mask is not None:
-        masks = [_latent_mask(drawing.mask, latent_px, channels) for drawing in drawings]
+        masks = [latent_mask(drawing.mask, latent_px, channels) for drawing in drawings]
         mask = torch.cat([pack_mask(each.to(noise.device, noise.dtype)) for each in masks])
     return Start(
         latents=level * noise + (1.0 - level) * picture,
@@ -107,7 +107,7 @@ def pixels_of(image: Image.Image) -> torch.Tensor:
     return pixels.float() / 127.5 - 1
 
 
-def _latent_mask(mask: Image.Image, latent_px: int, channels: int) -> torch.Tensor:
+def latent_mask(mask: Image.Image, latent_px: int, channels: int) -> torch.Tensor:
     """How free each latent is, (1, channels, h, w): as free as the freest of the pixels it is for."""
     values = torch.from_numpy(numpy.array(mask))[None, None].float() / 255  # (1, 1, height, width)
     return functional.max_pool2d(values, latent_px).repeat(1, channels, 1, 1)

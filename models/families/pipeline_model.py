@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -62,6 +62,8 @@ class PipelineModel:
     IMAGE_PARTS: ClassVar[tuple[str, ...]] = ("transformer", "vae")
     DENOISER: ClassVar[str] = "transformer"
     LORA_PARTS: ClassVar[tuple[str, ...]] = ()  # components that LoRAs have layers for
+    # What the pipeline is told when it is read, components that are left out included.
+    READ_WITH: ClassVar[Mapping[str, Any]] = {}
     # Whether pictures drawn together on a CPU have the bits they have alone (`exact_batches`).
     EXACT_BATCHES: ClassVar[bool] = False
 
