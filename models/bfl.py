@@ -141,7 +141,9 @@ class Bfl:
         ):  # a status counts, whatever HTTP says: failures come with 4xx and 5xx
             if answer.is_success or answer.status_code >= 500:
                 raise CloudUnreachable(f"{url.host} answers {answer.status_code} without a status")
-            raise self._refusal(answer, data, text, is_submit=False)
+            error = self._refusal(answer, data, text, is_submit=False)
+            error.message += f". It is about a picture that BFL took before: {MAY_COST}"
+            raise error
         assert data is not None
         self._raise_for_status(status, data)
         result = data.get("result")

@@ -52,7 +52,18 @@ DRAWS_SECONDS = 0.3
 HUGE_BYTES = 70 * 2**20
 MEGAPIXEL = 2**20
 KEY_PREFIX = "bfl_"
-PRICES = {"flux-2-pro": (3, 1.5), "flux-2-max": (7, 3), "flux-2-flex": (6, 6)}  # credits
+PRICES = {  # credits: of the first megapixel, and of each further one
+    "flux-2-pro": (3, 1.5),
+    "flux-2-max": (7, 3),
+    "flux-2-flex": (6, 6),
+    "flux-2-klein-4b": (1.4, 0.1),
+    "flux-2-klein-9b": (1.5, 0.2),
+    "flux-3-image": (4.8, 0),
+    "flux-kontext-max": (8, 0),
+    "flux-pro-1.1-ultra": (6, 0),
+    "flux-pro-1.0-fill": (5, 0),
+    "flux-dev": (2.5, 0),
+}
 TYPES = {
     "string": str,
     "integer": int,
@@ -81,6 +92,7 @@ class Cloud:
     """What there is of it, in memory."""
 
     credits: float = 1000.0
+    draws_seconds: float = DRAWS_SECONDS
     tasks: dict[str, Task] = field(default_factory=dict)
     calls: list[dict[str, Any]] = field(default_factory=list)
     tries: Counter[str] = field(
@@ -89,9 +101,9 @@ class Cloud:
     secret: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
-def create_app() -> FastAPI:
+def create_app(draws_seconds: float = DRAWS_SECONDS) -> FastAPI:
     app = FastAPI(title="Stand-in for BFL's API", docs_url=None, redoc_url=None)
-    app.state.cloud = Cloud()
+    app.state.cloud = Cloud(draws_seconds=draws_seconds)
 
     @app.middleware("http")
     async def keep(request: Request, call_next: Any) -> Response:
@@ -113,7 +125,7 @@ def create_app() -> FastAPI:
 
     @app.post("/__reset")
     async def reset(credits: float = 1000.0) -> dict[str, Any]:
-        app.state.cloud = Cloud(credits=credits)
+        app.state.cloud = Cloud(credits=credits, draws_seconds=draws_seconds)
         return {"credits": credits}
 
     @app.get("/v1/credits")
@@ -168,7 +180,7 @@ async def _submit(cloud: Cloud, request: Request, model: str) -> Response:
         return JSONResponse({"detail": "Insufficient credits"}, 402)
     cloud.credits -= cost
     task_id = secrets.token_hex(16)
-    delay = float(words.get("delay", DRAWS_SECONDS))
+    delay = float(words.get("delay", cloud.draws_seconds))
     cloud.tasks[task_id] = Task(
         model=model, body=body, words=words, ready_at=time.monotonic() + delay
     )

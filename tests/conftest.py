@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,6 +56,23 @@ def keyed_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeyedSer
         yield running
     finally:
         running.close()
+
+
+@pytest.fixture(scope="session")
+def stand_in() -> Iterator[Any]:
+    """The stand-in for BFL's cloud, running; tests take `cloud`."""
+    from tests.cloud import StandIn  # it brings a server: only for those who ask for it
+
+    running = StandIn().start()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def cloud(stand_in: Any) -> Any:
+    """The stand-in for BFL's cloud as it is when it was just started."""
+    stand_in.reset()
+    return stand_in
 
 
 @pytest.fixture
