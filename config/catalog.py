@@ -160,6 +160,15 @@ class Catalog:
         rows = (row for row in self if row.cloud is not None)
         return next((row for row in rows if name in (row.id, row.source)), None)
 
+    def of_backend(self, backend: str, name: str) -> ModelRow | None:
+        """A backend's row by its id, or by a name of its files on the Hub, however that is written."""
+        wanted = name.strip().casefold()
+        for row in self:
+            names = (row.id, row.source, *row.other_sources)
+            if row.backend == backend and wanted in map(str.casefold, names):
+                return row
+        return None
+
     @property
     def ids(self) -> tuple[str, ...]:
         return tuple(self._rows)
@@ -195,6 +204,28 @@ def choose_default(
         DEFAULT_WITHOUT_GPU,
         f"no GPU is used ({why_no_gpu}), so the small model that ships with the project draws",
     )
+
+
+def choose_backend_defaults(
+    catalog: Catalog, wanted: Mapping[str, tuple[str, str]]
+) -> dict[str, str]:
+    """The models of requests that name a backend alone, as configured: (setting, value) by backend.
+
+    Raises ConfigurationError for a value that is no model of the backend.
+    """
+    chosen = {}
+    for backend, (setting, value) in wanted.items():
+        if value.strip().lower() in ("", "auto"):
+            continue
+        row = catalog.of_backend(backend, value)
+        if row is None:
+            there = [f"{row.id} ({row.source})" for row in catalog if row.backend == backend]
+            raise ConfigurationError(
+                f"{setting} = {value!r}: the backend {backend} has no such model; it has {', '.join(there)}. "
+                "Another checkpoint is a row more in config/models.toml"
+            )
+        chosen[backend] = row.id
+    return chosen
 
 
 def _row(path: Path, model_id: str, table: Any) -> ModelRow:

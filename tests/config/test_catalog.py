@@ -10,7 +10,13 @@ from typing import Any
 
 import pytest
 
-from config.catalog import MAX_STEPS, Catalog, choose_default, load_catalog
+from config.catalog import (
+    MAX_STEPS,
+    Catalog,
+    choose_backend_defaults,
+    choose_default,
+    load_catalog,
+)
 from config.errors import ConfigurationError
 from config.settings import ROOT
 
@@ -149,3 +155,35 @@ def test_default_that_is_configured_wins(gpus: tuple[str, ...]) -> None:
 def test_default_that_the_catalog_lacks_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="FLUX_MODEL.*no-such.*embedded"):
         choose_default(load_catalog(), "no-such", (), "")
+
+
+# The default of a backend
+
+
+@pytest.mark.parametrize(
+    ("value", "model"),
+    [
+        ("sdxl-base", "sdxl-base"),
+        ("stabilityai/stable-diffusion-xl-base-1.0", "sdxl-base"),
+        ("runwayml/stable-diffusion-v1-5", "stable-diffusion-v1-5"),
+        ("StabilityAI/Stable-Diffusion-2-1 ", "stable-diffusion-2-1"),
+    ],
+)
+def test_backend_default_is_named_by_its_id_or_its_name_on_the_hub(value: str, model: str) -> None:
+    assert choose_backend_defaults(load_catalog(), {"sd": ("A", value)}) == {"sd": model}
+
+
+def test_backend_default_that_nobody_chose_is_left_open() -> None:
+    assert choose_backend_defaults(load_catalog(), {"sd": ("A", "auto"), "mflux": ("B", "")}) == {}
+
+
+def test_backend_default_of_another_backend_is_refused_with_what_there_is() -> None:
+    with pytest.raises(ConfigurationError, match="SD_MODEL_ID.*no such model.*sdxl-base"):
+        choose_backend_defaults(load_catalog(), {"sd": ("SD_MODEL_ID", "flux-schnell")})
+
+
+def test_backend_names_on_the_hub_mean_one_model_of_it() -> None:
+    seen: dict[tuple[str, str], str] = {}
+    for row in load_catalog():
+        for name in (row.id, row.source, *row.other_sources):
+            assert seen.setdefault((row.backend, name.casefold()), row.id) == row.id
