@@ -15,7 +15,13 @@ from starlette.requests import HTTPConnection
 
 from api.auth import EVERYBODY, Access, access_of
 from api.input_sources import InputSources, Looked
-from config.catalog import Catalog, DefaultModel, choose_default, load_catalog
+from config.catalog import (
+    Catalog,
+    DefaultModel,
+    choose_backend_defaults,
+    choose_default,
+    load_catalog,
+)
 from config.errors import BadPicture, ConfigurationError, NotFound
 from config.settings import Settings
 from models.bfl_prices import Prices, load_prices
@@ -142,7 +148,18 @@ def make_plan(settings: Settings, profile: PrecisionProfile, chance: Chance | No
     keys = Keyring(settings, chance)
     keys.require()
     loras = LoraManager(settings, profile, catalog, chance)
-    resolver = RequestResolver(catalog, default, profile, placement, chance, loras, settings.cloud)
+    models = settings.models
+    backend_defaults = choose_backend_defaults(
+        catalog,
+        {
+            "sd": ("FLUX_SD_MODEL_ID (or SD_MODEL_ID)", models.sd_model_id),
+            "flux-local": ("FLUX_LOCAL_MODEL_ID (or SD_FLUX_MODEL_ID)", models.local_model_id),
+        },
+    )
+    resolver = RequestResolver(
+        catalog, default, profile, placement, chance, loras, settings.cloud, backend_defaults,
+        settings.models,
+    )  # fmt: skip
     if catalog.of_cloud(settings.cloud.bfl_default_model) is None:
         names = ", ".join(row.source for row in catalog if row.cloud is not None)
         raise ConfigurationError(

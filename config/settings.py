@@ -122,6 +122,10 @@ class WorkerSettings(Section):
         le=8,
         description="Start this many CPU workers in place of GPUs, for trying and testing.",
     )
+    device: Literal["auto", "cuda", "mps", "cpu"] = Field(
+        "auto",
+        description="What draws: `cuda` (NVIDIA), `mps` (Apple's GPU), `cpu`; `auto`: the first of them there is.",
+    )
     gpu_mode: Literal["each", "split"] = Field(
         "each",
         description="`each`: a worker per GPU; `split`: one worker, its model spread over all GPUs.",
@@ -190,6 +194,11 @@ class ModelSettings(Section):
         "memory",
         description="FP4 on Ada and Hopper: keep 4-bit weights and convert tile by tile, or convert once at load.",
     )
+    sd_model_id: str = Field(
+        "auto",
+        description="The model of a request that names `backend: sd` and no model, by its id or its name on the Hub; `auto`: the first that runs here.",
+    )
+    local_model_id: str = Field("auto", description="The same for `backend: flux-local`.")
     mflux_quantize: int = Field(
         0,
         description="Bits of the weights of mflux's models (Apple Silicon): 3, 4, 5, 6 or 8; 0: BF16.",
@@ -197,6 +206,22 @@ class ModelSettings(Section):
     models_dir: ProjectPath = Field(
         ROOT / "models_cache",
         description="Where fetched models are kept (unless HF_HOME is set).",
+    )
+    model_memory_gib: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
+        "auto",
+        description="What the models of a worker may take together, GiB; `auto`: a GPU's memory but 1 GiB, half of main memory on a CPU.",
+    )
+    offload: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Weights wait in main memory until a GPU needs them (slower): where they do not fit, always, never.",
+    )
+    safety_checker: Literal["off", "flag", "block"] = Field(
+        "flag",
+        description="Pictures not safe for work: `flag` stores them blurred, `block` fails the job. Needs weights, see docs/models.md.",
+    )
+    safety_model: str = Field(
+        "auto",
+        description="Weights of the checker: a folder or a Hugging Face id; `auto`: what is on this machine.",
     )
 
     @field_validator("mflux_quantize")
@@ -286,6 +311,10 @@ OTHER_NAMES: Mapping[str, str] = {
     "SD_BFL_DEFAULT_MODEL": "FLUX_BFL_DEFAULT_MODEL",
     "SD_BFL_POLL_INTERVAL": "FLUX_BFL_POLL_INTERVAL",
     "SD_BFL_POLL_TIMEOUT": "FLUX_BFL_POLL_TIMEOUT",
+    "SD_DEVICE": "FLUX_DEVICE",
+    "SD_MODEL_ID": "FLUX_SD_MODEL_ID",
+    "SD_FLUX_MODEL_ID": "FLUX_LOCAL_MODEL_ID",
+    "SD_SAFETY_CHECKER": "FLUX_SAFETY_CHECKER",
 }
 SECRETS = frozenset({"api_keys", "bfl_api_key"})
 

@@ -28,6 +28,7 @@ class PrecisionProfile:
     lora_mode: LoraMode
     loader: str | None  # "module:function" that loads a catalog row; None: not built
     not_built: str = ""  # why there is no loader
+    why_not_mps: str = ""  # why its large models do not run on Apple's GPU
 
     @property
     def service(self) -> str:
@@ -50,6 +51,7 @@ _PROFILES = {
         engines=("nunchaku", "nvfp4"),
         lora_mode=LoraMode.MERGED,
         loader="models.fp4_flux_model:load",
+        why_not_mps="four-bit weights have 8-bit scales that Apple's GPU cannot read; use the BF16 service",
     ),
 }
 

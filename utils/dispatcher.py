@@ -265,13 +265,14 @@ class Dispatcher:
 
     async def _unload_idle(self, worker: Worker, now: float) -> None:
         limit = self._settings.worker.idle_unload_seconds
-        if limit and worker.is_free and worker.model and now - worker.last_sign > limit:
+        held = list(worker.models) or ([worker.model] if worker.model else [])
+        if limit and worker.is_free and held and now - worker.last_sign > limit:
             log.info(
                 "worker %s gives %s back after %g s without a job",
                 worker.name,
-                worker.model,
+                ", ".join(held),
                 limit,
-                extra={"action": "idle_unload", "model": worker.model},
+                extra={"action": "idle_unload", "model": held},
             )
             await worker.unload()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,12 @@ class WorkerSlot:
     name: str
     gpus: tuple[Gpu, ...] = ()
     cpu_devices: int = 1  # stand-ins for as many GPUs in split mode
+    is_apple: bool = False  # Apple's GPU, by MPS
+
+    @property
+    def kind(self) -> str:
+        """What torch calls such devices."""
+        return "cuda" if self.gpus else "mps" if self.is_apple else "cpu"
 
     @property
     def visible_devices(self) -> str:
@@ -66,6 +73,8 @@ def place_workers(settings: WorkerSettings, environ: Mapping[str, str] = os.envi
 
     Raises ConfigurationError for a GPU that is asked for and not there.
     """
+    if settings.device in ("cpu", "mps"):
+        return _without_cuda(settings)
     if settings.fake_gpus:
         slots = tuple(WorkerSlot(name=f"cpu{i}") for i in range(settings.fake_gpus))
         why = f"FLUX_FAKE_GPUS asks for {settings.fake_gpus} CPU workers"
@@ -77,6 +86,12 @@ def place_workers(settings: WorkerSettings, environ: Mapping[str, str] = os.envi
         visible = environ.get("CUDA_VISIBLE_DEVICES")
         if gpus and visible is not None:
             gpus, why = _narrow(gpus, visible), f"CUDA_VISIBLE_DEVICES is {visible!r}"
+        if not gpus and settings.device == "cuda":
+            raise ConfigurationError(
+                f"FLUX_DEVICE is cuda, and there is no NVIDIA GPU: {why}; auto takes what there is"
+            )
+        if not gpus and is_apple_silicon():
+            return Placement(_MPS, f"{why}; Apple's GPU is used")
         if not gpus:
             return Placement(_CPU, why)
         return Placement(_arranged(tuple(map(_slot, gpus)), settings), "")
@@ -90,6 +105,27 @@ def place_workers(settings: WorkerSettings, environ: Mapping[str, str] = os.envi
             f"this machine has: {there}. Leave -g out to run on what there is"
         )
     return Placement(_arranged(tuple(_slot(by_index[i]) for i in wanted), settings), "")
+
+
+def _without_cuda(settings: WorkerSettings) -> Placement:
+    if settings.gpus not in ("auto", "none"):
+        raise ConfigurationError(
+            f"FLUX_DEVICE is {settings.device}, and -g or FLUX_GPUS asks for GPU {settings.gpus}; leave one out"
+        )
+    if settings.device == "cpu":
+        slots = tuple(WorkerSlot(name=f"cpu{i}") for i in range(settings.fake_gpus)) or _CPU
+        return Placement(_arranged(slots, settings), "FLUX_DEVICE is cpu")
+    if not is_apple_silicon():
+        raise ConfigurationError(
+            "FLUX_DEVICE is mps, which is the GPU of Apple's own chips (macOS on arm64); this is "
+            f"{platform.system()} on {platform.machine()}. auto takes what there is"
+        )
+    return Placement(_MPS, "FLUX_DEVICE is mps: Apple's GPU is used")
+
+
+def is_apple_silicon() -> bool:
+    """Whether this machine's GPU is Apple's, which torch computes on by MPS."""
+    return platform.system() == "Darwin" and platform.machine() == "arm64"
 
 
 def _arranged(slots: tuple[WorkerSlot, ...], settings: WorkerSettings) -> tuple[WorkerSlot, ...]:
@@ -195,3 +231,4 @@ def _text(value: object) -> str:
 
 
 _CPU = (WorkerSlot(name="cpu"),)
+_MPS = (WorkerSlot(name="mps", is_apple=True),)

@@ -402,10 +402,12 @@ class QueueManager:
             )
         )
 
-    async def unload_model(self) -> list[WorkerOutcome]:
-        """Give back the memory of every worker that has no job."""
+    async def unload_model(self, model_id: str | None = None) -> list[WorkerOutcome]:
+        """Have every worker that has no job let go of a model, or of all."""
         return list(
-            await asyncio.gather(*(self._unload_on(worker) for worker in self.local_workers))
+            await asyncio.gather(
+                *(self._unload_on(worker, model_id) for worker in self.local_workers)
+            )
         )
 
     # WorkerListener
@@ -435,7 +437,11 @@ class QueueManager:
                 data = {"model": event.model, "what": event.what, "fraction": event.fraction}
                 for job_id in worker.jobs:
                     self.bus.publish("loading", job_id, data=data)
+                if not worker.jobs:
+                    self.bus.publish("loading", data=data | {"worker": worker.name})
             case events.Loaded():
+                if not event.milliseconds:
+                    return await self._notify()  # it was there already
                 log.info(
                     "worker %s loaded %s in %.0f ms",
                     worker.name,
@@ -545,12 +551,17 @@ class QueueManager:
             return WorkerOutcome(worker.name, False, worker.last_load_error or worker.last_death)
         return WorkerOutcome(worker.name, True)
 
-    async def _unload_on(self, worker: Worker) -> WorkerOutcome:
+    async def _unload_on(self, worker: Worker, model_id: str | None) -> WorkerOutcome:
         if worker.state is not WorkerState.IDLE:
             return WorkerOutcome(worker.name, False, f"the worker is {worker.state.value}")
-        if worker.model is not None:
-            await worker.unload()
-            await self._until(lambda: worker.model is None)
+
+        def is_gone() -> bool:
+            held = {worker.model, *worker.models} - {None}
+            return not held if model_id is None else model_id not in held
+
+        if not is_gone():
+            await worker.unload(model_id)
+            await self._until(is_gone)
         return WorkerOutcome(worker.name, True)
 
     def _require_open(self, owner: str) -> None:

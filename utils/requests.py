@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from config.catalog import (
     CLOUD_BACKEND,
@@ -14,11 +15,11 @@ from config.catalog import (
     Way,
 )
 from config.errors import FieldError, InvalidRequest, ModelUnavailable, UnsupportedHardware
-from config.settings import CloudSettings
+from config.settings import CloudSettings, ModelSettings
 from models.families import mflux_command
-from models.precision import PrecisionProfile
+from models.precision import PrecisionProfile, profile_of
 from models.types import MAX_SEED, GenerationRequest, OutputFormat
-from utils import cloud_limits
+from utils import cloud_limits, main_memory, model_memory
 from utils.clock import Chance
 from utils.gpu_manager import Placement, WorkerSlot
 from utils.input_pictures import InputPicture
@@ -27,6 +28,7 @@ from utils.lora_manager import LoraManager
 
 DRAWN_SEED = -1
 NO_CLOUD = CloudSettings()
+NO_LIMITS = ModelSettings()
 # How much of an image is drawn anew where the request does not say: diffusers' default, and with a
 # mask all of what is white.
 DEFAULT_STRENGTH = 0.6
@@ -92,8 +94,12 @@ class RequestResolver:
         chance: Chance,
         loras: LoraManager,
         cloud: CloudSettings = NO_CLOUD,
+        backend_defaults: Mapping[str, str] = MappingProxyType({}),
+        models: ModelSettings = NO_LIMITS,
     ) -> None:
+        self._models = models
         self.catalog = catalog
+        self._backend_defaults = backend_defaults
         self._cloud = cloud
         self._profile = profile
         self._placement = placement
@@ -173,7 +179,10 @@ class RequestResolver:
         if row.cloud is not None:
             return self._why_no_cloud
         if row.memory_gib.get(self._profile.name) is None:
-            return f"{row.id} has no {self._profile.title} weights; this service is {self._profile.title}"
+            ours = self._profile.title
+            others = " and ".join(profile_of(name).title for name in row.memory_gib)
+            instead = f"ask the {others} service" if others else "nothing here draws it"
+            return f"{row.id} has no {ours} weights, and this service is {ours}; {instead}"
         reasons = [self.why_not_on(slot, row) for slot in self._placement.slots]
         return None if None in reasons else "; ".join(dict.fromkeys(filter(None, reasons)))
 
@@ -184,11 +193,19 @@ class RequestResolver:
             return f"{row.id} has no {self._profile.title} weights"
         if row.device == "apple":
             return mflux_command.why_not_here(row)
-        if len(slot.gpus) < 2:
+        if len(slot.gpus) < 2 and self._models.offload != "off":
             needed = row.offloaded_gib.get(self._profile.name, needed)
+        budget = self._models.model_memory_gib
+        if budget != "auto" and budget < needed:
+            return (
+                f"{row.id} needs {needed:g} GiB in {self._profile.title}, and FLUX_MODEL_MEMORY_GIB "
+                f"allows {budget:g}"
+            )
+        if slot.is_apple:
+            return self._why_not_on_apple(row)
         if not slot.gpus:
             if row.device == "any":
-                return None
+                return _why_no_room(row, needed * model_memory.WIDENING)
             return (
                 f"{row.id} needs a GPU with {needed:g} GiB, and this service runs on the CPU "
                 f"({self._placement.why_no_gpu})"
@@ -208,6 +225,18 @@ class RequestResolver:
                 f"{last.name} has {last.memory_total_mib / 1024:.1f} GiB"
             )
         return None
+
+    def _why_not_on_apple(self, row: ModelRow) -> str | None:
+        """Of its memory macOS gives the GPU a part, and weights have nowhere else to wait."""
+        if self._profile.why_not_mps and row.device == "gpu":
+            return f"{row.id}: {self._profile.why_not_mps}"
+        needed, there = row.memory_gib[self._profile.name], main_memory.total_gib()
+        if needed <= there * model_memory.APPLE_SHARE:
+            return None
+        return (
+            f"{row.id} needs {needed:g} GiB of GPU memory, and macOS gives Apple's GPU about "
+            f"{there * model_memory.APPLE_SHARE:.0f} of this machine's {there:.0f} GiB"
+        )
 
     @property
     def _why_no_cloud(self) -> str | None:
@@ -346,6 +375,8 @@ class RequestResolver:
             return named if of_cloud is None else of_cloud.id
         if model is not None:
             return model
+        if backend in self._backend_defaults:
+            return self._backend_defaults[backend]
         rows = [row for row in self.catalog if row.backend == backend]
         if not rows or self.catalog[self.default.id] in rows:
             return self.default.id
@@ -418,3 +449,10 @@ def _is_side(row: ModelRow, value: int) -> bool:
 
 def _either(value: float | None, default: float) -> float:
     return default if value is None else float(value)
+
+
+def _why_no_room(row: ModelRow, needed: float) -> str | None:
+    there = main_memory.total_gib()
+    if needed <= there:
+        return None
+    return f"{row.id} needs {needed:g} GiB of main memory on a CPU, and there are {there:.1f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Any
 
 from fastapi import APIRouter
@@ -11,6 +12,7 @@ from api.schemas import ModelBody
 from api.services import Services, ServicesDep
 from config.catalog import ModelRow
 from config.errors import InvalidRequest, ModelUnavailable
+from utils.clock import rfc3339
 from utils.queue_manager import WorkerOutcome
 from utils.worker.parent import Worker
 
@@ -40,7 +42,7 @@ async def list_backends(services: ServicesDep) -> dict[str, Any]:
 @router.get("/model-status", summary="What each worker has loaded")
 async def model_status(services: ServicesDep) -> dict[str, Any]:
     workers = services.queue.local_workers
-    is_loaded = any(worker.model is not None for worker in workers)
+    is_loaded = any(worker.model is not None or worker.models for worker in workers)
     return {
         "loaded": is_loaded,
         # The older words.
@@ -56,6 +58,7 @@ async def model_status(services: ServicesDep) -> dict[str, Any]:
                 "engine": worker.engine,
                 "compute": worker.compute,
                 "loading": _loading_json(worker),
+                "models": _held_json(worker, services.plan.chance.now()),
                 "device": worker.device,
                 "memory_mib": worker.memory_mib,
                 "load_error": worker.last_load_error,
@@ -82,10 +85,15 @@ async def load_model(services: ServicesDep, body: ModelBody | None = None) -> di
     return {"model": row.id, "loaded": True, "workers": _outcomes(outcomes)}
 
 
-@router.post("/unload-model", summary="Give back the memory of every idle worker")
-async def unload_model(services: ServicesDep) -> dict[str, Any]:
-    outcomes = await services.queue.unload_model()
+@router.post("/unload-model", summary="Have every idle worker let go of a model, or of all")
+async def unload_model(services: ServicesDep, body: ModelBody | None = None) -> dict[str, Any]:
+    """`model` names one; left out: all that are loaded."""
+    wanted = None if body is None or body.model is None else body.model
+    if wanted is not None:
+        services.plan.resolver.model(wanted)
+    outcomes = await services.queue.unload_model(wanted)
     return {
+        "model": wanted,
         "unloaded": all(outcome.done for outcome in outcomes),
         "workers": _outcomes(outcomes),
     }
@@ -159,6 +167,20 @@ def _loading_json(worker: Worker) -> dict[str, Any] | None:
         return None
     what, fraction = worker.loading
     return {"what": what, "fraction": fraction}
+
+
+def _held_json(worker: Worker, now: datetime) -> list[dict[str, Any]]:
+    """What is loaded, most recently used first."""
+    held = sorted(worker.models, key=worker.idle_seconds)
+    return [
+        {
+            "model": model,
+            "memory_gib": worker.models[model].gib,
+            "idle_seconds": round(worker.idle_seconds(model), 1),
+            "last_used_at": rfc3339(now - timedelta(seconds=worker.idle_seconds(model))),
+        }
+        for model in held
+    ]
 
 
 def _outcomes(outcomes: list[WorkerOutcome]) -> list[dict[str, Any]]:

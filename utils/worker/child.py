@@ -1,4 +1,4 @@
-"""The worker process: holds one model on its device and draws what it is given.
+"""The worker process: holds models on its device and draws what it is given.
 
 Three exits. Told to (`Shutdown`), or the service is gone (the socket ends): status 0. A CUDA
 error that poisons the context: status 70, because every later call would fail too; the service
@@ -11,8 +11,6 @@ model that draws without it is up in a fraction of the time.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import importlib
 import logging
 import os
@@ -25,7 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from config.catalog import Catalog, load_catalog
+from config.catalog import Catalog, ModelRow, load_catalog
 from config.errors import FluxError
 from models.types import (
     GenerationRequest,
@@ -37,10 +35,12 @@ from models.types import (
     Stage,
 )
 from utils import images, input_pictures, metadata
+from utils.worker import device as devices
 from utils.worker import events
 from utils.worker.config import WorkerConfig
 from utils.worker.drawing import JobInHand, Run
 from utils.worker.outbox import Outbox
+from utils.worker.residents import Residents
 
 log = logging.getLogger("worker")
 
@@ -60,9 +60,10 @@ class Child:
         self._commands: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._cancelled: set[str] = set()
         self._stopping = False
-        self._model: ImageModel | None = None
-        self._model_id: str | None = None
-        self._devices: list[str] = []
+        self._model_id: str | None = None  # the one that was drawn with last
+        self._look_around: Callable[[], None] = lambda: None
+        self._device: devices.Device
+        self._residents: Residents
         self._outbox = Outbox(_on_outbox_error)
 
     def run(self) -> None:
@@ -75,8 +76,7 @@ class Child:
                 case events.Load():
                     self._load_alone(command.model)
                 case events.Unload():
-                    self._unload()
-                    self.send(events.Unloaded(memory_mib=self._memory_mib()))
+                    self._unload(command.model)
         self._outbox.flush()
 
     # Reader thread
@@ -102,15 +102,23 @@ class Child:
         torch = _torch()
         if torch and self._config.threads:
             torch.set_num_threads(self._config.threads)
-        if torch and torch.cuda.is_available():
-            self._devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-        else:
-            self._devices = ["cpu"] * self._config.devices
+        self._device = devices.find(
+            self._config.device, self._config.devices, self._config.model_memory_gib
+        )
+        self._residents = Residents(
+            self._read_model,
+            self._device,
+            self._catalog,
+            precision=self._config.precision,
+            offload=self._config.offload,
+            is_out_of_memory=self.is_out_of_memory,
+            on_change=self._tell_holds,
+        )
         versions = {
             name: importlib.metadata.version(name)
             for name in ("torch", "diffusers", "transformers")
         }
-        self.send(events.Ready(device=self._device_name(), versions=versions))
+        self.send(events.Ready(device=self._device.describe(), versions=versions))
 
     def _run(self, command: events.Run) -> None:
         jobs = [
@@ -125,13 +133,20 @@ class Child:
 
     # For `drawing.Run`
 
-    def model_for(self, model_id: str, on_loading: Callable[[], None]) -> tuple[ImageModel, float]:
-        milliseconds = 0.0
-        if self._model_id != model_id:
+    def model_for(
+        self, model_id: str, on_loading: Callable[[], None], look_around: Callable[[], None]
+    ) -> tuple[ImageModel, float]:
+        model = self._residents.use(model_id)
+        if model is None:
             on_loading()
-            milliseconds = self._load(model_id)
-        assert self._model is not None
-        return self._model, milliseconds
+            self._look_around = look_around
+            try:
+                return self._load(model_id)
+            finally:
+                self._look_around = lambda: None
+        if self._model_id != model_id:
+            self._announce(model_id, model, 0.0)
+        return model, 0.0
 
     def open_inputs(self, request: GenerationRequest) -> tuple[Any, Any, tuple[Any, ...]]:
         size, folder = (request.width, request.height), self._config.inputs_dir
@@ -152,11 +167,9 @@ class Child:
             os._exit(0)  # the service puts the job back into the queue
 
     def give_back_memory(self) -> None:
-        gc.collect()
-        if (torch := _torch()) and self._is_on_gpu:
-            for device in self._devices:
-                with torch.cuda.device(device):
-                    torch.cuda.empty_cache()
+        """Room for what was refused: models that are not drawn with go, and what nobody uses."""
+        self._residents.keep_only(self._model_id)
+        self._device.give_back()
 
     def is_out_of_memory(self, error: Exception) -> bool:
         if isinstance(error, OutOfMemory | MemoryError):
@@ -251,7 +264,7 @@ class Child:
             images=tuple(job.files[index] for index in range(job.request.num_images)),
             engine=engine,
             precision=self._config.precision,
-            device=self._device_name(),
+            device=self._device.describe(),
             timings_ms={name: round(value, 1) for name, value in job.timings.items()},
             loras=job.loras,
         )
@@ -264,9 +277,11 @@ class Child:
     # The model
 
     def _load_alone(self, model_id: str) -> None:
-        if self._model_id == model_id:
-            return self._announce(0.0)
         try:
+            model = self._residents.use(model_id)
+            if model is not None:
+                return self._announce(model_id, model, 0.0)
+            self._look_around = self.leave_if_stopping
             self._load(model_id)
         except FluxError as error:
             self.send(events.LoadFailed(model=model_id, code=error.code, message=error.message))
@@ -276,65 +291,62 @@ class Child:
             log.exception("loading failed", extra={"action": "load_failed", "model": model_id})
             message = f"model {model_id} could not be loaded: {type(error).__name__}; the service's log has the details"
             self.send(events.LoadFailed(model=model_id, code="model_unavailable", message=message))
+        finally:
+            self._look_around = lambda: None
 
-    def _load(self, model_id: str) -> float:
-        """Load a model in place of the present one; returns ms."""
-        self._unload()
+    def _load(self, model_id: str) -> tuple[ImageModel, float]:
+        """Load a model, with room made for it first; returns it and ms."""
+        self._model_id = None
         self.send(events.Loading(model=model_id))
         started = time.perf_counter()
+        model = self._residents.load(model_id)
+        milliseconds = (time.perf_counter() - started) * 1000
+        self._announce(model_id, model, milliseconds)
+        return model, milliseconds
+
+    def _read_model(self, row: ModelRow, offload: bool | None) -> ImageModel:
+        """The precision's loader, told what it must know."""
+
+        def on_progress(what: str, fraction: float) -> None:
+            self._look_around()
+            self.send(events.Loading(model=row.id, what=what, fraction=round(fraction, 3)))
+
         options = LoadOptions(
-            devices=tuple(self._devices),
+            devices=self._device.names,
             models_dir=self._config.models_dir,
             loras_dir=self._config.loras_dir,
             allow_download=self._config.allow_download,
+            reserve_bytes=self._config.reserve_bytes,
+            offload=offload,
             engine=self._config.engine,
             fp8_weights=self._config.fp8_weights,
             mflux_quantize=self._config.mflux_quantize,
-            on_progress=lambda what, fraction: self.send(
-                events.Loading(model=model_id, what=what, fraction=round(fraction, 3))
-            ),
+            on_progress=on_progress,
         )
-        self._model = self._load_model(self._catalog[model_id], options)
-        self._model_id = model_id
-        milliseconds = (time.perf_counter() - started) * 1000
-        self._announce(milliseconds)
-        return milliseconds
+        return self._load_model(row, options)
 
-    def _announce(self, milliseconds: float) -> None:
-        assert self._model is not None and self._model_id is not None
+    def _announce(self, model_id: str, model: ImageModel, milliseconds: float) -> None:
+        self._model_id = model_id
         self.send(
             events.Loaded(
-                model=self._model_id,
-                engine=self._model.engine,
-                compute=self._model.compute,
-                batches_exactly=self._model.batches_exactly,
+                model=model_id,
+                engine=model.engine,
+                compute=model.compute,
+                batches_exactly=model.batches_exactly,
                 milliseconds=round(milliseconds, 1),
-                memory_mib=self._memory_mib(),
+                memory_mib=self._device.memory_mib(),
             )
         )
 
-    def _unload(self) -> None:
-        if self._model is not None:
-            self._model.unload()
-        self._model = self._model_id = None
-        self.give_back_memory()
-        _trim_heap()
+    def _unload(self, model_id: str | None) -> None:
+        self._residents.unload(model_id)
+        if model_id in (None, self._model_id):
+            self._model_id = None
+        self.send(events.Unloaded(memory_mib=self._device.memory_mib()))
 
-    def _memory_mib(self) -> int:
-        """Memory the worker holds: allocated on its GPUs, or resident on the CPU, MiB."""
-        if (torch := _torch()) and self._is_on_gpu:
-            return sum(torch.cuda.memory_reserved(device) for device in self._devices) // 2**20
-        with open("/proc/self/statm") as statm:
-            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20
-
-    def _device_name(self) -> str:
-        if (torch := _torch()) and self._is_on_gpu:
-            return " + ".join(torch.cuda.get_device_name(device) for device in self._devices)
-        return " + ".join(self._devices)
-
-    @property
-    def _is_on_gpu(self) -> bool:
-        return self._devices[0] != "cpu"
+    def _tell_holds(self) -> None:
+        models = [(held.model, round(held.gib, 3)) for held in self._residents.held]
+        self.send(events.Holds(models=models, memory_mib=self._device.memory_mib()))
 
     def send(self, event: Any) -> None:
         with self._send_lock:
@@ -353,14 +365,6 @@ def _on_outbox_error(error: BaseException) -> None:
     os._exit(0 if isinstance(error, BrokenPipeError) else 1)
 
 
-def _trim_heap() -> None:
-    """Give freed memory back to the system; the C library would keep much of it."""
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):
-        return  # another C library, which has its own ways
-
-
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the service's; it says Shutdown
     config = WorkerConfig.from_argument(sys.argv[1])
@@ -369,7 +373,8 @@ def main() -> None:
         level=logging.INFO,
         format=f"%(asctime)s %(levelname)s worker {config.name}: %(message)s",
     )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for name in ("httpx", "httpx2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     connection = socket.socket(fileno=config.socket_fd)
     try:
         Child(config, connection, load_catalog()).run()

@@ -18,6 +18,10 @@ class WorkerConfig:
     loras_dir: Path
     inputs_dir: Path
     allow_download: bool
+    reserve_bytes: int  # of the disk, which fetched models leave free
+    device: str  # "cuda", "mps" or "cpu"
+    model_memory_gib: float | None  # None: by the device
+    offload: str  # as ModelSettings has it
     engine: str
     fp8_weights: str
     mflux_quantize: int

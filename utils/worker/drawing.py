@@ -40,8 +40,10 @@ class Workshop(Protocol):
     max_batch_size: int
     previews_wanted: bool
 
-    def model_for(self, model_id: str, on_loading: Callable[[], None]) -> tuple[ImageModel, float]:
-        """The model, loaded, and the ms that took."""
+    def model_for(
+        self, model_id: str, on_loading: Callable[[], None], look_around: Callable[[], None]
+    ) -> tuple[ImageModel, float]:
+        """The model, loaded, and the ms that took. `look_around` is called meanwhile, and may raise Cancelled."""
 
     def open_inputs(self, request: GenerationRequest) -> tuple[Any, Any, tuple[Any, ...]]:
         """The request's image, mask and references as `Drawing` has them. Raises FluxError for a damaged one."""
@@ -124,6 +126,8 @@ class Run:
         """Draw everything; returns when the last picture was handed to the saving thread."""
         try:
             model = self._load()
+        except Cancelled:
+            return  # every job was, and each was told
         except Exception as error:
             self._fail(self._jobs, error)
             return
@@ -142,7 +146,9 @@ class Run:
         if all([self._is_gone(job) for job in self._jobs]):
             return None
         model, milliseconds = self._workshop.model_for(
-            first.request.model, lambda: self._announce(Stage.LOADING)
+            first.request.model,
+            lambda: self._announce(Stage.LOADING),
+            lambda: self._look_around([Unit(job=job, index=0) for job in self._jobs]),
         )
         for job in self._jobs:
             job.timings["load"] = milliseconds

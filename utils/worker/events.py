@@ -20,7 +20,9 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unload:
-    """Give the model's memory back."""
+    """Give the memory of a model back, or of all."""
+
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +75,17 @@ class Loading:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Holds:
+    """The models that are loaded now, with what each takes, GiB. Told when one has come or gone."""
+
+    models: list[tuple[str, float]]
+    memory_mib: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
+    """The model that is drawn with from now on; `milliseconds` is 0 where it was loaded before."""
+
     model: str
     engine: str
     compute: str
@@ -155,6 +167,7 @@ _CLASSES = {
     + (
         Ready,
         Loading,
+        Holds,
         Loaded,
         LoadFailed,
         Unloaded,

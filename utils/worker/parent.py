@@ -68,6 +68,14 @@ class GivenJob:
     unwanted_since: float | None = None  # cancelled, or over its time; the worker was told
 
 
+@dataclass(slots=True, kw_only=True)
+class HeldModel:
+    """A model that a worker has loaded: what it takes, and when it was used last (monotonic seconds)."""
+
+    gib: float
+    used_at: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Death:
     """How a worker ended, with what it had. `code` is the error of a job that is to blame."""
@@ -102,7 +110,8 @@ class Worker:
         self.slot = slot
         self.state = WorkerState.STARTING
         self.jobs: dict[str, GivenJob] = {}
-        self.model: str | None = None
+        self.model: str | None = None  # what it draws with, or drew with last
+        self.models: dict[str, HeldModel] = {}  # what it has loaded
         self.engine: str | None = None
         self.compute: str | None = None
         self.batches_exactly = False  # the model it has loaded
@@ -197,9 +206,14 @@ class Worker:
         self.state, self.last_sign = WorkerState.LOADING, self._monotonic()
         await self.send(events.Load(model=model))
 
-    async def unload(self) -> None:
+    async def unload(self, model: str | None = None) -> None:
+        """Have it let go of a model, or of all."""
         self.last_sign = self._monotonic()  # asked once, not every second
-        await self.send(events.Unload())
+        await self.send(events.Unload(model=model))
+
+    def idle_seconds(self, model: str) -> float:
+        """How long ago a model that it has loaded was used last."""
+        return max(0.0, self._monotonic() - self.models[model].used_at)
 
     async def cancel(self, job_id: str) -> None:
         """Tell it that nobody wants a job any more."""
@@ -237,6 +251,7 @@ class Worker:
             death = self._death(await self._live())
             self.jobs.clear()
             self.model = self.engine = self.compute = self.loading = None
+            self.models.clear()
             self.memory_mib = self.pid = None
             if self._stopping.is_set():
                 await self._listener.on_death(self, death)
@@ -304,6 +319,7 @@ class Worker:
                 for job_id in event.job_ids:
                     if job_id in self.jobs:
                         self.jobs[job_id].begun_at = self._monotonic()
+                        self._note_use(self.jobs[job_id].request["model"])
             case events.Progress():
                 self._note_progress(event)
             case events.Handover():
@@ -311,8 +327,10 @@ class Worker:
                 for job in self.jobs.values():
                     job.is_drawn = job.begun_at is not None
             case events.Finished() | events.Failed() | events.WasCancelled():
-                self.jobs.pop(event.job_id, None)
+                if (job := self.jobs.pop(event.job_id, None)) is not None:
+                    self._note_use(job.request["model"])
                 if not self.jobs:
+                    self.loading = None  # what was being loaded for them, in vain
                     self._idle_again(WorkerState.BUSY)
             case _:
                 self._note_model(event)
@@ -332,8 +350,24 @@ class Worker:
         if not job.is_loading:
             job.drawing_since = job.drawing_since or self._monotonic()
 
+    def _note_use(self, model: str) -> None:
+        if model in self.models:
+            self.models[model].used_at = self._monotonic()
+
+    def _note_held(self, event: events.Holds) -> None:
+        now = self._monotonic()
+        before, self.memory_mib = self.models, event.memory_mib
+        self.models = {
+            model: HeldModel(gib=gib, used_at=before[model].used_at if model in before else now)
+            for model, gib in event.models
+        }
+        if self.model not in self.models:
+            self.model = self.engine = self.compute = None
+
     def _note_model(self, event: Any) -> None:
         match event:
+            case events.Holds():
+                self._note_held(event)
             case events.Loading():
                 self.model = self.engine = self.compute = None
                 self.loading = (event.what, event.fraction)
@@ -342,6 +376,7 @@ class Worker:
                 self.batches_exactly = event.batches_exactly
                 self.memory_mib, self.loading = event.memory_mib, None
                 self.last_load_error = None
+                self._note_use(event.model)
                 for job in self.jobs.values():
                     job.is_loading = False
                 self._idle_again(WorkerState.LOADING)
@@ -349,7 +384,8 @@ class Worker:
                 self.model, self.last_load_error, self.loading = None, event.message, None
                 self._idle_again(WorkerState.LOADING)
             case events.Unloaded():
-                self.model = self.engine = self.compute = None
+                if self.model not in self.models:
+                    self.model = self.engine = self.compute = None
                 self.memory_mib = event.memory_mib
 
     def _idle_again(self, expected: WorkerState) -> None:
@@ -372,6 +408,10 @@ class Worker:
             ),
             inputs_dir=inputs_folder(self._settings.storage.data_dir, self._profile.name),
             allow_download=self._settings.models.allow_download,
+            reserve_bytes=self._settings.storage.min_free_mib * 2**20,
+            device=self.slot.kind,
+            model_memory_gib=model_memory_gib(self._settings),
+            offload=self._settings.models.offload,
             engine=self._settings.models.engine,
             fp8_weights=self._settings.models.fp8_weights,
             mflux_quantize=self._settings.models.mflux_quantize,
@@ -409,6 +449,12 @@ class Worker:
         except TimeoutError:
             return False
         return True
+
+
+def model_memory_gib(settings: Settings) -> float | None:
+    """The budget of a worker's models; None: by its device."""
+    budget = settings.models.model_memory_gib
+    return None if budget == "auto" else budget
 
 
 def child_environment(slot: WorkerSlot, settings: Settings) -> dict[str, str]:

@@ -146,10 +146,15 @@ class FakeWorkshop:
         self._cancels = cancels or {}
         self._is_lazy = is_lazy
         self.looks = 0
+        self.looks_while_loading = False
         self._outbox: list[Callable[[], None]] = []
 
-    def model_for(self, model_id: str, on_loading: Callable[[], None]) -> tuple[Any, float]:
+    def model_for(
+        self, model_id: str, on_loading: Callable[[], None], look_around: Callable[[], None]
+    ) -> tuple[Any, float]:
         on_loading()
+        if self.looks_while_loading:
+            look_around()
         if self.load_error is not None:
             raise self.load_error
         return self._model, 7.0
@@ -644,6 +649,14 @@ def test_run_one_cancelled_in_a_batch_leaves_the_others_as_alone(look: int) -> N
         for event in workshop.sent[end:]
         if isinstance(event, events.Progress) and event.job_id == "b"
     ]
+
+
+def test_run_cancelled_while_its_model_loads_ends_the_loading() -> None:
+    model = FakeModel()
+    workshop = FakeWorkshop(model, cancels={1: ["a"]})
+    workshop.looks_while_loading = True
+    run_in(workshop, job("a"))
+    assert workshop.words() == {"a": "cancelled"} and model.calls == []
 
 
 def test_run_cancelled_leaves_at_the_next_step() -> None:

@@ -20,6 +20,7 @@ SAMPLES: dict[str, Any] = {
     "bool": True,
     "str | None": TEXT,
     "list[tuple[str, dict[str, Any]]]": [[TEXT, {"prompt": TEXT}]],
+    "list[tuple[str, float]]": [[TEXT, 0.5]],
     "list[str]": [TEXT, TEXT],
     "float": 1.5,
     "float | None": 0.5,
@@ -45,7 +46,7 @@ def sample(event: type) -> Any:
 def test_events_are_all_of_the_protocol() -> None:
     assert {event.__name__ for event in EVENTS} == {
         "Load", "Unload", "Run", "Previews", "Cancel", "Shutdown", "Ready", "Loading", "Loaded",
-        "LoadFailed", "Unloaded", "Begun", "Progress", "Handover", "Drawn", "Finished", "Failed", "WasCancelled",
+        "LoadFailed", "Unloaded", "Holds", "Begun", "Progress", "Handover", "Drawn", "Finished", "Failed", "WasCancelled",
     }  # fmt: skip
 
 
