@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from api import errors
+from api import document, errors
 from api.auth import Guard
 from api.dialects import installed
 from api.json_body import QuickPost
@@ -55,9 +55,8 @@ def create_app(plan: Plan) -> FastAPI:
         redoc_url=None,
         # Nobody configures it here, and asking for every request whether somebody has takes its time.
         telemetry={"tracing": False, "metrics": False, "logs": False},
-        responses={"4XX": errors.PROBLEM_RESPONSE, "5XX": errors.PROBLEM_RESPONSE},
     )
-    errors.describe_in_openapi(app)
+    document.describe(app, plan.keys)
     errors.install(app)
 
     installed.install(app)

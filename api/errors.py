@@ -131,22 +131,6 @@ PROBLEM_RESPONSE = {
 }
 
 
-def describe_in_openapi(app: FastAPI) -> None:
-    """Take the framework's 422 out of the OpenAPI document: a wrong body is a 400 problem here."""
-    describe = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = describe()
-        for operations in document["paths"].values():
-            for operation in operations.values():
-                operation["responses"].pop("422", None)
-        for name in ("HTTPValidationError", "ValidationError"):
-            document.get("components", {}).get("schemas", {}).pop(name, None)
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]
-
-
 def install(app: FastAPI) -> None:
     """The handlers: ours and the framework's own two. `middleware.AnswerFailures` has the rest."""
 
@@ -260,6 +244,10 @@ def _from_http(request: Request, error: HTTPException) -> FluxError:
 
 def _methods_of_path(request: Request) -> str:
     """What a path answers; it may have several routes, and the framework tells the methods of one."""
+    # A path that is written down as it is, is not also one with a name in it.
+    written_down = request.app.openapi()["paths"].get(request.scope["path"])
+    if written_down is not None:
+        return ", ".join(method for method in _METHODS if method.lower() in written_down)
     answered = (
         method
         for method in _METHODS

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from api.json_body import StrictJsonRoute
 from api.schemas import Text
 from api.services import ServicesDep
-from config.errors import InvalidRequest
+from config.errors import Forbidden, InvalidRequest
 from utils.clock import rfc3339
 from utils.keys import MAX_NAME_CHARACTERS, Key, Limits, Scope, checked_name
 
@@ -56,6 +56,12 @@ class NewKeyBody(BaseModel):
 @router.post("", status_code=201, summary="Make a key; the answer is the only place it is shown")
 async def make_key(body: NewKeyBody, services: ServicesDep, response: Response) -> dict[str, Any]:
     keys = services.plan.keys
+    if not keys.are_needed:
+        # It would shut everybody out who has none, and whoever reaches an open service could do it.
+        raise Forbidden(
+            "no key is asked for here; make the first one on the machine itself, with "
+            "`python -m scripts.keys make NAME --scope admin`"
+        )
     key, secret = await keys.make(
         name=checked_name(body.name),
         scopes=frozenset(body.scopes),

@@ -57,16 +57,17 @@ async def read_lora(name: LoraName, services: ServicesDep) -> dict[str, Any]:
 
 
 @router.put(
-    "/loras/{filename}",
+    "/loras/{name}",
     status_code=201,
     summary="Upload a LoRA as the raw body",
     responses=_KNOWN,
     openapi_extra=_RAW_BODY,
 )
 async def put_lora(
-    request: Request, filename: str, services: ServicesDep, response: Response
+    request: Request, name: LoraName, services: ServicesDep, response: Response
 ) -> dict[str, Any]:
-    filename = clean_filename(filename)
+    """`name` is the file's, and ends in `.safetensors`."""
+    filename = clean_filename(name)
     loras, server = services.plan.loras, services.plan.settings.server
     with await loras.receive(uploads.declared_bytes(request)) as file:
         blocks = uploads.stream(request, server.upload_patience_seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 from enum import StrEnum
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import JSONResponse
+from pydantic import BeforeValidator
 
 from api.services import Services, ServicesDep
 from config.errors import InvalidRequest
@@ -22,11 +24,23 @@ DEFAULT_DAYS = 30
 DEFAULT_GROUPS = (Group.DAY, Group.KEY, Group.MODEL, Group.TAG)
 MAX_ROWS = 10_000
 MEASURES = ("jobs", "images", "megapixels", "gpu_seconds", "cost_usd", "last_at")
+GROUPS_PATTERN = f"^({'|'.join(Group)})(,({'|'.join(Group)}))*$"
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _DIGITS = {"megapixels": 6, "gpu_seconds": 3, "cost_usd": 6}
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/json": {}, "text/csv": {"schema": {"type": "string"}}}}
 }
+
+
+def _is_written_as_a_day(value: Any) -> Any:
+    """The library would take a number of seconds, too."""
+    if isinstance(value, str) and not _DAY.fullmatch(value):
+        raise ValueError("must be a day such as 2026-01-31")
+    return value
+
+
+Day = Annotated[date, BeforeValidator(_is_written_as_a_day)]
 
 
 class UsageFormat(StrEnum):
@@ -40,14 +54,18 @@ class UsageFormat(StrEnum):
 async def read_usage(
     services: ServicesDep,
     first: Annotated[
-        date | None, Query(alias="from", description="The first day (UTC); left out: 30 days ago.")
+        Day | None, Query(alias="from", description="The first day (UTC); left out: 30 days ago.")
     ] = None,
     last: Annotated[
-        date | None, Query(alias="to", description="The last day (UTC); left out: today.")
+        Day | None, Query(alias="to", description="The last day (UTC); left out: today.")
     ] = None,
     group: Annotated[
         str,
-        Query(max_length=200, description=f"One or more of {', '.join(Group)}, with commas."),
+        Query(
+            max_length=200,
+            description=f"One or more of {', '.join(Group)}, with commas.",
+            json_schema_extra={"pattern": GROUPS_PATTERN},
+        ),
     ] = ",".join(DEFAULT_GROUPS),
     limit: Annotated[int, Query(ge=1, le=MAX_ROWS)] = 1000,
     offset: Annotated[int, Query(ge=0, le=2**53)] = 0,
