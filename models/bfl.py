@@ -259,9 +259,11 @@ class Bfl:
                     retry_after_seconds=seconds,
                 )
             case _ if 300 <= code < 400:
-                return CloudError(
+                error = CloudError(
                     f"{self._host} answers with a redirect ({code}), which is not followed; check SD_BFL_API_BASE"
                 )
+                error.is_free = is_submit  # who sends a request elsewhere has not taken it
+                return error
             case _ if 400 <= code < 500:
                 return CloudRefused(f"BFL does not take the request ({code}): {said}")
         if is_submit:
@@ -327,7 +329,9 @@ def _finding(item: Any) -> str:
 def _no_picture(answer: httpx2.Response) -> CloudError:
     code, host = answer.status_code, answer.request.url.host
     if 300 <= code < 400:
-        return CloudError(f"the picture on {host} is a redirect ({code}), which is not followed")
+        return CloudError(
+            f"the picture on {host} is a redirect ({code}), which is not followed; {MAY_COST}"
+        )
     # Also 403 and 404: an address lives ten minutes, and the next look brings a new one.
     return CloudUnreachable(f"the picture on {host} cannot be fetched ({code})")
 
