@@ -191,6 +191,9 @@ def choose_default(
     Raises ConfigurationError for a configured id that the catalog does not have.
     """
     if wanted != "auto":
+        of_cloud = catalog.of_cloud(wanted)
+        if of_cloud is not None and wanted not in catalog:
+            wanted = of_cloud.id
         if wanted not in catalog:
             raise ConfigurationError(
                 f"FLUX_MODEL = {wanted!r}: no such model; the catalog has {', '.join(catalog.ids)}"

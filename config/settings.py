@@ -80,7 +80,9 @@ class ServerSettings(Section):
         description="Largest LoRA that is taken, uploaded or fetched, bytes.",
     )
     upload_patience_seconds: float = Field(
-        30.0, gt=0, description="An upload that brings less than 64 KiB in such a time is ended."
+        30.0,
+        gt=0,
+        description="A request whose head is not whole in such a time, or whose body brings less than 64 KiB, is ended.",
     )
     drain_seconds: float = Field(
         10.0, ge=0, description="How long a stop waits for the running jobs."
@@ -182,6 +184,10 @@ class ModelSettings(Section):
     model: str = Field(
         "auto",
         description="Default model id; `auto`: flux-schnell on a GPU, embedded without one.",
+    )
+    default_backend: str = Field(
+        "auto",
+        description="Backend of requests that name neither model nor backend, as `flux-api`; `auto`: of FLUX_MODEL.",
     )
     allow_download: bool = Field(
         True, description="Fetch missing models from the Hugging Face Hub on first use."
@@ -311,6 +317,7 @@ OTHER_NAMES: Mapping[str, str] = {
     "SD_BFL_DEFAULT_MODEL": "FLUX_BFL_DEFAULT_MODEL",
     "SD_BFL_POLL_INTERVAL": "FLUX_BFL_POLL_INTERVAL",
     "SD_BFL_POLL_TIMEOUT": "FLUX_BFL_POLL_TIMEOUT",
+    "SD_DEFAULT_BACKEND": "FLUX_DEFAULT_BACKEND",
     "SD_DEVICE": "FLUX_DEVICE",
     "SD_MODEL_ID": "FLUX_SD_MODEL_ID",
     "SD_FLUX_MODEL_ID": "FLUX_LOCAL_MODEL_ID",

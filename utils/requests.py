@@ -363,6 +363,11 @@ class RequestResolver:
             wrong.append(FieldError("reference_images", message))
         return wrong
 
+    def prefer(self, backend: str, why: str) -> None:
+        """Requests that name neither model nor backend are for this backend from now on."""
+        default = self.default_of(backend)
+        self.default = DefaultModel(default, why, is_configured=True)
+
     def default_of(self, backend: str) -> str:
         """The model of a request that names a backend alone."""
         return self._asked_for(None, backend)

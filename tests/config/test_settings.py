@@ -34,6 +34,7 @@ OTHER: dict[str, tuple[str, Any]] = {
     "threads": ("3", 3),
     "start_timeout_seconds": ("9", 9.0),
     "model": ("embedded", "embedded"),
+    "default_backend": ("flux-api", "flux-api"),
     "allow_download": ("false", False),
     "max_queued_per_key": ("3", 3),
     "max_wait_seconds": ("60", 60.0),

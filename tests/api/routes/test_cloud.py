@@ -5,13 +5,17 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx2
 import pytest
 from PIL import Image
 
+from api.services import make_plan
+from config.errors import ConfigurationError
+from config.settings import load_settings
+from models.precision import profile_of
 from tests.cloud import KEY, StandIn
 from tests.service import ENGINE_MAIN, RunningService
 
@@ -331,3 +335,37 @@ def test_no_key_answers_are_json_all_the_same(engine_service: RunningService) ->
     cloud = [row for row in models if row["backend"] == "flux-api"]
     assert len(cloud) == 14 and not any(row["available"] for row in cloud)
     assert json.loads(json.dumps(cloud)) == cloud
+
+
+# As the default of a service
+
+
+def test_cloud_as_default_backend_draws_what_names_nothing(
+    start_service: Callable[..., RunningService], cloud: StandIn
+) -> None:
+    environ = {
+        **cloud.environ,
+        "SD_DEFAULT_BACKEND": "flux-api",
+        "SD_BFL_DEFAULT_MODEL": "flux-2-flex",
+    }
+    service = start_service(wait_for_workers=False, **environ)
+    answer = service.generate(width=64, height=64)
+    assert answer.json()["model"] == "bfl/flux-2-flex"
+    info = service.client.get("/info").json()
+    assert info["default_model"] == "bfl/flux-2-flex"
+    assert "SD_DEFAULT_BACKEND" in info["default_model_reason"]
+    assert service.client.get("/api/backends").json()["default_backend"] == "flux-api"
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"SD_DEFAULT_BACKEND": "flux-9"}, "flux-local"),
+        ({"SD_BFL_DEFAULT_MODEL": "flux-9"}, "flux-2-pro"),
+    ],
+)
+def test_cloud_default_that_is_not_there_is_refused_at_start(
+    environ: dict[str, str], words: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        make_plan(load_settings("bf16", {"FLUX_GPUS": "none", **environ}), profile_of("bf16"))
