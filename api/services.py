@@ -23,7 +23,7 @@ from config.catalog import (
     load_catalog,
 )
 from config.errors import BadPicture, ConfigurationError, NotFound
-from config.settings import Settings
+from config.settings import ModelSettings, Settings
 from models.bfl_prices import Prices, load_prices
 from models.precision import PrecisionProfile, known_precisions, profile_of
 from models.types import GenerationRequest
@@ -33,7 +33,12 @@ from utils.clock import Chance
 from utils.cloud_tasks import CloudTasks
 from utils.cloud_worker import CloudWorker
 from utils.gpu_manager import Placement, place_workers
-from utils.input_pictures import InputPicture, InputPictures, inputs_folder, reference_field
+from utils.input_pictures import (
+    InputPicture,
+    InputPictures,
+    inputs_folder,
+    reference_field,
+)
 from utils.job import Job, StoredImage
 from utils.job_store import JobStore
 from utils.keyring import Keyring
@@ -101,11 +106,15 @@ class Services:
     async def resolve(self, wanted: Wanted) -> GenerationRequest:
         """A client's request with nothing left open, its LoRAs fetched and its pictures kept. Raises FluxError."""
         if wanted.loras or wanted.ways:
-            self.plan.resolver.checked(wanted)  # before anything is fetched or kept for it
+            self.plan.resolver.checked(
+                wanted
+            )  # before anything is fetched or kept for it
         await self.plan.loras.prepare(wanted.loras or ())
         if not wanted.ways:
             return self.plan.resolver.resolve(wanted)
-        image, mask = await self._look("image", wanted.image), await self._look("mask", wanted.mask)
+        image, mask = await self._look("image", wanted.image), await self._look(
+            "mask", wanted.mask
+        )
         if image is not None and mask is not None:
             _require_one_size(image.picture, mask.picture)
         references = [
@@ -124,7 +133,11 @@ class Services:
         return request
 
     async def _look(self, field: str, source: str | bytes | None) -> Looked | None:
-        return None if source is None else await self.sources.look(field, source, self.only_of)
+        return (
+            None
+            if source is None
+            else await self.sources.look(field, source, self.only_of)
+        )
 
 
 def _require_one_size(image: InputPicture, mask: InputPicture) -> None:
@@ -136,7 +149,9 @@ def _require_one_size(image: InputPicture, mask: InputPicture) -> None:
         )
 
 
-def make_plan(settings: Settings, profile: PrecisionProfile, chance: Chance | None = None) -> Plan:
+def make_plan(
+    settings: Settings, profile: PrecisionProfile, chance: Chance | None = None
+) -> Plan:
     """Raises ConfigurationError when the settings ask for what is not there."""
     chance = chance or Chance()
     settings = _with_own_engine(settings, profile)
@@ -153,7 +168,10 @@ def make_plan(settings: Settings, profile: PrecisionProfile, chance: Chance | No
         catalog,
         {
             "sd": ("FLUX_SD_MODEL_ID (or SD_MODEL_ID)", models.sd_model_id),
-            "flux-local": ("FLUX_LOCAL_MODEL_ID (or SD_FLUX_MODEL_ID)", models.local_model_id),
+            "flux-local": (
+                "FLUX_LOCAL_MODEL_ID (or SD_FLUX_MODEL_ID)",
+                models.local_model_id,
+            ),
         },
     )
     resolver = RequestResolver(
@@ -166,6 +184,7 @@ def make_plan(settings: Settings, profile: PrecisionProfile, chance: Chance | No
             f"FLUX_BFL_DEFAULT_MODEL = {settings.cloud.bfl_default_model!r}: BFL's cloud has no such model; "
             f"it has {names}"
         )
+    _prefer_backend(resolver, settings.models)
     return Plan(
         settings=settings,
         profile=profile,
@@ -179,6 +198,21 @@ def make_plan(settings: Settings, profile: PrecisionProfile, chance: Chance | No
         node=socket.gethostname(),
         prices=load_prices(catalog),
     )
+
+
+def _prefer_backend(resolver: RequestResolver, models: ModelSettings) -> None:
+    """FLUX_DEFAULT_BACKEND, where no model is named that says more."""
+    backend = models.default_backend
+    if backend == "auto":
+        return
+    name = "FLUX_DEFAULT_BACKEND (or SD_DEFAULT_BACKEND)"
+    known = sorted({row.backend for row in resolver.catalog})
+    if backend not in known:
+        raise ConfigurationError(
+            f"{name} = {backend!r}: there is no such backend; there is: auto, {', '.join(known)}"
+        )
+    if models.model == "auto":
+        resolver.prefer(backend, f"set by configuration ({name})")
 
 
 def _with_own_engine(settings: Settings, profile: PrecisionProfile) -> Settings:
@@ -218,7 +252,14 @@ async def running(plan: Plan) -> AsyncIterator[Services]:
         ]
         if plan.resolver.cloud_models:
             workers.append(
-                CloudWorker(plan.settings, plan.catalog, plan.prices, tasks, inputs.folder, queue)
+                CloudWorker(
+                    plan.settings,
+                    plan.catalog,
+                    plan.prices,
+                    tasks,
+                    inputs.folder,
+                    queue,
+                )
             )
         return workers
 
@@ -232,7 +273,7 @@ async def running(plan: Plan) -> AsyncIterator[Services]:
         ),
         plan.settings,
         plan.chance,
-        plan.default.id,
+        _to_load(plan),
         plan.loras.pins,
         inputs,
         _allowance(plan, usage),
@@ -252,7 +293,9 @@ async def running(plan: Plan) -> AsyncIterator[Services]:
         await plan.keys.close()
         await store.close()
         raise
-    watchdog = asyncio.create_task(systemd.feed_watchdog(queue.is_well), name="watchdog")
+    watchdog = asyncio.create_task(
+        systemd.feed_watchdog(queue.is_well), name="watchdog"
+    )
     try:
         sources = InputSources(plan.settings, store, inputs)
         yield Services(plan=plan, queue=queue, sources=sources, usage=usage)
@@ -263,10 +306,20 @@ async def running(plan: Plan) -> AsyncIterator[Services]:
         watchdog.cancel()
 
 
+def _to_load(plan: Plan) -> str:
+    """The model that a worker loads without a request: the default, or where the cloud draws that, one of ours."""
+    if plan.catalog[plan.default.id].cloud is None:
+        return plan.default.id
+    gpus = plan.placement.gpu_names
+    return choose_default(plan.catalog, "auto", gpus, plan.placement.why_no_gpu).id
+
+
 def _allowance(plan: Plan, usage: Usage) -> Allowance:
     return Allowance(
         limits_of=plan.keys.limits_of,
-        estimate=lambda request: plan.prices.estimate(plan.catalog[request.model], request),
+        estimate=lambda request: plan.prices.estimate(
+            plan.catalog[request.model], request
+        ),
         usage=usage,
         daily_usd=plan.settings.cloud.bfl_daily_budget_usd,
         now=plan.chance.now,
