@@ -122,9 +122,9 @@ def _clip(tokenizer: Any) -> CLIPTextConfig:
 
 def _unet(text_width: int, **more: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(
-        sample_size=16, block_out_channels=(16, 32), norm_num_groups=8, layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        sample_size=16, block_out_channels=(16, 16, 32), norm_num_groups=8, layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         attention_head_dim=4, cross_attention_dim=text_width, **more,
     )  # fmt: skip
 

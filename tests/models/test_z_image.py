@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,10 +12,17 @@ from PIL import Image
 
 from models.families.flow_start import pixels_of
 from models.types import Cancelled
+from tests.models.flux1_drawing import threads
 from tests.models.tiny_drawing import Tiny, generator, gradient, load_tiny
 
 STEPS = 4
 SIZE = {"width": 96, "height": 64}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    with threads(1):
+        yield
 
 
 @pytest.fixture(scope="module")
