@@ -21,8 +21,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api import errors
 from api.auth import SAFE_METHODS, Guard
 from api.dialects import shapes
+from api.patience import patiently
 from api.schemas import PICTURE_PATHS
-from config.errors import FieldError, FluxError, Forbidden, TooLarge
+from config.errors import FieldError, FluxError, Forbidden, InvalidRequest, TooLarge, TooSlow
 from config.settings import LOOPBACK_HOSTS, ServerSettings, is_loopback
 
 log = logging.getLogger("api.access")
@@ -101,11 +102,16 @@ class Gate:
         answer = scope["state"]["answer"]
         try:
             scope["state"]["access"] = self._guard.admit(scope, headers)
+            if "transfer-encoding" in headers and "content-length" in headers:
+                # Two readers of one connection may see two requests in it, one hidden in the other.
+                answer.is_last = True
+                raise InvalidRequest.of("content-length", "goes with no transfer-encoding")
             receive = self._limit.counting(scope, headers, receive)
             await self._app(scope, receive, send)
         except Exception as error:
             if answer.status:
                 raise
+            answer.is_last |= isinstance(error, TooSlow)
             failure = error if isinstance(error, FluxError) else _unexpected(answer.request_id)
             await errors.answer(failure, answer.request_id, scope["path"])(scope, receive, send)
 
@@ -142,11 +148,12 @@ class Gate:
 class _Answer:
     """What is known of an answer, and its way out: the headers that every answer has are added here."""
 
-    __slots__ = ("request_id", "status", "vary", "_send")
+    __slots__ = ("request_id", "status", "is_last", "vary", "_send")
 
     def __init__(self, send: Send) -> None:
         self.request_id = secrets.token_hex(8)
         self.status = 0  # 0: none has begun
+        self.is_last = False  # whether the connection ends with it
         self.vary: tuple[bytes, bytes] | None = None
         self._send = send
 
@@ -158,6 +165,8 @@ class _Answer:
             if b"x-request-id" not in names:
                 headers.append((b"x-request-id", self.request_id.encode()))
             headers += [pair for pair in SECURITY_HEADERS if pair[0] not in names]
+            if self.is_last:
+                headers.append((b"connection", b"close"))
             if self.vary is not None:
                 headers.append(self.vary)
         await self._send(message)
@@ -247,6 +256,10 @@ class BodyLimit:
         """`receive`, counting where needed. Raises TooLarge; what it returns does while the body comes."""
         limit = self._limit(scope)
         declared = headers.get("content-length")
+        if declared is None and "transfer-encoding" not in headers:
+            return receive  # there is no body
+        if not _is_upload(scope):  # uploads count their own time, without what the disk takes
+            receive = patiently(receive, self._settings.upload_patience_seconds)
         if declared is not None and declared.isdecimal() and int(declared) > limit:
             raise self._too_large(scope)
         if declared is not None and "transfer-encoding" not in headers:
@@ -277,11 +290,17 @@ class BodyLimit:
 
     def _too_large(self, scope: Scope) -> TooLarge:
         limit = self._limit(scope)
-        is_lora = scope["path"].startswith("/loras/") or scope["path"] in LORA_FORM_PATHS
-        setting = "FLUX_MAX_LORA_BYTES" if is_lora else "FLUX_MAX_BODY_BYTES"
+        setting = "FLUX_MAX_LORA_BYTES" if _is_upload(scope) else "FLUX_MAX_BODY_BYTES"
         named = "" if limit == SMALL_BODY_BYTES else f" ({setting})"
         message = f"the body is longer than {limit} bytes{named}"
         return TooLarge(message, fields=[FieldError("body", message)])
+
+
+def _is_upload(scope: Scope) -> bool:
+    path = scope["path"]
+    if scope["method"] == "PUT":
+        return path.startswith("/loras/")
+    return scope["method"] == "POST" and path in LORA_FORM_PATHS
 
 
 class HeadAsGet:

@@ -8,12 +8,14 @@ import gc
 import logging
 import signal
 import sys
+from functools import partial
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
 from api.app import create_app
+from api.patience import PatientProtocol
 from api.services import make_plan
 from config.errors import ConfigurationError
 from config.settings import load_settings
@@ -25,6 +27,9 @@ log = logging.getLogger(__name__)
 
 EXIT_NOT_BUILT = 69  # EX_UNAVAILABLE of sysexits.h
 EXIT_CONFIGURATION = 78  # EX_CONFIG
+
+# What clients say over a websocket is a few words.
+MAX_SOCKET_MESSAGE_BYTES = 64 * 2**10
 
 # The event loop shares the interpreter with the database's threads. With Python's own 5 ms it waits
 # for them most of its time when many jobs are submitted.
@@ -98,6 +103,9 @@ def serve(precision: str) -> int:
             log_config=None,
             access_log=False,
             server_header=False,
+            ws="websockets-sansio",
+            ws_max_size=MAX_SOCKET_MESSAGE_BYTES,
+            http=partial(PatientProtocol, patience_seconds=settings.server.upload_patience_seconds),
             # After the drain, so that the last picture still reaches its client.
             timeout_graceful_shutdown=2,
         )
