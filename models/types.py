@@ -156,7 +156,7 @@ class GenerationRequest:
             LoraRef(**lora | {"trigger_words": tuple(lora["trigger_words"])})
             for lora in values.get("loras", ())
         )
-        values["reference_images"] = tuple(values.get("reference_images", ()))
+        values["reference_images"] = tuple(values.get("reference_images") or ())
         return cls(**values)
 
 
@@ -169,6 +169,7 @@ class ImageFile:
     width: int
     height: int
     size_bytes: int
+    nsfw_flagged: bool | None = None  # it is stored blurred then; None: nobody looked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,15 +53,15 @@ def quantize(row: ModelRow, options: argparse.Namespace) -> dict[str, Any]:
     from diffusers.utils.logging import disable_progress_bar
     from tqdm import tqdm
 
-    from models.fp4 import hardware, nvfp4_engine
+    from models.fp4 import hardware
+    from models.fp4.kinds import kind_of
     from models.fp4.quantize import Job, is_made, quantize_folder
     from models.fp4.work import locked
     from models.hub.snapshot import snapshot
     from models.types import LoadOptions
 
     disable_progress_bar()
-    if row.family not in nvfp4_engine.FAMILIES:
-        raise ValueError(f"{row.id} is of the family {row.family}; four bits are for FLUX.1")
+    kind_of(row)
     device = options.device or ("cuda:0" if torch.cuda.is_available() else "cpu")
     folder = row.folder or snapshot(
         row,

@@ -55,7 +55,8 @@ class PipelineModel:
     """A loaded diffusers pipeline; implements `models.types.ImageModel`.
 
     Computes where the weights are: the text encoders may be on another device than the rest. LoRAs are
-    files in `loras_dir`; a `carrier` is for denoisers that take them in a way of their own.
+    files in `loras_dir`; a `carrier` is for denoisers that take them in a way of their own. `text_device`
+    is where text encoders compute that wait elsewhere.
     """
 
     TEXT_PARTS: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
@@ -142,11 +143,12 @@ class PipelineModel:
         lora_mode: LoraMode,
         loras_dir: Path | None = None,
         carrier: Carrier | None = None,
+        text_device: torch.device | None = None,
     ) -> None:
         self._text = without_parts(pipeline, self.IMAGE_PARTS)
         self._image = without_parts(pipeline, self.TEXT_PARTS)
         self._image.set_progress_bar_config(disable=True)
-        self._text_device: torch.device = pipeline.text_encoder.device
+        self._text_device: torch.device = text_device or pipeline.text_encoder.device
         self._device: torch.device = getattr(pipeline, self.DENOISER).device
         self._row = row
         self._embeddings = EmbeddingCache(self._encode_text)

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 
 from config.catalog import ModelRow
@@ -22,7 +21,6 @@ from models.fp4.checkpoint import write_tensors
 from models.fp4.streaming import Batch, Positions, StreamedFlux
 
 MAX_STEPS = 8  # of the sampler; models of 28 steps are calibrated on a coarser path of 8
-MAX_SIDE_PX = 512
 HELD_OUT = 8  # every eighth prompt is measured and not fitted to
 _TOKENS_AT_ONCE = 4096
 SEED = 20_000_000
@@ -38,16 +36,6 @@ class DrawnPaths:
     times: torch.Tensor  # (S,) 0 to 1
 
 
-def side_px(row: ModelRow) -> int:
-    return min(row.default_width, row.default_height, MAX_SIDE_PX)
-
-
-def positions(row: ModelRow, text_tokens: int, folder: Path) -> Positions:
-    side = side_px(row) // (_vae_factor(folder) * 2)
-    image = FluxPipeline._prepare_latent_image_ids(1, side, side, "cpu", torch.float32)
-    return Positions(text=torch.zeros(text_tokens, 3), image=image)
-
-
 def draw_paths(
     flux: StreamedFlux,
     row: ModelRow,
@@ -59,16 +47,10 @@ def draw_paths(
     """Draw the prompts whose embeddings are given; prompt i from the seed `SEED + i`."""
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
     steps = min(row.num_inference_steps, MAX_STEPS)
-    latents = _noise(flux, row, folder, len(prompt))
-    where = positions(row, prompt.shape[1], folder)
+    latents = flux.noise(row, [SEED + number for number in range(len(prompt))])
+    where = flux.positions(row, prompt.shape[1])
     settings = scheduler.config
-    shift = calculate_shift(
-        latents.shape[1],
-        settings.get("base_image_seq_len", 256),
-        settings.get("max_image_seq_len", 4096),
-        settings.get("base_shift", 0.5),
-        settings.get("max_shift", 1.15),
-    )
+    shift = flux.shift(settings, latents.shape[1], steps)
     if settings.get("use_flow_sigmas"):
         scheduler.set_timesteps(steps, mu=shift)
     else:
@@ -157,21 +139,6 @@ def _embedded(
                 )
             )
     return batches
-
-
-def _noise(flux: StreamedFlux, row: ModelRow, folder: Path, count: int) -> torch.Tensor:
-    channels = flux.model.config.in_channels // 4
-    side = side_px(row) // (_vae_factor(folder) * 2) * 2
-    noise = [
-        torch.randn(1, channels, side, side, generator=torch.Generator().manual_seed(SEED + number))
-        for number in range(count)
-    ]
-    return FluxPipeline._pack_latents(torch.cat(noise), count, channels, side, side)
-
-
-def _vae_factor(folder: Path) -> int:
-    config = AutoencoderKL.load_config(folder, subfolder="vae")
-    return 2 ** (len(config["block_out_channels"]) - 1)
 
 
 def check_prompts(prompts: Sequence[str]) -> None:

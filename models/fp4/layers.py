@@ -4,6 +4,7 @@ FLUX.1's transformer: every linear layer of its blocks, and the modulation layer
 of the parameters), which turn time and pooled prompt into shifts, scales and gates. Their inputs are a
 handful of directions, so a rank of 4 takes nearly all of their error; they are weight-only everywhere,
 because they multiply one row per picture and everything after hangs on them.
+FLUX.2's: the same, but its blocks have no modulation layers of their own; the three for all blocks stay.
 T5: every linear layer of its blocks, weight-only.
 """
 
@@ -23,6 +24,10 @@ KEPT_16BIT = {
     "x_embedder": "the only way in for latents, of 64 inputs; 0.002 % of FLUX.1's parameters",
     "context_embedder": "the only way in for the prompt, its error reaches every block; 0.1 % of FLUX.1's parameters",
     "time_text_embed": "what every modulation layer is given; 0.2 % of FLUX.1's parameters",
+    "time_guidance_embed": "what every modulation layer is given; 0.3 % of FLUX.2 Klein's parameters",
+    "double_stream_modulation_img": "every block is given what comes of it; 1.5 % of FLUX.2 Klein's parameters",
+    "double_stream_modulation_txt": "every block is given what comes of it; 1.5 % of FLUX.2 Klein's parameters",
+    "single_stream_modulation": "every block is given what comes of it; 0.7 % of FLUX.2 Klein's parameters",
     "proj_out": "the last layer, nothing after it evens its error out; 0.002 % of FLUX.1's parameters",
     "shared": "a table that is looked up, not multiplied",
     "relative_attention_bias": "a table that is looked up, not multiplied",

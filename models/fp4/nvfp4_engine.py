@@ -15,13 +15,14 @@ import torch
 
 from config.catalog import ModelRow
 from config.errors import ModelUnavailable
-from models.families.flux1 import Flux1Model
+from models.families import family_of
 from models.fp4 import hardware, offload, prompts
 from models.fp4.checkpoint import MANIFEST, Manifest, load_component
+from models.fp4.kinds import kind_of
 from models.fp4.linear import ComputePath, fp4_layers
-from models.fp4.quantize import QUANTIZED, Job, quantize_folder
+from models.fp4.quantize import Job, quantize_folder
 from models.fp4.source import fingerprint
-from models.fp4.streaming import empty_t5, empty_transformer
+from models.fp4.streaming import empty_t5
 from models.fp4.work import locked
 from models.hub import on_disk
 from models.hub.snapshot import snapshot
@@ -30,7 +31,6 @@ from models.types import ImageModel, LoadOptions
 
 log = logging.getLogger("models.fp4")
 
-FAMILIES = ("flux1",)
 LARGE_TRANSFORMER_BYTES = (
     2**30
 )  # a larger one leaves text encoders in main memory and tiles the VAE
@@ -44,19 +44,17 @@ def load(row: ModelRow, options: LoadOptions) -> ImageModel:
     from diffusers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    if row.family not in FAMILIES:
-        raise ModelUnavailable(
-            f"model {row.id}: the engine nvfp4 draws {', '.join(FAMILIES)}, not {row.family}; use the BF16 service"
-        )
+    kind_of(row)  # before anything is fetched for a family that gets no four bits
     folder = find_or_make(row, options)
     pipeline, path = load_pipeline(folder, row, options)
-    model = Flux1Model(
+    model = family_of(row).MODEL(
         pipeline,
         row,
         engine="nvfp4",
         compute=path.describe,
         lora_mode=profile_of("fp4").lora_mode,
         loras_dir=options.loras_dir,
+        text_device=torch.device(options.devices[0]),
     )
     device = torch.device(options.devices[-1])
     if device.type == "cuda" and _is_lean(pipeline, options):
@@ -68,11 +66,11 @@ def find_or_make(row: ModelRow, options: LoadOptions) -> Path:
     """The folder of a four-bit copy made from the row's weights."""
     shipped = row.folder.with_name(row.folder.name + "-fp4") if row.folder is not None else None
     cached = options.models_dir / "fp4" / row.id
-    if shipped is not None and is_copy_of(shipped, row.folder):
+    if shipped is not None and is_copy_of(shipped, row.folder, row):
         return shipped
     if row.folder is None and (cached / MANIFEST).is_file():
         present = local_snapshot(row, options)
-        if present is None or not _is_whole(present) or is_copy_of(cached, present):
+        if present is None or not _is_whole(present, row) or is_copy_of(cached, present, row):
             return cached
     source = row.folder or snapshot(row, options)
 
@@ -81,7 +79,7 @@ def find_or_make(row: ModelRow, options: LoadOptions) -> Path:
 
     try:
         with locked(cached, on_wait):
-            if not is_copy_of(cached, source):
+            if not is_copy_of(cached, source, row):
                 _make(row, source, cached, shipped, options)
     except OSError as error:
         raise ModelUnavailable(
@@ -91,15 +89,15 @@ def find_or_make(row: ModelRow, options: LoadOptions) -> Path:
     return cached
 
 
-def is_copy_of(folder: Path, source: Path) -> bool:
-    """Whether `folder` holds a four-bit copy of exactly the weights in `source`.
+def is_copy_of(folder: Path, source: Path, row: ModelRow) -> bool:
+    """Whether `folder` holds a four-bit copy of exactly the row's weights in `source`.
 
     Raises ModelUnavailable for a folder with a manifest that cannot be read.
     """
     if not (folder / MANIFEST).is_file():
         return False
     made_from = Manifest.read(folder).source.get("files")
-    if made_from == fingerprint(source, QUANTIZED):
+    if made_from == fingerprint(source, kind_of(row).parts):
         return True
     log.warning(
         "%s was made from other weights than %s has; it is not used",
@@ -108,10 +106,10 @@ def is_copy_of(folder: Path, source: Path) -> bool:
     return False
 
 
-def _is_whole(source: Path) -> bool:
+def _is_whole(source: Path, row: ModelRow) -> bool:
     """Whether the 16-bit weights are still there; whoever needs room may delete them."""
     try:
-        fingerprint(source, QUANTIZED)
+        fingerprint(source, kind_of(row).parts)
     except ModelUnavailable:
         return False
     return True
@@ -122,8 +120,6 @@ def load_pipeline(folder: Path, row: ModelRow, options: LoadOptions) -> tuple[An
 
     What the folder lacks (its manifest says what it is a copy of) comes from the row's own folder.
     """
-    from diffusers import FluxPipeline
-
     manifest = Manifest.read(folder)
     base = folder if (folder / "model_index.json").is_file() else row.folder
     if base is None:
@@ -132,22 +128,24 @@ def load_pipeline(folder: Path, row: ModelRow, options: LoadOptions) -> tuple[An
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     options.on_progress("reading four-bit weights", 0.0)
     try:
-        empty = empty_transformer(folder)
+        empty = kind_of(row).streamed.empty(folder)
         parts = {"transformer": load_component(folder, manifest, "transformer", empty, dtype)}
         if "text_encoder_2" in manifest.components:
             parts["text_encoder_2"] = load_component(
                 folder, manifest, "text_encoder_2", empty_t5(folder), dtype
             )
-        pipeline = FluxPipeline.from_pretrained(
+        model = family_of(row).MODEL
+        pipeline = model.pipeline_class(row).from_pretrained(
             base, **parts, dtype=dtype, use_safetensors=True, local_files_only=True
         )
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise ModelUnavailable(f"model {row.id}: {base.name} cannot be loaded: {reason}") from error
+    model.prepare(pipeline)
     path = _use_paths(pipeline, options, device, text_device, manifest.activations)
-    pipeline.text_encoder.to(text_device)
     if text_device.type != "cuda" or not _is_lean(pipeline, options):
-        pipeline.text_encoder_2.to(text_device)
+        for encoder in _text_encoders(pipeline):
+            encoder.to(text_device)
     pipeline.transformer.to(device)
     pipeline.vae.to(device)
     options.on_progress("reading four-bit weights", 1.0)
@@ -163,8 +161,11 @@ def _use_paths(
 ) -> ComputePath:
     """Give every four-bit layer its path; returns the transformer's."""
     chosen = None
-    for model, where in ((pipeline.text_encoder_2, text_device), (pipeline.transformer, device)):
+    encoders = [(encoder, text_device) for encoder in _text_encoders(pipeline)]
+    for model, where in (*encoders, (pipeline.transformer, device)):
         layers = fp4_layers(model)
+        if not layers and model is not pipeline.transformer:
+            continue  # in 16 bit
         weights = sum(layer.in_features * layer.out_features for layer in layers.values())
         chosen = hardware.choose_path(
             where, fp8_weights=options.fp8_weights, weights=weights, activations=activations
@@ -176,6 +177,10 @@ def _use_paths(
     return chosen
 
 
+def _text_encoders(pipeline: Any) -> list[torch.nn.Module]:
+    return [part for name, part in pipeline.components.items() if name.startswith("text_encoder")]
+
+
 def _is_lean(pipeline: Any, options: LoadOptions) -> bool:
     """Whether memory comes before speed: large models, unless FP8 weights were asked to be kept."""
     size = sum(t.nbytes for t in pipeline.transformer.state_dict().values())
@@ -184,7 +189,8 @@ def _is_lean(pipeline: Any, options: LoadOptions) -> bool:
 
 def _make_room(pipeline: Any, text_device: torch.device) -> None:
     """Text encoders leave the GPU after encoding; the autoencoder decodes in tiles of half its size."""
-    offload.stream_text_encoders(pipeline.text_encoder, pipeline.text_encoder_2, text_device)
+    for encoder in _text_encoders(pipeline):
+        offload.stream_text_encoder(encoder, text_device)
     vae = pipeline.vae
     vae.use_tiling = True
     vae.tile_sample_min_size = vae.config.sample_size // 2

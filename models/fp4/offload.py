@@ -1,7 +1,7 @@
 """Text encoders that wait in main memory and come to the GPU for the moment they compute.
 
 T5 in four bits is 2.9 GB, CLIP 0.25 GB: beside a transformer of 7 GB they would not fit into 8 GB. T5
-comes block by block (110 MB), CLIP whole; copies are pinned, so they come at the bus's speed (about a
+comes block by block (110 MB), as does FLUX.2 Klein's language model (200 to 390 MB), CLIP whole; copies are pinned, so they come at the bus's speed (about a
 tenth of a second for T5). The weights do not change, so nothing is copied back.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import Qwen3ForCausalLM, T5EncoderModel
 
 
 def wait_in_main_memory(module: nn.Module, device: torch.device) -> None:
@@ -40,14 +41,17 @@ def wait_in_main_memory(module: nn.Module, device: torch.device) -> None:
     module.register_forward_hook(go, always_call=True)
 
 
-def stream_text_encoders(clip: nn.Module, t5: nn.Module, device: torch.device) -> None:
-    """CLIP whole and T5 block by block; T5's table and last norm as well."""
-    wait_in_main_memory(clip, device)
-    encoder = t5.encoder
-    for block in encoder.block:
-        wait_in_main_memory(block, device)
-    wait_in_main_memory(encoder.embed_tokens, device)
-    wait_in_main_memory(encoder.final_layer_norm, device)
+def stream_text_encoder(encoder: nn.Module, device: torch.device) -> None:
+    """T5 and a language model block by block, with their tables; CLIP, which is small, whole."""
+    if isinstance(encoder, T5EncoderModel):
+        inside = encoder.encoder
+        parts = [*inside.block, inside.embed_tokens, inside.final_layer_norm]
+    elif isinstance(encoder, Qwen3ForCausalLM):
+        parts = [*encoder.model.layers, encoder.model.embed_tokens]
+    else:
+        parts = [encoder]
+    for part in parts:
+        wait_in_main_memory(part, device)
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

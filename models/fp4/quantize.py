@@ -37,15 +37,15 @@ from models.fp4.checkpoint import (
     write_atomically,
     write_tensors,
 )
+from models.fp4.kinds import Kind, kind_of
 from models.fp4.layers import TEXT_ENCODER_RANK, LayerPlan, default_rank, plan_layers
 from models.fp4.source import SourceWeights, file_sha256, fingerprint
-from models.fp4.streaming import OUTSIDE, Batch, StreamedFlux, empty_t5, empty_transformer
+from models.fp4.streaming import Batch, empty_t5, side_px
 from models.fp4.work import NOTES_FILE, Notes
 
 Progress = Callable[[str, float], None]
 
 TEXT_ENCODER_FROM_BYTES = 2**30  # a smaller T5 stays as it is
-QUANTIZED = ("transformer", "text_encoder_2")
 _PATHS = "calibration.safetensors"
 
 
@@ -69,6 +69,10 @@ class Job:
         return self.out.with_name(self.out.name + ".partial")
 
     @property
+    def kind(self) -> Kind:
+        return kind_of(self.row)
+
+    @property
     def dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
 
@@ -83,7 +87,7 @@ def settings_of(job: Job) -> dict[str, Any]:
         "activations": job.activations,
         "prompts": digest,
         "text_encoder_from_bytes": job.text_encoder_from_bytes,
-        "source": fingerprint(job.source, QUANTIZED),
+        "source": fingerprint(job.source, job.kind.parts),
     }
 
 
@@ -92,9 +96,11 @@ def is_made(job: Job) -> bool:
     if not (job.out / MANIFEST).is_file():
         return False
     made = Manifest.read(job.out)
-    rank = default_rank(empty_transformer(job.source).inner_dim) if job.rank is None else job.rank
+    rank = job.rank
+    if rank is None:
+        rank = default_rank(job.kind.streamed.empty(job.source).inner_dim)
     texts = (job.out / prompts.FILE).read_text(encoding="utf-8").splitlines()
-    wanted = job.row.id, rank, job.activations, fingerprint(job.source, QUANTIZED), job.prompts
+    wanted = job.row.id, rank, job.activations, fingerprint(job.source, job.kind.parts), job.prompts
     return (made.model, made.rank, made.activations, made.source["files"], tuple(texts)) == wanted
 
 
@@ -102,7 +108,7 @@ def is_made(job: Job) -> bool:
 def quantize_folder(job: Job) -> Manifest:
     """Make `job.out`; the caller holds `locked(job.out)`.
 
-    Raises ModelUnavailable, naming the file, for a source that is damaged or not a FLUX.1 folder,
+    Raises ModelUnavailable, naming the file, for a source that is damaged or not of the row's kind,
     and ValueError for settings that make no sense.
     """
     calibration.check_prompts(job.prompts)
@@ -110,7 +116,7 @@ def quantize_folder(job: Job) -> Manifest:
         raise ModelUnavailable(
             f"{job.source.name}/model_index.json is missing: no diffusers folder"
         )
-    model = empty_transformer(job.source)
+    model = job.kind.streamed.empty(job.source)
     rank = default_rank(model.inner_dim) if job.rank is None else job.rank
     plan_layers(model, rank)  # before minutes go into a wrong rank, or weights of another model
     SourceWeights(job.source, "transformer").check_fits(model)
@@ -120,7 +126,7 @@ def quantize_folder(job: Job) -> Manifest:
     paths = _paths(job, notes)
     components = {}
     t5_bytes = sum(file["size"] for name, file in settings["source"].items() if "encoder" in name)
-    if t5_bytes >= job.text_encoder_from_bytes:
+    if job.kind.text_encoder is not None and t5_bytes >= job.text_encoder_from_bytes:
         components["text_encoder_2"] = _text_encoder(job, notes)
     components["transformer"] = _transformer(job, notes, paths)
     manifest = Manifest(
@@ -140,11 +146,11 @@ def _paths(job: Job, notes: Notes) -> calibration.DrawnPaths:
     if _PATHS in notes.files:
         return calibration.load(file)
     told = job.on_progress
-    prompt, pooled = text_encoding.encode_prompts(
+    prompt, pooled = job.kind.encode_prompts(
         job.source, job.row, job.prompts, job.device, job.dtype,
         lambda done: told("encoding calibration prompts", 0.05 * done),
     )  # fmt: skip
-    flux = StreamedFlux(job.source, job.device, job.dtype)
+    flux = job.kind.streamed(job.source, job.device, job.dtype)
     paths = calibration.draw_paths(
         flux, job.row, job.source, prompt, pooled,
         lambda done: told("drawing calibration prompts", 0.05 + 0.25 * done),
@@ -173,9 +179,9 @@ def _text_encoder(job: Job, notes: Notes) -> Component:
 
 
 def _transformer(job: Job, notes: Notes, paths: calibration.DrawnPaths) -> Component:
-    flux = StreamedFlux(job.source, job.device, job.dtype)
+    flux = job.kind.streamed(job.source, job.device, job.dtype)
     plans, kept = plan_layers(flux.model, job.rank)
-    where = calibration.positions(job.row, paths.prompt.shape[1], job.source)
+    where = flux.positions(job.row, paths.prompt.shape[1])
     batches = calibration.samples(flux, job.row, paths)
     names = flux.block_names
 
@@ -194,7 +200,7 @@ def _transformer(job: Job, notes: Notes, paths: calibration.DrawnPaths) -> Compo
     _fit_and_run(job, notes, "norm_out", last, _within(plans, "norm_out"), batches, run, done=done)
     rest = {
         f"{part}.{name}": tensor.bfloat16()
-        for part in OUTSIDE
+        for part in flux.OUTSIDE
         if part != "norm_out"
         for name, tensor in flux.model.get_submodule(part).state_dict().items()
     }
@@ -298,7 +304,7 @@ def quality_report(job: Job, notes: Notes, manifest: Manifest) -> dict[str, Any]
         "calibration": {
             "prompts": len(job.prompts),
             "held_out": len(job.prompts) // calibration.HELD_OUT,
-            "size_px": calibration.side_px(job.row),
+            "size_px": side_px(job.row),
             "steps": min(job.row.num_inference_steps, calibration.MAX_STEPS),
             "rounds": lowrank.ROUNDS,
         },

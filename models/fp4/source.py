@@ -102,12 +102,13 @@ class SourceWeights:
                 )
 
     def _alias(self, name: str) -> str:
-        """T5's embedding has two names, and files hold it under either."""
+        """A text encoder's table may have two names, and files hold it under either."""
         if name in self._where:
             return name
         other = {
             "encoder.embed_tokens.weight": "shared.weight",
             "shared.weight": "encoder.embed_tokens.weight",
+            "lm_head.weight": "model.embed_tokens.weight",
         }.get(name, name)
         return other if other in self._where else name
 

@@ -14,8 +14,8 @@ from diffusers import FluxPipeline
 from config.settings import ROOT
 from models.fp4 import nvfp4, nvfp4_engine
 from models.fp4.checkpoint import MANIFEST, Manifest
+from models.fp4.kinds import kind_of
 from models.fp4.linear import fp4_layers
-from models.fp4.quantize import QUANTIZED
 from models.fp4.source import fingerprint
 from models.types import LoadOptions
 from scripts.embedded.examination import draw_prompts, generate
@@ -33,7 +33,7 @@ def report() -> dict[str, Any]:
 def test_it_was_made_from_the_weights_that_ship() -> None:
     made_from = Manifest.read(SHIPPED).source["files"]
     assert made_from == fingerprint(
-        SOURCE, QUANTIZED
+        SOURCE, kind_of(EMBEDDED).parts
     ), f"models/embedded-fp4 was made from other weights than models/embedded has; {AGAIN}"
 
 

@@ -185,7 +185,7 @@ def test_a_models_folder_that_cannot_be_written_is_named_by_its_setting(
 
 def test_another_family_is_refused_with_words(options: LoadOptions) -> None:
     row = TINY.model_copy(update={"family": "z_image"})
-    with pytest.raises(ModelUnavailable, match="flux1, not z_image"):
+    with pytest.raises(ModelUnavailable, match="flux1.*not z_image"):
         nvfp4_engine.load(row, options)
 
 

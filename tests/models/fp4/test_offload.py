@@ -21,7 +21,8 @@ def test_encoders_that_wait_encode_the_same(tiny_fp4: Path, options: LoadOptions
         return pipeline.encode_prompt("a star", None, max_sequence_length=16)[:2]
 
     before = encode()
-    offload.stream_text_encoders(pipeline.text_encoder, pipeline.text_encoder_2, CPU)
+    offload.stream_text_encoder(pipeline.text_encoder, CPU)
+    offload.stream_text_encoder(pipeline.text_encoder_2, CPU)
     for _ in range(2):
         assert all(torch.equal(a, b) for a, b in zip(encode(), before, strict=True))
 
@@ -35,7 +36,7 @@ def test_a_module_that_was_moved_meanwhile_still_waits(
     t5 = pipeline.text_encoder_2
     ids = torch.arange(12)[None]
     before = t5(ids)[0]
-    offload.stream_text_encoders(pipeline.text_encoder, t5, CPU)
+    offload.stream_text_encoder(t5, CPU)
     t5._apply(lambda tensor: tensor.clone())
     assert torch.equal(t5(ids)[0], before)
 
