@@ -25,6 +25,7 @@ import httpx2
 
 from config.settings import CloudSettings
 from models.bfl_errors import (
+    MAY_COST,
     CloudBusy,
     CloudError,
     CloudRefused,
@@ -36,6 +37,7 @@ from models.bfl_errors import (
     NoCredits,
     TaskLost,
 )
+from models.bfl_request import CloudTask
 
 USD_OF_CREDIT = 0.01
 KEY_HOSTS = re.compile(r"(?:[a-z0-9-]+\.)*bfl\.ai")
@@ -53,16 +55,6 @@ MAX_SAID_CHARACTERS = 300
 _PICTURE_TYPES = re.compile(r"image/|(?:application|binary)/octet-stream")
 
 READY = "Ready"
-MAY_COST = "BFL may have charged for it"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CloudTask:
-    """A request that BFL has taken: where to look after it, and what BFL said that it costs."""
-
-    id: str
-    polling_url: str
-    cost_usd: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +109,8 @@ class Bfl:
             ) from error
         if not answer.is_success:
             raise self._refusal(answer, data, text, is_submit=True)
+        if data is not None and isinstance(data.get("status"), str):
+            self._raise_for_status(data["status"], data)  # blocked, as some answer at once
         if data is None or not all(isinstance(data.get(n), str) for n in ("id", "polling_url")):
             raise CloudUnclear(
                 f"{self._host} took the request and did not say where to look after it: {MAY_COST}. "

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 from config.errors import FluxError
 
+MAY_COST = "BFL may have charged for it"
+
 
 class CloudError(FluxError):
     """`is_free`: BFL charges nothing, or the request was not taken."""

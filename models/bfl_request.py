@@ -1,4 +1,4 @@
-"""A request in the words of BFL's cloud: the body of the call that submits it.
+"""A request in the words of BFL's cloud: the body of the call that submits it, and what comes of that.
 
 Which words a model knows stands in its row (`CloudFacts`); nothing is sent that BFL's document does not
 name for it. Pictures go along as they came, in base64: nothing here decodes them.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -23,6 +24,15 @@ RATIOS = (
 RESOLUTIONS = {"768sq": 768**2, "1k": 1024**2, "1.5k": 1536**2, "2k": 2048**2, "4k": 4096**2}
 WIDEST = Fraction(21, 9)  # of every model that is told a ratio
 MAX_PICTURE_BYTES = 20 * 2**20  # what BFL takes, in base64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloudTask:
+    """A request that BFL has taken: where to look after it, and what BFL said that it costs."""
+
+    id: str
+    polling_url: str
+    cost_usd: float | None
 
 
 def body_of(

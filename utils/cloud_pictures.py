@@ -9,8 +9,7 @@ from typing import Any
 
 from config.catalog import ModelRow
 from config.errors import NotFound, StorageUnavailable
-from models.bfl import MAY_COST
-from models.bfl_errors import CloudError, CloudRefused
+from models.bfl_errors import MAY_COST, CloudError, CloudRefused
 from models.bfl_request import MAX_PICTURE_BYTES
 from models.types import GenerationRequest, ImageFile
 from utils import images, metadata

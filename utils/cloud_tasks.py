@@ -13,8 +13,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from models.bfl import CloudTask
 from models.bfl_errors import BudgetSpent
+from models.bfl_request import CloudTask
 from utils import sql
 from utils.job_store import JobStore
 

@@ -15,13 +15,14 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from config.catalog import Catalog, ModelRow
 from config.errors import FluxError, StorageUnavailable
 from config.settings import Settings
-from models.bfl import MAY_COST, Bfl, CloudTask
+from models.bfl import Bfl
 from models.bfl_errors import (
+    MAY_COST,
     CloudBusy,
     CloudError,
     CloudLate,
@@ -30,7 +31,7 @@ from models.bfl_errors import (
     Moderated,
 )
 from models.bfl_prices import Prices
-from models.bfl_request import body_of
+from models.bfl_request import CloudTask, body_of
 from models.types import GenerationRequest, GenerationResult, ImageFile, Stage
 from utils import cloud_pictures, images
 from utils.cloud_pictures import SentPictures
@@ -43,7 +44,10 @@ from utils.worker.parent import Death, GivenJob, WorkerListener, WorkerState
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 MAX_PICTURES = 24  # of one account, in BFL's cloud at once
+MAX_DOWNLOADS = 4
 UNREACHABLE_TRIES = 3
 PAUSE_SECONDS = 1.0  # doubled for each time in a row
 MAX_PAUSE_SECONDS = 15.0
@@ -111,6 +115,7 @@ class CloudWorker:
         self._ends: set[asyncio.Task[None]] = set()
         self._asking: set[asyncio.Task[CloudTask]] = set()
         self._saving = asyncio.Semaphore(1)  # a picture of 4K takes 50 MB while it is decoded
+        self._fetching = asyncio.Semaphore(MAX_DOWNLOADS)  # each is in memory as a whole
         self._unknown: set[str] = set()  # statuses that were told of
         self._is_stopped = False
 
@@ -176,7 +181,10 @@ class CloudWorker:
             drawing.cancel()
         await asyncio.gather(*self._ends, return_exceptions=True)
         if self._asking:  # whether the cloud has it must be known, if it can be
-            await asyncio.wait(self._asking, timeout=LEAVE_SECONDS)
+            _, silent = await asyncio.wait(self._asking, timeout=LEAVE_SECONDS)
+            for asking in silent:  # its row says that nobody knows
+                asking.cancel()
+            await asyncio.gather(*silent, return_exceptions=True)
         jobs = tuple(self.jobs.values())
         self.jobs.clear()
         await self._listener.on_death(self, Death(jobs=jobs, exit_text="the service stops"))  # type: ignore[arg-type]
@@ -303,7 +311,9 @@ class CloudWorker:
 
     async def _ask(self, job: _Job, index: int) -> CloudTask:
         """One request, noted before and after. Raises CloudError."""
-        asked, may_be_asked = await self._tasks.begin(job.id, index, job.price_usd)
+        asked, may_be_asked = await self._until_stored(
+            lambda: self._tasks.begin(job.id, index, job.price_usd)
+        )
         if not may_be_asked:
             if asked.task is not None:
                 return asked.task
@@ -364,7 +374,8 @@ class CloudWorker:
                 self._note_status(look.status)
                 last = look.status
                 if look.picture_url is not None:
-                    return await self._bfl.download(look.picture_url)
+                    async with self._fetching:
+                        return await self._bfl.download(look.picture_url)
                 if look.progress is not None:
                     job.progress[index] = look.progress
                     await self._tell_progress(job)
@@ -425,8 +436,8 @@ class CloudWorker:
                 extra={"action": "cloud_unknown_status"},
             )
 
-    async def _until_stored(self, change: Callable[[], Awaitable[None]]) -> None:
-        """What the cloud was asked for must be on disk before anything else is done about it."""
+    async def _until_stored(self, change: Callable[[], Awaitable[T]]) -> T:
+        """What the cloud is asked for must be on disk before anything else is done about it."""
         while True:
             try:
                 return await change()

@@ -195,6 +195,7 @@ class QueueManager:
             if earlier is not None:
                 return earlier
         self._require_open(owner)
+        self._require_lane(request)
         estimate_usd = self._allowance.estimate(request)
         try:
             async with self._allowance.room(owner, request, estimate_usd):
@@ -317,6 +318,10 @@ class QueueManager:
     def waiting(self) -> int:
         """Jobs in line."""
         return len(self._ledger.line)
+
+    def waiting_jobs(self, limit: int, owner: str | None = None) -> list[tuple[int, str]]:
+        """(seq, id) of the first jobs in line, everybody's or one owner's."""
+        return self._ledger.line.oldest(limit, owner)
 
     @property
     def running_ids(self) -> list[str]:
@@ -587,6 +592,15 @@ class QueueManager:
         if limit and mine >= limit:
             whose = "the key's own limit" if own else "FLUX_MAX_QUEUED_PER_KEY"
             raise self._full(f"{mine} jobs of this key wait, and {limit} may ({whose})")
+
+    def _require_lane(self, request: GenerationRequest) -> None:
+        """A job that no worker would ever take is refused, as a retry after the cloud's key has gone."""
+        lane = Lane.of(request.backend)
+        if not any(worker.lane is lane for worker in self.workers):
+            what = "BFL's cloud has no key (SD_BFL_API_KEY)" if lane is Lane.CLOUD else "no worker"
+            raise Unavailable(
+                f"nothing here draws with backend {request.backend}: {what}", retry_after_seconds=60
+            )
 
     def _look_again(self) -> None:
         self._has_room = False

@@ -10,7 +10,7 @@ import pytest
 
 from config.settings import CloudSettings
 from models import bfl as module
-from models.bfl import Bfl, CloudTask, Look
+from models.bfl import Bfl, Look
 from models.bfl_errors import (
     CloudBusy,
     CloudError,
@@ -23,6 +23,7 @@ from models.bfl_errors import (
     NoCredits,
     TaskLost,
 )
+from models.bfl_request import CloudTask
 from tests.cloud import KEY, StandIn
 from tests.service import free_port
 

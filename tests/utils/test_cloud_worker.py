@@ -16,8 +16,10 @@ from typing import Any, TypeVar
 import pytest
 from PIL import Image
 
+from config.errors import StorageUnavailable, Unavailable
 from models import bfl
 from models.bfl_errors import BudgetSpent
+from models.bfl_request import CloudTask
 from models.types import OutputFormat
 from tests.cloud import KEY, StandIn, cloud_queue, cloud_request, ended
 from utils import cloud_worker, metadata
@@ -73,6 +75,11 @@ def files(folder: Path) -> list[str]:
         for path in (folder / "out").rglob("*.*")
         if path.is_file()
     )
+
+
+def drain_at_once(queue: QueueManager) -> None:
+    server = queue._settings.server.model_copy(update={"drain_seconds": 0.0})
+    queue._settings = queue._settings.model_copy(update={"server": server})
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -411,9 +418,7 @@ def test_job_of_an_earlier_start_is_looked_after_and_not_asked_for_again(
             job = await queue.submit(cloud_request("[[delay=1]]", num_images=2))
             await until(lambda: len(cloud.submits) == 2)
             await until(lambda: [row[1] for row in rows(tmp_path)] == ["taken", "taken"])
-            queue._settings = queue._settings.model_copy(
-                update={"server": queue._settings.server.model_copy(update={"drain_seconds": 0.0})}
-            )
+            drain_at_once(queue)
         async with cloud_queue(cloud, tmp_path) as queue:
             return await queue.wait(await queue.get(job.id))
 
@@ -450,7 +455,7 @@ def test_job_address_of_another_host_on_disk_gets_no_key(cloud: StandIn, tmp_pat
             tasks = CloudTasks(queue.store, Chance().now, 0.0)
             await tasks.begin(job.id, 0, 0.014)
             elsewhere = f"http://localhost:{cloud.port}/eu2/v1/get_result?id=x"
-            task = bfl.CloudTask(id="x", polling_url=elsewhere, cost_usd=None)
+            task = CloudTask(id="x", polling_url=elsewhere, cost_usd=None)
             await tasks.taken(job.id, 0, task)
         async with cloud_queue(cloud, tmp_path) as queue:
             await queue.resume()
@@ -459,6 +464,56 @@ def test_job_address_of_another_host_on_disk_gets_no_key(cloud: StandIn, tmp_pat
     job = asyncio.run(in_loop())
     assert job.error is not None and "key is not sent there" in job.error.message
     assert cloud.calls == []
+
+
+def test_stop_while_the_cloud_does_not_answer_leaves_it_unclear(
+    cloud: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cloud_worker, "LEAVE_SECONDS", 0.2)
+
+    async def in_loop() -> Job:
+        async with cloud_queue(cloud, tmp_path) as queue:
+            job = await queue.submit(cloud_request("[[then=hang]]"))
+            await until(lambda: len(cloud.submits) == 1)
+            drain_at_once(queue)
+        assert [row[1] for row in rows(tmp_path)] == ["asking"]
+        async with cloud_queue(cloud, tmp_path) as queue:
+            return await queue.wait(await queue.get(job.id))
+
+    job = asyncio.run(in_loop())
+    assert job.error is not None and "may have charged" in job.error.message
+    assert len(cloud.submits) == 1
+
+
+def test_job_waits_for_a_store_that_refuses_before_it_asks(
+    end_of: Callable[..., Job], cloud: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cloud_worker, "STORE_PAUSE_SECONDS", 0.01)
+    refusals = {"begin": 2, "taken": 2}
+
+    def refusing(name: str) -> Callable[..., Any]:
+        method = getattr(CloudTasks, name)
+
+        async def change(self: CloudTasks, *given: Any) -> Any:
+            if refusals[name]:
+                refusals[name] -= 1
+                raise StorageUnavailable("the disk is full")
+            return await method(self, *given)
+
+        return change
+
+    for name in refusals:
+        monkeypatch.setattr(CloudTasks, name, refusing(name))
+    assert end_of().status is JobStatus.SUCCEEDED
+    assert set(refusals.values()) == {0} and len(cloud.submits) == 1
+
+
+def test_job_for_a_lane_without_a_worker_is_refused(in_queue: Callable[..., Any]) -> None:
+    async def use(queue: QueueManager) -> None:
+        with pytest.raises(Unavailable, match="backend flux"):
+            await queue.submit(cloud_request(backend="flux", model="embedded"))
+
+    in_queue(use)
 
 
 def test_key_is_nowhere_in_the_database(end_of: Callable[..., Job], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx2
+import psutil
 import pytest
 from PIL import Image
 
@@ -303,6 +304,12 @@ def test_cloud_key_is_in_no_answer_and_no_log(clouded: RunningService, cloud: St
     told = "".join(clouded.client.get(path).text for path in paths)
     assert KEY not in told + clouded.log_path.read_text()
     assert f"127.0.0.1:{cloud.port}/delivery" not in clouded.log_path.read_text()
+
+
+def test_cloud_key_reaches_no_worker_process(clouded: RunningService) -> None:
+    (pid,) = [worker["pid"] for worker in clouded.workers() if worker["pid"]]
+    environ = psutil.Process(pid).environ()
+    assert KEY not in environ.values() and "SD_BFL_API_KEY" not in environ
 
 
 def test_cloud_is_no_device_of_this_machine(clouded: RunningService) -> None:
