@@ -39,6 +39,7 @@ def result_images(job: Job) -> list[dict[str, Any]]:
             "width": image.width,
             "height": image.height,
             "size_bytes": image.size_bytes,
+            "nsfw_flagged": image.nsfw_flagged,
         }
         for index, image in enumerate(job.result.images)
     ]
@@ -67,6 +68,7 @@ def result_json(job: Job) -> dict[str, Any]:
         "guidance_scale": request.guidance_scale,
         "true_cfg_scale": request.true_cfg_scale,
         "images": images,
+        "nsfw_flagged": _any_flagged(job),
         "filename": images[0]["filename"],
         "image_url": images[0]["image_url"],
         "download_url": images[0]["download_url"],
@@ -75,6 +77,13 @@ def result_json(job: Job) -> dict[str, Any]:
         "generation_time_ms": generation_time_ms(job),
         "cost_usd": result.cost_usd,
     }
+
+
+def _any_flagged(job: Job) -> bool | None:
+    """Whether one of its pictures was flagged as not safe for work; None: nobody looked."""
+    assert job.result is not None
+    verdicts = [image.nsfw_flagged for image in job.result.images]
+    return True if True in verdicts else None if None in verdicts else False
 
 
 def generation_time_ms(job: Job) -> float:

@@ -24,21 +24,18 @@ from config.catalog import (
 )
 from config.errors import BadPicture, ConfigurationError, NotFound
 from config.settings import ModelSettings, Settings
+from models import safety
 from models.bfl_prices import Prices, load_prices
+from models.families import mflux_command
+from models.hub import on_disk
 from models.precision import PrecisionProfile, known_precisions, profile_of
 from models.types import GenerationRequest
 from utils import systemd
 from utils.allowance import Allowance
 from utils.clock import Chance
 from utils.cloud_tasks import CloudTasks
-from utils.cloud_worker import CloudWorker
 from utils.gpu_manager import Placement, place_workers
-from utils.input_pictures import (
-    InputPicture,
-    InputPictures,
-    inputs_folder,
-    reference_field,
-)
+from utils.input_pictures import InputPicture, InputPictures, inputs_folder, reference_field
 from utils.job import Job, StoredImage
 from utils.job_store import JobStore
 from utils.keyring import Keyring
@@ -106,15 +103,11 @@ class Services:
     async def resolve(self, wanted: Wanted) -> GenerationRequest:
         """A client's request with nothing left open, its LoRAs fetched and its pictures kept. Raises FluxError."""
         if wanted.loras or wanted.ways:
-            self.plan.resolver.checked(
-                wanted
-            )  # before anything is fetched or kept for it
+            self.plan.resolver.checked(wanted)  # before anything is fetched or kept for it
         await self.plan.loras.prepare(wanted.loras or ())
         if not wanted.ways:
             return self.plan.resolver.resolve(wanted)
-        image, mask = await self._look("image", wanted.image), await self._look(
-            "mask", wanted.mask
-        )
+        image, mask = await self._look("image", wanted.image), await self._look("mask", wanted.mask)
         if image is not None and mask is not None:
             _require_one_size(image.picture, mask.picture)
         references = [
@@ -133,11 +126,7 @@ class Services:
         return request
 
     async def _look(self, field: str, source: str | bytes | None) -> Looked | None:
-        return (
-            None
-            if source is None
-            else await self.sources.look(field, source, self.only_of)
-        )
+        return None if source is None else await self.sources.look(field, source, self.only_of)
 
 
 def _require_one_size(image: InputPicture, mask: InputPicture) -> None:
@@ -149,29 +138,25 @@ def _require_one_size(image: InputPicture, mask: InputPicture) -> None:
         )
 
 
-def make_plan(
-    settings: Settings, profile: PrecisionProfile, chance: Chance | None = None
-) -> Plan:
+def make_plan(settings: Settings, profile: PrecisionProfile, chance: Chance | None = None) -> Plan:
     """Raises ConfigurationError when the settings ask for what is not there."""
     chance = chance or Chance()
     settings = _with_own_engine(settings, profile)
-    catalog = load_catalog()
+    catalog = mflux_command.quantised(load_catalog(), settings.models.mflux_quantize)
     placement = place_workers(settings.worker)
     default = choose_default(
         catalog, settings.models.model, placement.gpu_names, placement.why_no_gpu
     )
     keys = Keyring(settings, chance)
     keys.require()
+    _require_safety(settings, catalog)
     loras = LoraManager(settings, profile, catalog, chance)
     models = settings.models
     backend_defaults = choose_backend_defaults(
         catalog,
         {
             "sd": ("FLUX_SD_MODEL_ID (or SD_MODEL_ID)", models.sd_model_id),
-            "flux-local": (
-                "FLUX_LOCAL_MODEL_ID (or SD_FLUX_MODEL_ID)",
-                models.local_model_id,
-            ),
+            "flux-local": ("FLUX_LOCAL_MODEL_ID (or SD_FLUX_MODEL_ID)", models.local_model_id),
         },
     )
     resolver = RequestResolver(
@@ -215,6 +200,23 @@ def _prefer_backend(resolver: RequestResolver, models: ModelSettings) -> None:
         resolver.prefer(backend, f"set by configuration ({name})")
 
 
+def _require_safety(settings: Settings, catalog: Catalog) -> None:
+    """What must not be given out unseen, or by a checker that was named, needs its weights."""
+    models = settings.models
+    if models.safety_checker == "off":
+        return
+    hub = on_disk.hub_folder(models.models_dir)
+    weights, why_not = safety.find(models.safety_model, hub, catalog)
+    if weights is not None:
+        return
+    if models.safety_checker == "block" or models.safety_model != "auto":
+        name = (
+            "FLUX_SAFETY_CHECKER = block" if models.safety_model == "auto" else "FLUX_SAFETY_MODEL"
+        )
+        raise ConfigurationError(f"{name}: {why_not}, or set FLUX_SAFETY_CHECKER=off")
+    log.info("pictures are not looked at: %s", why_not, extra={"action": "no_safety_checker"})
+
+
 def _with_own_engine(settings: Settings, profile: PrecisionProfile) -> Settings:
     """FLUX_ENGINE is one name for all services of a machine: another service's engine means `auto` here."""
     engine = settings.models.engine
@@ -251,15 +253,10 @@ async def running(plan: Plan) -> AsyncIterator[Services]:
             for slot in plan.placement.slots
         ]
         if plan.resolver.cloud_models:
+            from utils.cloud_worker import CloudWorker  # it brings an HTTP client
+
             workers.append(
-                CloudWorker(
-                    plan.settings,
-                    plan.catalog,
-                    plan.prices,
-                    tasks,
-                    inputs.folder,
-                    queue,
-                )
+                CloudWorker(plan.settings, plan.catalog, plan.prices, tasks, inputs.folder, queue)
             )
         return workers
 
@@ -293,9 +290,7 @@ async def running(plan: Plan) -> AsyncIterator[Services]:
         await plan.keys.close()
         await store.close()
         raise
-    watchdog = asyncio.create_task(
-        systemd.feed_watchdog(queue.is_well), name="watchdog"
-    )
+    watchdog = asyncio.create_task(systemd.feed_watchdog(queue.is_well), name="watchdog")
     try:
         sources = InputSources(plan.settings, store, inputs)
         yield Services(plan=plan, queue=queue, sources=sources, usage=usage)
@@ -317,9 +312,7 @@ def _to_load(plan: Plan) -> str:
 def _allowance(plan: Plan, usage: Usage) -> Allowance:
     return Allowance(
         limits_of=plan.keys.limits_of,
-        estimate=lambda request: plan.prices.estimate(
-            plan.catalog[request.model], request
-        ),
+        estimate=lambda request: plan.prices.estimate(plan.catalog[request.model], request),
         usage=usage,
         daily_usd=plan.settings.cloud.bfl_daily_budget_usd,
         now=plan.chance.now,

@@ -21,6 +21,7 @@
     ├── BadPicture                 bad_file             422   one that is damaged, or does not go with the other
     ├── LoraError                  models/lora/errors.py      what is wrong with a LoRA
     ├── CloudError                 models/bfl_errors.py       what goes wrong with BFL's cloud
+    ├── NotSafe                    nsfw_blocked         422   utils/worker/inspection.py: a picture that is not given out
     └── JobFailed                  (of the job)               the job ended without a picture
         internal, oom, poison, worker_lost: 500 · model_unavailable, storage: 503 · cancelled, lora_incompatible: 409 · bad_file: 422 · timeout: 504
 
@@ -145,6 +146,7 @@ class BadPicture(FluxError):
 _STATUS_OF_JOB_ERRORS = {
     "lora_incompatible": 409,
     "bad_file": 422,
+    "nsfw_blocked": 422,
     "model_unavailable": 503,
     "storage": 503,
     "cancelled": 409,

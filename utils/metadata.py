@@ -25,11 +25,15 @@ _MAX_TEXT_BYTES = 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """What made the picture, beside the request; `model_reason` says why this model."""
+    """What made the picture, beside the request; `model_reason` says why this model.
+
+    `nsfw_flagged` is None where no checker looked at it.
+    """
 
     precision: str
     engine: str
     model_reason: str
+    nsfw_flagged: bool | None = None
 
 
 def describe(request: GenerationRequest, *, seed: int, origin: Origin) -> dict[str, Any]:
@@ -65,6 +69,7 @@ def describe(request: GenerationRequest, *, seed: int, origin: Origin) -> dict[s
         "model_reason": origin.model_reason,
         "precision": origin.precision,
         "engine": origin.engine,
+        **({} if origin.nsfw_flagged is None else {"nsfw_flagged": origin.nsfw_flagged}),
     }
 
 

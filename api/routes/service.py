@@ -12,6 +12,8 @@ from api.routes.not_built import NOT_BUILT
 from api.services import Services, ServicesDep
 from api.version import VERSION
 from config.catalog import CLOUD_BACKEND
+from models import safety
+from models.hub import on_disk
 from utils import gpu_manager
 
 router = APIRouter(tags=["service"])
@@ -76,6 +78,7 @@ async def info(services: ServicesDep) -> dict[str, Any]:
         },
         "max_queue_size": plan.settings.queue.max_queue_size,
         "output_formats": ["png", "jpeg", "webp"],
+        "safety_checker": _safety_json(services),
         "key_needed": plan.keys.are_needed,
         "not_built": {
             "fields": [],
@@ -103,6 +106,29 @@ async def gpu_info(services: ServicesDep) -> dict[str, Any]:
         ],
         "reason": why_none or None,
         "devices": _devices(services),
+    }
+
+
+def _safety_json(services: Services) -> dict[str, Any]:
+    """Whether the workers look at their pictures, with what, and where they do not, why."""
+    models = services.plan.settings.models
+    checkers = {worker.safety for worker in services.queue.local_workers if worker.versions}
+    name = next((name for name in checkers if name is not None), None)
+    reason = None
+    if models.safety_checker == "off":
+        reason = "FLUX_SAFETY_CHECKER is off"
+    elif not checkers:
+        reason = "no worker is up yet"
+    elif name is None:
+        hub = on_disk.hub_folder(models.models_dir)
+        found, reason = safety.find(models.safety_model, hub, services.plan.catalog)
+        if found is not None:
+            reason = "its weights came after the start; start the service again"
+    return {
+        "mode": models.safety_checker,
+        "active": name is not None,
+        "model": name,
+        "reason": reason,
     }
 
 

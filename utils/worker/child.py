@@ -25,6 +25,9 @@ from typing import Any
 
 from config.catalog import Catalog, ModelRow, load_catalog
 from config.errors import FluxError
+from models import safety
+from models.families import mflux_command
+from models.hub import on_disk
 from models.types import (
     GenerationRequest,
     GenerationResult,
@@ -39,6 +42,7 @@ from utils.worker import device as devices
 from utils.worker import events
 from utils.worker.config import WorkerConfig
 from utils.worker.drawing import JobInHand, Run
+from utils.worker.inspection import Inspection
 from utils.worker.outbox import Outbox
 from utils.worker.residents import Residents
 
@@ -55,7 +59,7 @@ class Child:
         self.previews_wanted = False
         self._config = config
         self._connection = connection
-        self._catalog = catalog
+        self._catalog = mflux_command.quantised(catalog, config.mflux_quantize)
         self._send_lock = threading.Lock()
         self._commands: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._cancelled: set[str] = set()
@@ -65,6 +69,14 @@ class Child:
         self._device: devices.Device
         self._residents: Residents
         self._outbox = Outbox(_on_outbox_error)
+        self._inspection = self._make_inspection()
+
+    def _make_inspection(self) -> Inspection:
+        weights, config = None, self._config
+        if config.safety_checker != "off":
+            hub = on_disk.hub_folder(config.models_dir)
+            weights, _ = safety.find(config.safety_model, hub, self._catalog)
+        return Inspection(weights, config.safety_checker)
 
     def run(self) -> None:
         threading.Thread(target=self._read, name="reader", daemon=True).start()
@@ -118,7 +130,11 @@ class Child:
             name: importlib.metadata.version(name)
             for name in ("torch", "diffusers", "transformers")
         }
-        self.send(events.Ready(device=self._device.describe(), versions=versions))
+        self.send(
+            events.Ready(
+                device=self._device.describe(), versions=versions, safety=self._inspection.name
+            )
+        )
 
     def _run(self, command: events.Run) -> None:
         jobs = [
@@ -130,6 +146,7 @@ class Child:
         Run(jobs, self).run()
         # A cancel that came too late must not hit a job of the same id that is tried again.
         self._cancelled.difference_update(job.id for job in jobs)
+        self._inspection.forget([job.id for job in jobs])
 
     # For `drawing.Run`
 
@@ -157,6 +174,13 @@ class Child:
             for index, sha256 in enumerate(request.reference_images)
         )
         return image, mask, references
+
+    @property
+    def preview_seconds(self) -> float:
+        return self._inspection.preview_seconds
+
+    def seen(self, job_id: str, preview: bytes) -> bytes:
+        return self._inspection.preview(job_id, preview)
 
     def is_cancelled(self, job_id: str) -> bool:
         return job_id in self._cancelled
@@ -211,6 +235,8 @@ class Child:
         started = time.perf_counter()
         try:
             job.files[index] = self._write(job, index, image, engine)
+        except FluxError as error:
+            return self._not_saved(job, error.code, error.message)
         except OSError as error:
             return self._not_saved(
                 job,
@@ -245,8 +271,13 @@ class Child:
     def _write(self, job: JobInHand, index: int, image: Any, engine: str) -> ImageFile:
         """Encode a picture with its metadata and put it into staging. Raises OSError."""
         request, seed = job.request, job.request.seed + index
+        verdict = self._inspection.judge(image)
+        image = verdict.picture
         origin = metadata.Origin(
-            precision=self._config.precision, engine=engine, model_reason=self._why(request.model)
+            precision=self._config.precision,
+            engine=engine,
+            model_reason=self._why(request.model),
+            nsfw_flagged=verdict.is_flagged,
         )
         data = images.encode(image, request, seed=seed, origin=origin)
         filename = images.filename_of(job.id, index, request.output_format)
@@ -257,6 +288,7 @@ class Child:
             width=image.width,
             height=image.height,
             size_bytes=len(data),
+            nsfw_flagged=verdict.is_flagged,
         )
 
     def _result(self, job: JobInHand, engine: str) -> GenerationResult:
@@ -299,6 +331,7 @@ class Child:
         self._model_id = None
         self.send(events.Loading(model=model_id))
         started = time.perf_counter()
+        self._inspection.prepare()  # what it lacks is said before anything is drawn
         model = self._residents.load(model_id)
         milliseconds = (time.perf_counter() - started) * 1000
         self._announce(model_id, model, milliseconds)

@@ -22,6 +22,8 @@ class WorkerConfig:
     device: str  # "cuda", "mps" or "cpu"
     model_memory_gib: float | None  # None: by the device
     offload: str  # as ModelSettings has it
+    safety_checker: str  # the same
+    safety_model: str
     engine: str
     fp8_weights: str
     mflux_quantize: int

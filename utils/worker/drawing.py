@@ -39,6 +39,10 @@ class Workshop(Protocol):
 
     max_batch_size: int
     previews_wanted: bool
+    preview_seconds: float  # at least so much between two previews
+
+    def seen(self, job_id: str, preview: bytes) -> bytes:
+        """A preview as it may be seen."""
 
     def model_for(
         self, model_id: str, on_loading: Callable[[], None], look_around: Callable[[], None]
@@ -318,7 +322,9 @@ class Run:
     def _report_step(self, units: Sequence[Unit], preview: PreviewOf | None) -> None:
         """One report for each job, with a preview of its last picture in the chunk."""
         now = time.perf_counter()
-        is_due = self._workshop.previews_wanted and now - self._previewed >= PREVIEW_SECONDS
+        is_due = self._workshop.previews_wanted and (
+            now - self._previewed >= max(PREVIEW_SECONDS, self._workshop.preview_seconds)
+        )
         is_shown = is_due and preview is not None
         if is_shown:
             self._previewed = now
@@ -334,7 +340,7 @@ class Run:
         step = job.steps_done
 
         def send() -> None:
-            preview = None if picture is None else _encoded(picture, job.id)
+            preview = None if picture is None else self._encoded(picture, job.id)
             self._workshop.send(
                 events.Progress(
                     job_id=job.id, stage=stage, step=step, steps=job.steps, preview=preview
@@ -368,11 +374,10 @@ class Run:
         job.is_over = True
         self._workshop.end(event)
 
-
-def _encoded(picture: Callable[[], bytes], job_id: str) -> str | None:
-    """The preview in base64. One that cannot be made is missed by nobody but the log."""
-    try:
-        return base64.b64encode(picture()).decode()
-    except Exception:
-        log.exception("no preview", extra={"action": "preview_failed", "job_id": job_id})
-        return None
+    def _encoded(self, picture: Callable[[], bytes], job_id: str) -> str | None:
+        """The preview in base64. One that cannot be made is missed by nobody but the log."""
+        try:
+            return base64.b64encode(self._workshop.seen(job_id, picture())).decode()
+        except Exception:
+            log.exception("no preview", extra={"action": "preview_failed", "job_id": job_id})
+            return None

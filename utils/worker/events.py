@@ -63,6 +63,7 @@ class Ready:
 
     device: str
     versions: dict[str, str]
+    safety: str | None = None  # the name of the checker that looks at pictures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

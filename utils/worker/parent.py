@@ -118,6 +118,7 @@ class Worker:
         self.loading: tuple[str, float | None] | None = None  # what is being done, how far
         self.device: str | None = None
         self.versions: dict[str, str] = {}
+        self.safety: str | None = None  # the checker that looks at its pictures
         self.memory_mib: int | None = None
         self.pid: int | None = None
         self.last_death: str | None = None
@@ -315,6 +316,7 @@ class Worker:
             case events.Ready():
                 self.state, self.device = WorkerState.IDLE, event.device
                 self.versions, self._wants_previews = event.versions, False
+                self.safety = event.safety
             case events.Begun():
                 for job_id in event.job_ids:
                     if job_id in self.jobs:
@@ -412,6 +414,8 @@ class Worker:
             device=self.slot.kind,
             model_memory_gib=model_memory_gib(self._settings),
             offload=self._settings.models.offload,
+            safety_checker=self._settings.models.safety_checker,
+            safety_model=self._settings.models.safety_model,
             engine=self._settings.models.engine,
             fp8_weights=self._settings.models.fp8_weights,
             mflux_quantize=self._settings.models.mflux_quantize,

@@ -147,6 +147,7 @@ class FakeWorkshop:
         self._is_lazy = is_lazy
         self.looks = 0
         self.looks_while_loading = False
+        self.preview_seconds = 0.0
         self._outbox: list[Callable[[], None]] = []
 
     def model_for(
@@ -168,6 +169,9 @@ class FakeWorkshop:
             request.mask and f"opened {request.mask}",
             references,
         )
+
+    def seen(self, job_id: str, preview: bytes) -> bytes:
+        return preview
 
     def is_cancelled(self, job_id: str) -> bool:
         return job_id in self.cancelled
