@@ -38,6 +38,8 @@ ROUTE_SCOPES: tuple[tuple[str, str, Scope | None], ...] = (
     ("POST", "/unload-model", Scope.ADMIN),
     ("POST", "/dashboard/*", Scope.ADMIN),
     ("POST", "/sdapi/v1/unload-checkpoint", Scope.ADMIN),
+    ("POST", "/free", Scope.ADMIN),
+    ("POST", "/api/free", Scope.ADMIN),
     ("POST", "/sdapi/v1/reload-checkpoint", Scope.ADMIN),
     ("POST", "/sdapi/v1/png-info", None),
     ("GET", "/metrics", Scope.ADMIN),

@@ -47,6 +47,13 @@ class InputSources:
             source = await self._of_this_service(field, source, owner)
         return await asyncio.to_thread(_look, field, source)
 
+    async def data(self, field: str, source: str | bytes, owner: str | None = None) -> bytes:
+        """The bytes of the picture that a field stands for."""
+        looked = await self.look(field, source, owner)
+        if looked.data is not None:
+            return looked.data
+        return await asyncio.to_thread(self._pictures.data, field, looked.picture.sha256)
+
     async def keep(self, looked: Looked) -> None:
         if looked.data is not None:
             await asyncio.to_thread(self._pictures.keep, looked.picture, looked.data)

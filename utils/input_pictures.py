@@ -144,6 +144,13 @@ class InputPictures:
         except OSError as error:
             raise self._refused(error) from error
 
+    def data(self, field: str, sha256: str) -> bytes:
+        """The file of a picture that is there already. Raises NotFound. Blocks; for a thread."""
+        try:
+            return (self.folder / sha256).read_bytes()
+        except OSError as error:
+            raise _gone(sha256, field) from error
+
     def require(self, contents: Sequence[str]) -> None:
         """The pictures are there, and stay until the job that is about to be written has them.
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import bisect
 import collections
+import heapq
+import itertools
 from collections.abc import Iterable
 from enum import StrEnum
 
@@ -58,6 +60,13 @@ class Line:
             seqs = self._seqs[lane]
             del seqs[bisect.bisect_left(seqs, seq)]
             self._by_owner[owner] -= 1
+
+    def oldest(self, limit: int, owner: str | None = None) -> list[tuple[int, str]]:
+        """(seq, job id) of those that wait, oldest first, of all lanes; of one owner where it is named."""
+        merged = heapq.merge(*self._seqs.values())
+        jobs = ((seq, *self._jobs[seq][:2]) for seq in merged)
+        seen = ((seq, job_id) for seq, job_id, whose in jobs if owner in (None, whose))
+        return list(itertools.islice(seen, limit))
 
     def position(self, seq: int) -> int:
         """Place of a waiting job in its lane: 1 is next."""

@@ -31,7 +31,8 @@ EXIT_REFUSED = 3  # what it says on its standard error is for the client
 class Retouch:
     """What to do, in this order: take the mask, exchange black and white, blur, stretch to `size`."""
 
-    mask_from: str | None = None  # "alpha": transparent is white; "grey": as it is; None: no mask
+    # "alpha": transparent is white; "grey": as it is; "red", "green", "blue": that channel; None: no mask
+    mask_from: str | None = None
     invert: bool = False
     blur_px: float = 0.0  # standard deviation
     size: tuple[int, int] | None = None  # width and height, px
@@ -98,6 +99,8 @@ def apply(data: bytes, retouch: Retouch) -> bytes:
                 "it has no transparency; transparent pixels say what is drawn anew, so send a PNG with alpha"
             )
         picture = ImageOps.invert(picture.convert("RGBA").getchannel("A"))
+    elif retouch.mask_from in ("red", "green", "blue"):
+        picture = picture.convert("RGB").getchannel(retouch.mask_from[0].upper())
     elif retouch.mask_from == "grey":
         if picture.has_transparency_data:  # transparent is black, as in our own masks
             picture = picture.convert("RGBA")

@@ -72,6 +72,11 @@ def row_of(services: Services, model: str | None) -> ModelRow:
     return services.plan.resolver.model(model or services.plan.default.id)
 
 
+def real_guidance(row: ModelRow) -> str:
+    """The field that classifier-free guidance, away from the negative prompt, has for a model."""
+    return "true_cfg_scale" if row.true_cfg_scale > 1 else "guidance_scale"
+
+
 def fitted(row: ModelRow, width: int, height: int) -> tuple[int, int]:
     """The size nearest to this one that the model draws, in its shape as far as the limits let it.
 

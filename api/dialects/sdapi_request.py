@@ -180,7 +180,7 @@ def _scales(row: ModelRow, body: Mapping[str, Any]) -> dict[str, Any]:
     """
     cfg, distilled = body.get("cfg_scale"), body.get("distilled_cfg_scale")
     if native.text(body, "negative_prompt"):
-        return {"true_cfg_scale": cfg, "guidance_scale": distilled}
+        return {"guidance_scale": distilled, native.real_guidance(row): cfg}
     return {"guidance_scale": cfg if distilled is None else distilled}
 
 

@@ -88,7 +88,8 @@ def comfy(error: FluxError) -> Shaped:
         "details": "; ".join(fault.message for fault in error.fields),
         "extra_info": {},
     }
-    return Shaped(status=error.status, body={"error": body, "node_errors": {}})
+    node_errors = getattr(error, "node_errors", {})
+    return Shaped(status=error.status, body={"error": body, "node_errors": node_errors})
 
 
 COMFY_PATHS = (
@@ -106,6 +107,7 @@ COMFY_PATHS = (
     "/features",
     "/free",
     "/ws",
+    "/jobs",  # under /api; see below
 )
 # The first that fits. OpenAI's other families of routes have their shape too: a client that asks for
 # one is told so in its own words.
@@ -116,8 +118,8 @@ _SHAPES: tuple[tuple[tuple[str, ...], Shape], ...] = (
     (("/sdapi",), sdapi),
     (("/api/generate-image", "/api/image-models", "/dashboard"), fleet),
     (tuple(f"/api{path}" for path in COMFY_PATHS), comfy),
-    # `/queue` itself is ours; what ComfyUI's clients send there is answered in their words by its route.
-    (tuple(path for path in COMFY_PATHS if path != "/queue"), comfy),
+    # `/queue` and `/jobs` themselves are ours.
+    (tuple(path for path in COMFY_PATHS if path not in ("/queue", "/jobs")), comfy),
 )
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from api import answers
+from api.dialects.comfy_runs import queue_fields
 from api.services import ServicesDep
 
 router = APIRouter(tags=["queue"])
 
 
 @router.get("/queue", summary="What runs, how many wait, how the workers are")
-async def read_queue(services: ServicesDep) -> dict[str, Any]:
-    return answers.queue_json(services)
+async def read_queue(request: Request, services: ServicesDep) -> dict[str, Any]:
+    """With ComfyUI's fields beside ours, because its clients ask the same path."""
+    return {**answers.queue_json(services), **queue_fields(services, request.app.state.comfy)}
 
 
 @router.post("/queue/pause", summary="Begin no more jobs; running ones end")

@@ -1,0 +1,278 @@
+"""ComfyUI's API for workflows made of its standard FLUX nodes: a prompt becomes one request of ours.
+
+Every route is also under `/api`. `GET /queue` is our own route, which tells ComfyUI's fields besides its own.
+"""
+
+from __future__ import annotations
+
+import platform
+import uuid
+from typing import Any
+
+import psutil
+from fastapi import APIRouter, Query, Request, Response
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from api.auth import owner_of
+from api.dialects import comfy_read, native
+from api.dialects.comfy_nodes import NODES, object_info
+from api.dialects.comfy_request import models_here, resolved
+from api.dialects.comfy_runs import Run, Runs, queue_fields
+from api.forms import MAX_FIELD_BYTES
+from api.routes.images import file_of
+from api.services import Services, ServicesDep
+from api.version import VERSION
+from config.errors import InvalidRequest, NotFound
+from models.lora.names import SUFFIX
+from utils.job import JobStatus
+
+MIB = 2**20
+MAX_HISTORY_ITEMS = 10_000
+
+
+def runs_of(request: Request) -> Runs:
+    return request.app.state.comfy
+
+
+async def post_prompt(request: Request, services: ServicesDep) -> dict[str, Any]:
+    body = await native.json_object(request)
+    runs = runs_of(request)
+    if body.get("front"):
+        raise InvalidRequest.of("front", "is not here: the queue is first in, first out")
+    targets = body.get("partial_execution_targets")
+    found = comfy_read.read(body.get("prompt"), targets if isinstance(targets, list) else None)
+    prompt_id = _prompt_id(runs, body)
+    extra = body.get("extra_data")
+    wanted = await resolved(services, runs, found)
+    services.queue.require_worker()
+    async with runs.registering:
+        job = await services.queue.submit(wanted, owner=owner_of(request))
+        run = Run(
+            prompt_id=prompt_id,
+            job=job,
+            client_id=native.text(body, "client_id") or "",
+            prompt=body["prompt"],
+            extra_data=extra if isinstance(extra, dict) else {},
+            found=found,
+        )
+        runs.add(run)
+    return {"prompt_id": prompt_id, "number": job.seq, "node_errors": {}, "job_id": job.id}
+
+
+async def get_prompt(services: ServicesDep) -> dict[str, Any]:
+    return exec_info(services)
+
+
+def exec_info(services: Services) -> dict[str, Any]:
+    queue = services.queue
+    return {"exec_info": {"queue_remaining": queue.waiting + len(queue.running_ids)}}
+
+
+def _prompt_id(runs: Runs, body: dict[str, Any]) -> str:
+    sent = native.text(body, "prompt_id")
+    if sent is None:
+        return str(uuid.uuid4())
+    try:
+        is_canonical = str(uuid.UUID(sent)) == sent
+    except ValueError:
+        is_canonical = False
+    if not is_canonical:
+        raise InvalidRequest.of("prompt_id", "must be a UUID in its canonical form")
+    if runs.has(sent):
+        raise InvalidRequest.of("prompt_id", "is that of an earlier prompt; send another or none")
+    return sent
+
+
+async def get_queue(request: Request, services: ServicesDep) -> dict[str, Any]:
+    return queue_fields(services, runs_of(request))
+
+
+async def post_queue(request: Request, services: ServicesDep) -> dict[str, Any]:
+    """`{"clear": true}` and `{"delete": [ids]}` cancel what waits; of others nothing."""
+    body = await native.json_object(request)
+    listed = body.get("delete")
+    ids = {str(each) for each in listed} if isinstance(listed, list) else set()
+    for run in runs_of(request).seen(services.access):
+        if body.get("clear") is True or run.prompt_id in ids:
+            run = await runs_of(request).looked_at(services, run)
+            if run.job.status is JobStatus.QUEUED:
+                await services.queue.cancel(run.job.id)
+    return {}
+
+
+async def interrupt(request: Request, services: ServicesDep) -> dict[str, Any]:
+    """What runs, of the caller's prompts; with a `prompt_id` that one alone."""
+    body = await native.json_object(request) if await request.body() else {}
+    only = native.text(body, "prompt_id")
+    for run in runs_of(request).seen(services.access):
+        if only in (None, run.prompt_id):
+            run = await runs_of(request).looked_at(services, run)
+            if run.job.status is JobStatus.RUNNING:
+                await services.queue.cancel(run.job.id)
+    return {}
+
+
+async def cancel_job(request: Request, prompt_id: str, services: ServicesDep) -> dict[str, Any]:
+    run = runs_of(request).find(services.access, prompt_id)
+    if run is None:
+        raise NotFound(f"there is no prompt {prompt_id[:64]!r}")
+    job = await services.queue.cancel(run.job.id)
+    return {"cancelled": job.status is JobStatus.CANCELLED}
+
+
+async def history(
+    request: Request, services: ServicesDep, max_items: int = Query(MAX_HISTORY_ITEMS, ge=1)
+) -> dict[str, Any]:
+    runs = runs_of(request)
+    ended = [
+        run
+        for run in [await runs.looked_at(services, each) for each in runs.seen(services.access)]
+        if run.job.status.is_final
+    ]
+    return {run.prompt_id: run.history() for run in ended[-max_items:]}
+
+
+async def history_of(request: Request, prompt_id: str, services: ServicesDep) -> dict[str, Any]:
+    """Empty for a prompt that has not ended, and for one that is unknown."""
+    run = runs_of(request).find(services.access, prompt_id)
+    if run is None:
+        return {}
+    run = await runs_of(request).looked_at(services, run)
+    return {run.prompt_id: run.history()} if run.job.status.is_final else {}
+
+
+async def post_history(request: Request, services: ServicesDep) -> dict[str, Any]:
+    """Forgets prompts that have ended; their pictures stay."""
+    body = await native.json_object(request)
+    listed = body.get("delete")
+    ids = {str(each) for each in listed} if isinstance(listed, list) else set()
+    runs = runs_of(request)
+    for run in list(runs.seen(services.access)):
+        if body.get("clear") is True or run.prompt_id in ids:
+            if (await runs.looked_at(services, run)).job.status.is_final:
+                runs.forget(run)
+    return {}
+
+
+async def view(
+    services: ServicesDep, filename: str = Query("", max_length=200), type: str = "output"
+) -> Response:
+    """A picture that was drawn. Uploads are taken and not given out again."""
+    if type not in ("output", "temp"):
+        raise NotFound(f"pictures of type {type[:20]!r} are not given out")
+    return file_of(services, await services.image_by_filename(filename))
+
+
+async def upload_image(request: Request, services: ServicesDep) -> dict[str, Any]:
+    """Keeps the picture under its content; the name in the answer is the one to use in LoadImage."""
+    reading = request.form(max_files=1, max_fields=10, max_part_size=MAX_FIELD_BYTES)
+    try:
+        await reading
+    except HTTPException as error:
+        raise InvalidRequest.of("body", f"is no whole form: {str(error.detail)[:200]}") from error
+    async with request.form() as form:  # the same: it is read once
+        file = form.get("image")
+        if not isinstance(file, UploadFile):
+            raise InvalidRequest.of(
+                "image", "is missing: the form has no file in the field `image`"
+            )
+        data, name = await file.read(), (file.filename or "")[:200]
+    looked = await services.sources.look("image", data)
+    await services.sources.keep(looked)
+    runs_of(request).note_upload(owner_of(request), name, looked.picture.sha256)
+    return {"name": f"{looked.picture.sha256}.png", "subfolder": "", "type": "input"}
+
+
+async def get_object_info(request: Request, services: ServicesDep) -> dict[str, Any]:
+    there = await _choices(request, services)
+    return {name: object_info(name, there) for name in NODES}
+
+
+async def object_info_of(request: Request, node: str, services: ServicesDep) -> dict[str, Any]:
+    if node not in NODES:
+        return {}
+    return {node: object_info(node, await _choices(request, services))}
+
+
+async def _choices(request: Request, services: Services) -> dict[str, list[str]]:
+    loras = [entry.name + SUFFIX for entry in await services.plan.loras.entries()]
+    images = runs_of(request).uploads(owner_of(request))
+    return {"models": models_here(services), "loras": loras, "images": images}
+
+
+async def system_stats(services: ServicesDep) -> dict[str, Any]:
+    ram = psutil.virtual_memory()
+    worker = next((each for each in services.queue.workers if each.versions), None)
+    return {
+        "system": {
+            "os": platform.system().lower(),
+            "ram_total": ram.total,
+            "ram_free": ram.available,
+            "comfyui_version": f"flux-api {VERSION}",
+            "python_version": platform.python_version(),
+            "pytorch_version": "" if worker is None else worker.versions.get("torch", ""),
+            "embedded_python": False,
+            "argv": [],
+        },
+        "devices": [_device(index, worker) for index, worker in enumerate(services.queue.workers)],
+    }
+
+
+def _device(index: int, worker: Any) -> dict[str, Any]:
+    gpus = worker.slot.gpus
+    total = sum(gpu.memory_total_mib for gpu in gpus) * MIB
+    free = max(0, total - (worker.memory_mib or 0) * MIB) if gpus else 0
+    return {
+        "name": " + ".join(gpu.name for gpu in gpus) or "cpu",
+        "type": "cuda" if gpus else "cpu",
+        "index": index if gpus else None,
+        "vram_total": total,
+        "vram_free": free,
+        "torch_vram_total": total,
+        "torch_vram_free": free,
+    }
+
+
+async def features() -> dict[str, Any]:
+    return {"supports_preview_metadata": False}
+
+
+async def nothing() -> list[Any]:
+    return []
+
+
+async def free(services: ServicesDep) -> dict[str, Any]:
+    await services.queue.unload_model()
+    return {}
+
+
+def make_router() -> APIRouter:
+    router = APIRouter(include_in_schema=False)
+    routes = (
+        ("POST", "/prompt", post_prompt),
+        ("GET", "/prompt", get_prompt),
+        ("POST", "/queue", post_queue),
+        ("POST", "/interrupt", interrupt),
+        ("GET", "/history", history),
+        ("POST", "/history", post_history),
+        ("GET", "/history/{prompt_id}", history_of),
+        ("GET", "/view", view),
+        ("POST", "/upload/image", upload_image),
+        ("GET", "/object_info", get_object_info),
+        ("GET", "/object_info/{node}", object_info_of),
+        ("GET", "/system_stats", system_stats),
+        ("GET", "/features", features),
+        ("GET", "/embeddings", nothing),
+        ("GET", "/extensions", nothing),
+        ("POST", "/free", free),
+    )
+    for prefix in ("", "/api"):
+        for method, path, endpoint in routes:
+            router.add_api_route(prefix + path, endpoint, methods=[method], response_model=None)
+    router.add_api_route("/api/queue", get_queue, methods=["GET"])
+    router.add_api_route("/api/jobs/{prompt_id}/cancel", cancel_job, methods=["POST"])
+    return router
+
+
+router = make_router()
