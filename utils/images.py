@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from models.types import MAX_IMAGES, GenerationRequest, ImageFile, OutputFormat
-from utils import metadata
+from utils import metadata, png
 
 log = logging.getLogger(__name__)
 
 STAGING = ".staging"
 THUMBNAILS = ".thumbnails"
 THUMBNAIL_PX = 256
-# Pillow's 6 takes nearly three times as long for 7 % fewer bytes (256 px postcard: 10.3 against 3.8 ms).
-PNG_COMPRESS_LEVEL = 4
 _EXIF_USER_COMMENT = 0x9286
 _EXIF_IFD = 0x8769
 
@@ -33,22 +31,16 @@ def encode(image: Any, request: GenerationRequest, *, seed: int, origin: metadat
         metadata.describe(request, seed=seed, origin=origin),
         ensure_ascii=False,
     )
-    buffer = io.BytesIO()
     if request.output_format is OutputFormat.PNG:
-        from PIL.PngImagePlugin import PngInfo
-
-        texts = PngInfo()
-        texts.add_itxt(metadata.PARAMETERS_KEY, parameters)
-        texts.add_itxt(metadata.REQUEST_KEY, described)
-        image.save(buffer, "PNG", pnginfo=texts, compress_level=PNG_COMPRESS_LEVEL)
-    else:
-        comment = f"{parameters}\n{metadata.REQUEST_KEY}: {described}"
-        image.save(
-            buffer,
-            request.output_format.value.upper(),
-            quality=request.output_quality,
-            exif=_exif(comment),
-        )
+        texts = ((metadata.PARAMETERS_KEY, parameters), (metadata.REQUEST_KEY, described))
+        return png.encode_rgb(image, texts)
+    buffer = io.BytesIO()
+    image.save(
+        buffer,
+        request.output_format.value.upper(),
+        quality=request.output_quality,
+        exif=_exif(f"{parameters}\n{metadata.REQUEST_KEY}: {described}"),
+    )
     return buffer.getvalue()
 
 
