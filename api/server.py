@@ -31,9 +31,6 @@ EXIT_CONFIGURATION = 78  # EX_CONFIG
 # What clients say over a websocket is a few words.
 MAX_SOCKET_MESSAGE_BYTES = 64 * 2**10
 
-# What clients say over a websocket is a few words.
-MAX_SOCKET_MESSAGE_BYTES = 64 * 2**10
-
 # The event loop shares the interpreter with the database's threads. With Python's own 5 ms it waits
 # for them most of its time when many jobs are submitted.
 SWITCH_SECONDS = 0.0005
@@ -106,8 +103,6 @@ def serve(precision: str) -> int:
             log_config=None,
             access_log=False,
             server_header=False,
-            ws="websockets-sansio",
-            ws_max_size=MAX_SOCKET_MESSAGE_BYTES,
             ws="websockets-sansio",
             ws_max_size=MAX_SOCKET_MESSAGE_BYTES,
             http=partial(PatientProtocol, patience_seconds=settings.server.upload_patience_seconds),
