@@ -137,6 +137,8 @@ def what_fits(
         ways.append(
             f"FLUX_OFFLOAD=auto ({offloaded:g} GiB on the GPU, {full:g} GiB of main memory)"
         )
+    if row.device == "apple":
+        ways.append("fewer bits a weight, by FLUX_MFLUX_QUANTIZE")
     for other, gib in row.memory_gib.items():
         least = min(gib, row.offloaded_gib.get(other, gib))
         if other != precision and least <= room:

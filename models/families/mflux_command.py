@@ -14,12 +14,33 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from config.catalog import ModelRow
+from config.catalog import Catalog, ModelRow
 from models.types import GenerationRequest, LoraRef
 
 INSTALL = "install it with `uv tool install mflux` (or `pipx install mflux`)"
 # Names within the folder a command runs in. mflux formats its output's name, so braces may not be in it.
 PROMPT, START, PICTURE = "prompt.txt", "start.png", "picture.png"
+
+
+# Weights are quantised in groups of 64, each with a scale and an offset of 16 bits.
+GROUP_BITS = 0.5
+# Of a row's memory_gib, what is no weights.
+ACTIVATIONS_GIB = 2.0
+
+
+def quantised(catalog: Catalog, bits: int) -> Catalog:
+    """The catalog with the memory that mflux's models take in weights of so many bits; 0: of 16."""
+    share = (bits + GROUP_BITS) / 16 if bits else 1.0
+    rows = {}
+    for row in catalog:
+        if row.command:
+            gib = {
+                name: round(ACTIVATIONS_GIB + (full - ACTIVATIONS_GIB) * share, 1)
+                for name, full in row.memory_gib.items()
+            }
+            row = row.model_copy(update={"memory_gib": gib})
+        rows[row.id] = row
+    return Catalog(rows)
 
 
 def why_not_here(row: ModelRow) -> str | None:

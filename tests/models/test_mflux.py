@@ -445,3 +445,10 @@ def test_mflux_needs_no_torch() -> None:
     words = "import sys, models.families.mflux; print('torch' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", words], cwd=ROOT, capture_output=True, text=True)
     assert told.stdout.strip() == "False", told.stderr
+
+
+def test_quantised_catalog_tells_the_memory_of_so_many_bits() -> None:
+    full, four = CATALOG["mflux-schnell"], mflux_command.quantised(CATALOG, 4)
+    assert mflux_command.quantised(CATALOG, 0)["mflux-schnell"] == full
+    assert four["mflux-schnell"].memory_gib["bf16"] == 11.0 < full.memory_gib["bf16"]
+    assert four["flux-schnell"] == CATALOG["flux-schnell"] and four.ids == CATALOG.ids
