@@ -12,6 +12,7 @@ NAMES = {"image_strength": "strength", "image_guidance_scale": "guidance_scale"}
 # What they can switch on, in words for people, and the fields that say how.
 SWITCHES = {"upscale": "upscaling", "remove_background": "removing a background"}
 DETAILS = frozenset({"upscale_factor", "bg_strength", "downscale"})
+LORA_FOLDER = "uploads/lora_files/"
 _OFF = (None, False, "")
 
 
@@ -23,6 +24,11 @@ def translated(data: dict[str, Any]) -> dict[str, Any]:
         for name, value in data.items()
         if name in is_on or not (name in SWITCHES or name in DETAILS)
     }
+
+
+def lora_name(value: Any) -> Any:
+    """A LoRA that is called by the path it was told to have after its upload."""
+    return value.removeprefix(LORA_FOLDER) if isinstance(value, str) else value
 
 
 def why_not(name: str) -> str | None:

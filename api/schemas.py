@@ -71,7 +71,11 @@ Scale = Annotated[float, Field(ge=0, le=MAX_SCALE, allow_inf_nan=False)]
 Guidance = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
 
-LoraName = Annotated[Text, Field(min_length=1, max_length=MAX_HUB_ID_CHARACTERS)]
+LoraName = Annotated[
+    Text,
+    BeforeValidator(older_fields.lora_name),
+    Field(min_length=1, max_length=MAX_HUB_ID_CHARACTERS),
+]
 LoraWeight = Annotated[float, Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False)]
 
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from api import answers, uploads
 from api.json_body import StrictJsonRoute
+from api.older_fields import LORA_FOLDER
 from api.schemas import ApplyLoraBody, ChangeLoraBody, RemoveLoraBody
 from api.services import Services, ServicesDep
 from config.errors import InvalidRequest
@@ -115,7 +116,7 @@ async def upload_lora(
     return {
         **answer,
         "message": "LoRA file uploaded successfully",
-        "file_path": f"uploads/lora_files/{answer['filename']}",
+        "file_path": f"{LORA_FOLDER}{answer['filename']}",
         "size": answer["size_bytes"],
     }
 
