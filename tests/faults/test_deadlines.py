@@ -8,7 +8,7 @@ from tests.faults.handles import StartEngine, held, hold, kill_worker
 from tests.faults.listener import Told, listen
 from tests.service import RunningService
 
-MAX_WAIT_SECONDS = 2
+MAX_WAIT_SECONDS = 3
 MAX_RUN_SECONDS = 2
 
 

@@ -13,8 +13,8 @@ from tests.faults.handles import paused, picture
 from tests.faults.listener import Told, is_in_order, listen
 from tests.service import RunningService
 
-# Which jobs go together depends on how long each took.
-pytestmark = pytest.mark.timing
+# Whether jobs go together depends on how long each took.
+alone = pytest.mark.timing
 
 StartService = Callable[..., RunningService]
 
@@ -52,11 +52,13 @@ def batch(measured: RunningService) -> list[dict]:
     return drawn_together(measured, *({**BODY, "seed": i} for i in range(TOGETHER)))
 
 
+@alone
 def test_like_jobs_at_the_head_of_the_line_are_drawn_together(batch: list[dict]) -> None:
     assert [job["status"] for job in batch] == ["succeeded"] * TOGETHER
     assert len(batches(batch)) == 1
 
 
+@alone
 def test_jobs_drawn_together_have_the_bytes_of_jobs_drawn_alone(
     batch: list[dict], measured: RunningService
 ) -> None:
@@ -76,6 +78,7 @@ def test_unlike_jobs_are_not_drawn_together(measured: RunningService, other: dic
     assert len(batches(jobs)) == 3
 
 
+@alone
 def test_job_drawn_with_others_can_be_cancelled_alone(measured: RunningService) -> None:
     with paused(measured):
         job_ids = [measured.submit(**{**BODY, "num_inference_steps": 40}) for _ in range(3)]
@@ -127,7 +130,10 @@ def idle(forgetful: RunningService) -> dict:
     """Memory with the model and after it was given back, and the way of the job that came then."""
     first = forgetful.submit(**BODY, seed=5)
     forgetful.wait_for_job(first)
-    with_model = worker_mib(forgetful)
+    busy = forgetful.submit(**{**BODY, "num_inference_steps": 40})
+    forgetful.wait_until(lambda: (forgetful.job(busy)["progress"] or {}).get("step", 0) > 0)
+    with_model = worker_mib(forgetful)  # before the second of rest has begun
+    forgetful.client.post(f"/jobs/{busy}/cancel")
     pid = forgetful.workers()[0]["pid"]
     forgetful.wait_until(lambda: model_status(forgetful)["model"] is None)
     without = worker_mib(forgetful)

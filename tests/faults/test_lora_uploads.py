@@ -24,7 +24,7 @@ from tests.models.lora.test_header import BROKEN, Canary, pack
 from tests.service import RunningService
 
 KEY = "a-key-of-this-service-0123456789"
-PATIENCE_SECONDS = 1.0
+PATIENCE_SECONDS = 2.0
 MAX_BYTES = 320 * 2**20
 GROWTH_MIB = 50
 SECONDS = 1.0
@@ -37,6 +37,12 @@ def library(start_module_engine: StartEngine) -> RunningService:
         FLUX_UPLOAD_PATIENCE_SECONDS=str(PATIENCE_SECONDS),
         FLUX_MAX_LORA_BYTES=str(MAX_BYTES),
     )
+
+
+@pytest.fixture(scope="module")
+def patient(start_module_engine: StartEngine) -> RunningService:
+    """The same with the patience it has by default: half of an upload lies there until it is looked at."""
+    return start_module_engine(wait_for_workers=False)
 
 
 def left(service: RunningService) -> set[str]:
@@ -54,7 +60,7 @@ def names(service: RunningService) -> list[str]:
 @pytest.fixture(autouse=True)
 def nothing_left(library: RunningService) -> Iterator[None]:
     yield
-    library.wait_until(lambda: left(library) == set(), 5, f"keeps {left(library)}")
+    library.wait_until(lambda: left(library) == set(), what=f"keeps {left(library)}")
     for name in names(library):
         library.client.delete(f"/loras/{name}")
 
@@ -181,31 +187,31 @@ def test_pickle_of_many_megabytes_is_refused_by_its_first_bytes(library: Running
 
 
 @pytest.mark.parametrize("how", ["length", "chunked"])
-def test_upload_cut_half_way_leaves_nothing(library: RunningService, how: str) -> None:
+def test_upload_cut_half_way_leaves_nothing(patient: RunningService, how: str) -> None:
     data = lora(rank=2000)
-    with Sender(library) as sender:
+    with Sender(patient) as sender:
         if how == "length":
             sender.send(head(Content_Length=len(data)) + data[: len(data) // 2])
         else:
             sender.send(head(Transfer_Encoding="chunked") + chunk(data[: len(data) // 2]))
-        library.wait_until(lambda: left(library) != set(), 5, "has not begun")
+        patient.wait_until(lambda: left(patient) != set(), what="has not begun")
         sender.close()
-        library.wait_until(lambda: left(library) == set(), 5, "keeps half an upload")
-    assert names(library) == []
+        patient.wait_until(lambda: left(patient) == set(), what="keeps half an upload")
+    assert names(patient) == []
 
 
-def test_form_cut_half_way_leaves_nothing(library: RunningService) -> None:
+def test_form_cut_half_way_leaves_nothing(patient: RunningService) -> None:
     start = (
         b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.safetensors"\r\n\r\n'
         + lora(rank=2000)
     )
     headers = head("/loras", "POST", Content_Type="multipart/form-data; boundary=x",
                    Content_Length=len(start) * 2)  # fmt: skip
-    with Sender(library) as sender:
+    with Sender(patient) as sender:
         sender.send(headers + start)
-        library.wait_until(lambda: left(library) != set(), 5, "has not begun")
+        patient.wait_until(lambda: left(patient) != set(), what="has not begun")
         sender.close()
-        library.wait_until(lambda: left(library) == set(), 5, "keeps half an upload")
+        patient.wait_until(lambda: left(patient) == set(), what="keeps half an upload")
 
 
 def test_service_killed_half_way_leaves_nothing_after_the_next_start(
@@ -215,7 +221,7 @@ def test_service_killed_half_way_leaves_nothing_after_the_next_start(
     data = lora(rank=2000)
     with Sender(first) as sender:
         sender.send(head(Content_Length=len(data)) + data[:-100])
-        first.wait_until(lambda: left(first) != set(), 5, "has not begun")
+        first.wait_until(lambda: left(first) != set(), what="has not begun")
         first.process.kill()
         first.process.wait()
     assert list(first.lora_dir.rglob("*.part"))
@@ -448,14 +454,14 @@ def test_service_answers_others_while_an_upload_comes_in(library: RunningService
         stdout=subprocess.PIPE,
         text=True,
     )
-    slowest, began = 0.0, time.perf_counter()
+    answered = 0
     while upload.poll() is None:
-        asked = time.perf_counter()
+        is_coming = any(library.lora_dir.rglob("*.part"))
         assert library.client.get("/health/live").status_code == 200
-        slowest = max(slowest, time.perf_counter() - asked)
-        time.sleep(0.02)
+        answered += is_coming and any(library.lora_dir.rglob("*.part"))
     assert upload.communicate()[0].strip() == "201"
-    assert slowest < (time.perf_counter() - began) / 3
+    # One that reads its body without a pause would have answered once.
+    assert answered >= 5
 
 
 def test_header_of_honest_size_and_many_tensors_is_taken(library: RunningService) -> None:

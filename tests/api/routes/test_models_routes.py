@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -28,7 +30,12 @@ def test_models_are_all_listed_with_what_runs_here(engine_service: RunningServic
     assert rows["embedded"]["reason"] is None
     assert not rows["flux-schnell"]["available"]
     assert "GPU" in rows["flux-schnell"]["reason"]
-    assert rows["embedded"]["limits"] == {"min_size": 128, "max_size": 512, "size_multiple": 16}
+    assert rows["embedded"]["limits"] == {
+        "min_size": 128,
+        "max_size": 512,
+        "size_multiple": 16,
+        "max_pixels": None,
+    }
 
 
 def test_models_tell_no_path_of_this_machine(engine_service: RunningService) -> None:
@@ -47,10 +54,19 @@ def test_backend_named_in_a_request_is_taken(engine_service: RunningService) -> 
     assert (answer.json()["backend"], answer.json()["model"]) == ("flux", "embedded")
 
 
-def test_load_model_while_the_worker_starts_waits_and_says_so(start_engine: Start) -> None:
-    service = start_engine(wait_for_workers=False)
+def test_load_model_while_the_worker_starts_waits_and_says_so(
+    start_engine: Start, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    service = start_engine(
+        wait_for_workers=False, TEST_ENGINE="waits_at_start", TEST_GATE=str(gate)
+    )
     assert service.client.get("/model-status").json()["loaded"] is False
-    answer = service.client.post("/load-model")
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(service.client.post, "/load-model")
+        assert [each["state"] for each in service.workers()] == ["starting"]
+        gate.touch()
+        answer = asking.result()
     assert answer.status_code == 200
     assert answer.json() == {
         "model": "embedded",

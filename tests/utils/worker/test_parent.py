@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -78,7 +79,7 @@ def test_worker_killed_while_idle_is_replaced(mortal: RunningService) -> None:
     before = deaths(mortal)
     pid = kill_worker(mortal)
     worker = wait_for_death(mortal, before + 1)
-    assert worker["state"] in ("restarting", "starting")
+    assert worker["pid"] != pid
     assert "SIGKILL" in worker["last_death"]
     assert health(mortal)["status"] == "ok"
     mortal.wait_for_workers()
@@ -115,19 +116,26 @@ def test_worker_that_died_thrice_and_draws_again_is_ready(mortal: RunningService
         assert mortal.client.get(path).status_code == 200
 
 
+def is_at_step(job: dict, step: int) -> bool:
+    return job["status"] == "succeeded" or (job["progress"] or {}).get("step", 0) >= step
+
+
 def test_worker_killed_while_drawing_draws_again_with_equal_bytes(
     service: RunningService, start_service: Start
 ) -> None:
     real = start_service()
-    body = {"prompt": "a red balloon", "seed": 11, "width": 256, "height": 256}
-    body |= {"num_inference_steps": 12, "num_images": 2}
-    job_id = real.submit(**body)
-    real.wait_until(lambda: (real.job(job_id)["progress"] or {}).get("step", 0) >= 3, 30)
-    kill_worker(real)
-    job = real.wait_for_job(job_id, seconds=60)
+    body = {"prompt": "a red balloon", "seed": 11, "width": 128, "height": 128}
+    body |= {"num_inference_steps": 20, "num_images": 2}
+    for _ in range(5):  # until one was killed before its end
+        job_id = real.submit(**body)
+        real.wait_until(lambda: is_at_step(real.job(job_id), 3))  # noqa: B023 (asked in this turn)
+        kill_worker(real)
+        job = real.wait_for_job(job_id)
+        if job["attempts"] == 2:
+            break
     assert (job["status"], job["attempts"]) == ("succeeded", 2)
     assert job["request"]["seed"] == 11
-    assert len(real.files()) == 2
+    assert len([name for name in real.files() if job_id in name]) == 2
     alike = service.submit(**body)
     service.wait_for_job(alike)
     assert pictures(real, job_id) == pictures(service, alike)
@@ -172,13 +180,20 @@ def test_worker_that_never_comes_up_makes_the_service_unready(dying: RunningServ
 
 def test_generate_while_no_worker_comes_up_is_503(dying: RunningService) -> None:
     """Nobody can say when it would be drawn; a client must not wait for that."""
-    answer = dying.client.post("/generate", json={"prompt": "a"}, timeout=3)
+    answer = dying.client.post("/generate", json={"prompt": "a"})
     assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
     assert int(answer.headers["Retry-After"]) >= 1
 
 
-def test_worker_that_does_not_start_in_time_is_replaced(start_engine: Start) -> None:
-    service = start_engine(wait_for_workers=False, FLUX_START_TIMEOUT_SECONDS="0.1")
+def test_worker_that_does_not_start_in_time_is_replaced(
+    start_engine: Start, tmp_path: Path
+) -> None:
+    service = start_engine(
+        wait_for_workers=False,
+        TEST_ENGINE="waits_at_start",
+        TEST_GATE=str(tmp_path / "never"),
+        FLUX_START_TIMEOUT_SECONDS="0.1",
+    )
     assert "SIGKILL" in wait_for_death(service)["last_death"]
 
 
@@ -212,7 +227,7 @@ def test_worker_stopped_while_its_process_is_made_stops() -> None:
         worker.start()
         await asyncio.sleep(0)  # the supervisor begins to make the process
         try:
-            async with asyncio.timeout(8):
+            async with asyncio.timeout(60):
                 await worker.stop()
         finally:
             if worker.pid is not None and psutil.pid_exists(worker.pid):
