@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import sys
 from functools import partial
@@ -18,7 +19,7 @@ from api.app import create_app
 from api.patience import PatientProtocol
 from api.services import make_plan
 from config.errors import ConfigurationError
-from config.settings import load_settings
+from config.settings import Settings, load_settings
 from models.precision import profile_of
 from utils import logs, systemd
 from utils.queue_manager import QueueManager
@@ -81,6 +82,12 @@ def build_app(precision: str) -> FastAPI:
     return create_app(make_plan(load_settings(precision), profile_of(precision)))
 
 
+def _give_hub_token(settings: Settings) -> None:
+    """The Hub's library, here and in the workers, reads its token from the environment."""
+    if token := settings.models.hf_token.get_secret_value().strip():
+        os.environ.setdefault("HF_TOKEN", token)
+
+
 def serve(precision: str) -> int:
     """Run the service until it is told to stop; returns the exit status."""
     profile = profile_of(precision)
@@ -90,6 +97,7 @@ def serve(precision: str) -> int:
     try:
         settings = load_settings(precision)
         logs.configure(settings.server.log_level)
+        _give_hub_token(settings)
         app = create_app(make_plan(settings, profile))
     except ConfigurationError as error:
         print(f"{profile.service}: {error}", file=sys.stderr)

@@ -21,6 +21,7 @@ from config.catalog import (
     choose_backend_defaults,
     choose_default,
     load_catalog,
+    with_defaults,
 )
 from config.errors import BadPicture, ConfigurationError, NotFound
 from config.settings import ModelSettings, Settings
@@ -143,6 +144,14 @@ def make_plan(settings: Settings, profile: PrecisionProfile, chance: Chance | No
     chance = chance or Chance()
     settings = _with_own_engine(settings, profile)
     catalog = mflux_command.quantised(load_catalog(), settings.models.mflux_quantize)
+    local = settings.models
+    catalog = with_defaults(
+        catalog,
+        "flux-local",
+        num_inference_steps=local.local_steps,
+        guidance_scale=None if local.local_guidance_scale == "auto" else local.local_guidance_scale,
+        max_size=local.local_max_image_size,
+    )
     placement = place_workers(settings.worker)
     default = choose_default(
         catalog, settings.models.model, placement.gpu_names, placement.why_no_gpu

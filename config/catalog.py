@@ -82,6 +82,8 @@ class ModelRow(BaseModel):
     negative_prompt: bool = True
     requires: tuple[Way, ...] = ()
     max_references: Annotated[int, Field(ge=0, le=MAX_REFERENCES)] = MAX_REFERENCES
+    min_reference_px: Annotated[int, Field(ge=1)] = 1
+    max_reference_ratio: Annotated[float, Field(ge=1)] = 1000.0
     edits: bool = False
     memory_gib: Mapping[str, float]
     largest_part_gib: Mapping[str, float] = {}
@@ -207,6 +209,42 @@ def choose_default(
         DEFAULT_WITHOUT_GPU,
         f"no GPU is used ({why_no_gpu}), so the small model that ships with the project draws",
     )
+
+
+def with_defaults(
+    catalog: Catalog,
+    backend: str,
+    *,
+    num_inference_steps: int,
+    guidance_scale: float | None,
+    max_size: int,
+) -> Catalog:
+    """The catalog with other defaults and a lower limit for one backend; 0 and None leave the model's.
+
+    Raises ConfigurationError for a limit under what a model can draw.
+    """
+
+    def changed(row: ModelRow) -> ModelRow:
+        if row.backend != backend:
+            return row
+        values: dict[str, Any] = {}
+        if num_inference_steps:
+            values["num_inference_steps"] = num_inference_steps
+        if guidance_scale is not None and row.guidance:
+            values["guidance_scale"] = guidance_scale
+        if max_size:
+            limit = min(row.max_size, max_size // SIZE_MULTIPLE_PX * SIZE_MULTIPLE_PX)
+            if limit < row.min_size:
+                raise ConfigurationError(
+                    f"FLUX_LOCAL_MAX_IMAGE_SIZE (or SD_FLUX_MAX_IMAGE_SIZE) = {max_size}: {row.id} draws "
+                    f"from {row.min_size} px on; set {row.min_size} or more"
+                )
+            values["max_size"] = limit
+            for name in ("default_width", "default_height"):
+                values[name] = min(getattr(row, name), limit)
+        return row.model_copy(update=values)
+
+    return Catalog({row.id: changed(row) for row in catalog})
 
 
 def choose_backend_defaults(

@@ -205,6 +205,26 @@ class ModelSettings(Section):
         description="The model of a request that names `backend: sd` and no model, by its id or its name on the Hub; `auto`: the first that runs here.",
     )
     local_model_id: str = Field("auto", description="The same for `backend: flux-local`.")
+    local_steps: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Steps of `flux-local` requests that name none; 0: the model's.",
+    )
+    local_guidance_scale: Literal["auto"] | Annotated[float, Field(ge=0, le=20)] = Field(
+        "auto",
+        description="The same of guidance_scale, for models that have it; `auto`: the model's.",
+    )
+    local_max_image_size: int = Field(
+        0,
+        ge=0,
+        le=8192,
+        description="Longest side of `flux-local` pictures, pixels; 0: the model's.",
+    )
+    hf_token: SecretStr = Field(
+        SecretStr(""),
+        description="Token for gated models of the Hugging Face Hub, where HF_TOKEN is not set.",
+    )
     mflux_quantize: int = Field(
         0,
         description="Bits of the weights of mflux's models (Apple Silicon): 3, 4, 5, 6 or 8; 0: BF16.",
@@ -322,8 +342,15 @@ OTHER_NAMES: Mapping[str, str] = {
     "SD_MODEL_ID": "FLUX_SD_MODEL_ID",
     "SD_FLUX_MODEL_ID": "FLUX_LOCAL_MODEL_ID",
     "SD_SAFETY_CHECKER": "FLUX_SAFETY_CHECKER",
+    "SD_API_KEY": "FLUX_API_KEYS",
+    "SD_OUTPUT_DIR": "FLUX_OUTPUT_DIR",
+    "SD_MODEL_DIR": "FLUX_MODELS_DIR",
+    "SD_HUGGINGFACE_TOKEN": "FLUX_HF_TOKEN",
+    "SD_FLUX_DEFAULT_STEPS": "FLUX_LOCAL_STEPS",
+    "SD_FLUX_DEFAULT_GUIDANCE_SCALE": "FLUX_LOCAL_GUIDANCE_SCALE",
+    "SD_FLUX_MAX_IMAGE_SIZE": "FLUX_LOCAL_MAX_IMAGE_SIZE",
 }
-SECRETS = frozenset({"api_keys", "bfl_api_key"})
+SECRETS = frozenset({"api_keys", "bfl_api_key", "hf_token"})
 
 
 def leaves() -> Iterator[tuple[str, str, str]]:
