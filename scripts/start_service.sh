@@ -86,7 +86,7 @@ Starts the ${precision^^} service in the foreground; Ctrl-C ends it.
                          too small alone
   -p, --port N|auto      port to listen on, 1 to 65535; auto: the next free one (default: ${precision^^}_PORT
                          from the environment, else the port in config/$precision.toml)
-      --host H           address to listen on (default: 127.0.0.1; any other needs FLUX_API_KEYS)
+      --host H           address to listen on (default: 127.0.0.1; any other needs a key)
       --model ID         default model, an id from config/models.toml
       --engine NAME      what computes: $(engines "$precision"), or auto, the best that runs here (default:
                          FLUX_ENGINE, else auto)$(own_environments)
