@@ -86,6 +86,10 @@ class Task:
     addresses: int = 0
     is_over: bool = False
 
+    def is_active(self, now: float) -> bool:
+        """Whether it takes a place: one that nobody looks after is drawn all the same."""
+        return not self.is_over and ("never" in self.words or now < self.ready_at)
+
 
 @dataclass(slots=True)
 class Cloud:
@@ -173,7 +177,8 @@ async def _submit(cloud: Cloud, request: Request, model: str) -> Response:
         return RedirectResponse(_elsewhere(request) + f"/v1/{model}", 307)
     if faults := faults_of(FACTS["models"][model], body):
         return JSONResponse({"detail": faults}, 422)
-    if sum(not task.is_over for task in cloud.tasks.values()) >= MAX_TASKS:
+    now = time.monotonic()
+    if sum(task.is_active(now) for task in cloud.tasks.values()) >= MAX_TASKS:
         return JSONResponse({"detail": "too many active tasks"}, 429)
     cost, output_mp, input_mp = _cost(model, body)
     if cloud.credits < cost:

@@ -40,7 +40,7 @@ from utils.cloud_turns import CloudTurns, Place
 from utils.gpu_manager import WorkerSlot
 from utils.line import Lane
 from utils.worker import events
-from utils.worker.parent import Death, GivenJob, WorkerListener, WorkerState
+from utils.worker.parent import Death, GivenJob, HeldModel, WorkerListener, WorkerState
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class CloudWorker:
     lane = Lane.CLOUD
     # What a worker has that a cloud has not.
     model = engine = compute = loading = device = memory_mib = pid = None
-    last_death = last_load_error = None
+    last_death = last_load_error = safety = None
     batches_exactly = is_degraded = False
     deaths = 0
 
@@ -100,6 +100,7 @@ class CloudWorker:
         self.slot = WorkerSlot(name="bfl")
         self.jobs: dict[str, GivenJob] = {}
         self.versions: dict[str, str] = {}
+        self.models: dict[str, HeldModel] = {}
         self._settings = settings.cloud
         self._output_dir = settings.storage.output_dir
         self._catalog = catalog
@@ -189,6 +190,9 @@ class CloudWorker:
         self.jobs.clear()
         await self._listener.on_death(self, Death(jobs=jobs, exit_text="the service stops"))  # type: ignore[arg-type]
         await self._bfl.close()
+
+    def idle_seconds(self, model: str) -> float:
+        return 0.0
 
     async def load(self, model: str) -> None:
         pass

@@ -16,17 +16,21 @@ from typing import Any, TypeVar
 import pytest
 from PIL import Image
 
+from config.catalog import DefaultModel
 from config.errors import StorageUnavailable, Unavailable
 from models import bfl
 from models.bfl_errors import BudgetSpent
 from models.bfl_request import CloudTask
+from models.precision import profile_of
 from models.types import OutputFormat
 from tests.cloud import KEY, StandIn, cloud_queue, cloud_request, ended
 from utils import cloud_worker, metadata
 from utils.clock import Chance
 from utils.cloud_tasks import Asked, CloudTasks
+from utils.gpu_manager import WorkerSlot
 from utils.job import Job, JobStatus
 from utils.queue_manager import QueueManager
+from utils.worker.parent import Worker
 
 T = TypeVar("T")
 
@@ -584,6 +588,18 @@ def test_task_is_begun_once(cloud: StandIn, tmp_path: Path) -> None:
 
 
 # What others see
+
+
+def test_cloud_has_all_of_a_workers_face(in_queue: Callable[..., Any]) -> None:
+    """What the dispatcher and the routes may ask of a worker they may ask of the cloud."""
+
+    async def use(queue: QueueManager) -> list[str]:
+        settings, default = queue._settings, DefaultModel("embedded", "for a test")
+        worker = Worker(WorkerSlot(name="cpu"), profile_of("bf16"), settings, default, queue)
+        face = {*vars(worker), *dir(Worker)} - {"send"}  # into its own process
+        return [name for name in face if name[0] != "_" and not hasattr(queue.workers[0], name)]
+
+    assert in_queue(use) == []
 
 
 def test_progress_is_told_in_hundredths(in_queue: Callable[..., Any], cloud: StandIn) -> None:
