@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 COMMIT = "a" * 40
@@ -154,3 +156,30 @@ def serving() -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def put_folder(hub: Hub, repo: str, folder: Path) -> None:
+    """A folder's files as a repository."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            hub.files[f"{repo}/{path.relative_to(folder)}"] = path.read_bytes()
+
+
+@contextmanager
+def asked_by_this_process(hub: Hub) -> Iterator[None]:
+    """huggingface_hub reads the environment when it is imported: here it is told later."""
+    from huggingface_hub import constants
+
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    told = {"ENDPOINT": hub.url, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_OFFLINE": False}
+    before = {name: getattr(constants, name) for name in told}
+    names = ("HF_TOKEN", "HF_HOME", "HF_HUB_CACHE", "SD_HUGGINGFACE_TOKEN")
+    environ = {name: os.environ.pop(name) for name in names if name in os.environ}
+    for name, value in told.items():
+        setattr(constants, name, value)
+    try:
+        yield
+    finally:
+        os.environ.update(environ)
+        for name, value in before.items():
+            setattr(constants, name, value)

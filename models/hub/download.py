@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 
 from config.errors import FluxError, ModelUnavailable, StorageUnavailable
 from models.hub.cache import RepoCache
-from models.hub.repository import RepoFile, Repository, first_line, gated
+from models.hub.repository import RepoFile, Repository, first_line, gated, token
 
 GIB = 2**30
 FILES_AT_ONCE = 4
@@ -190,7 +190,7 @@ class _Fetching:
         patience = self._patience
         return httpx2.Client(
             # The token goes to the Hub alone: the client leaves it out where it is sent on elsewhere.
-            headers={**build_hf_headers(), "Accept-Encoding": "identity"},
+            headers={**build_hf_headers(token=token()), "Accept-Encoding": "identity"},
             follow_redirects=True,
             timeout=httpx2.Timeout(patience.silence_seconds, connect=patience.connect_seconds),
         )

@@ -7,6 +7,7 @@ which the environment with nunchaku has, and in 2.4.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -56,7 +57,9 @@ def ask(repo: str) -> Repository:
     from huggingface_hub import HfApi
 
     with in_our_words(repo):
-        found = HfApi().model_info(repo, files_metadata=True, timeout=ASK_TIMEOUT_SECONDS)
+        found = HfApi(token=token()).model_info(
+            repo, files_metadata=True, timeout=ASK_TIMEOUT_SECONDS
+        )
     files = tuple(sorted(_files(repo, found.siblings or ()), key=lambda file: file.path))
     if not found.sha or not files:
         raise ModelUnavailable(f"{repo} on the Hugging Face Hub has no files")
@@ -128,6 +131,11 @@ def _part(repository: Repository, folder: str, *, is_alone: bool = False) -> lis
         file for file, name in here if name.endswith(_WORDS) and not _OTHER_INDEX.fullmatch(name)
     ]
     return words + weights
+
+
+def token() -> str | None:
+    """The operator's token, by its name here or elsewhere; None: what `hf auth login` has left."""
+    return os.environ.get("HF_TOKEN") or os.environ.get("SD_HUGGINGFACE_TOKEN") or None
 
 
 @contextmanager

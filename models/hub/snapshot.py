@@ -15,6 +15,9 @@ from models.hub.download import Patience, Progress, disk_error, fetch, require_r
 from models.hub.repository import INDEX, RepoFile, Repository, ask, select
 from models.types import LoadOptions
 
+# Parts that families load pipelines without; fetched all the same (see models/safety.py).
+NOT_NEEDED = ("safety_checker", "feature_extractor")
+
 
 def snapshot(row: ModelRow, options: LoadOptions, *, without: Collection[str] = ()) -> Path:
     """The folder with the row's files, but the parts named in `without`; fetched if need and permission be.
@@ -23,10 +26,13 @@ def snapshot(row: ModelRow, options: LoadOptions, *, without: Collection[str] = 
     missing and what to do, or StorageUnavailable.
     """
     hub = on_disk.hub_folder(options.models_dir)
-    folder = on_disk.snapshot_of(hub, row.source)
-    missing = ["it was never fetched"] if folder is None else on_disk.missing_in(folder, without)
-    if folder is not None and not missing:
-        return folder
+    missing = ["it was never fetched"]
+    for source in (row.source, *row.other_sources):
+        folder = on_disk.snapshot_of(hub, source)
+        if folder is not None:
+            missing = on_disk.missing_in(folder, (*without, *NOT_NEEDED))
+            if not missing:
+                return folder
     if not options.allow_download:
         raise ModelUnavailable(
             f"model {row.id}: {row.source} is not on this machine ({', '.join(missing)}), and downloads are "

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
-import huggingface_hub
 import pytest
-from huggingface_hub import constants
 
 from config.settings import ROOT
 from tests import hub as stand_in
@@ -24,23 +21,14 @@ def _serving() -> Iterator[Hub]:
 
 
 @pytest.fixture
-def hub(_serving: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+def hub(_serving: Hub) -> Iterator[Hub]:
     """With the embedded model's folder as a repository, and beside it what nobody needs."""
-    monkeypatch.setattr(constants, "ENDPOINT", _serving.url)
-    template = _serving.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    for name in ("HF_TOKEN", "HF_HOME", "HF_HUB_CACHE"):
-        monkeypatch.delenv(name, raising=False)
-    for path in sorted(EMBEDDED.rglob("*")):
-        if path.is_file() and path.parent != EMBEDDED:
-            _serving.files[f"{REPO}/{path.relative_to(EMBEDDED)}"] = path.read_bytes()
-    index = (EMBEDDED / "model_index.json").read_text(encoding="utf-8")
-    _serving.files[f"{REPO}/model_index.json"] = index.encode()
+    stand_in.put_folder(_serving, REPO, EMBEDDED)
     for name in SURPLUS:
         _serving.files[f"{REPO}/{name}"] = b"x" * 100
     try:
-        yield _serving
+        with stand_in.asked_by_this_process(_serving):
+            yield _serving
     finally:
         _serving.forget()
 
@@ -62,8 +50,3 @@ SURPLUS = (
     "remote_code.py",
     "transformer/modeling.py",
 )
-
-
-def parts() -> list[str]:
-    index = json.loads((EMBEDDED / "model_index.json").read_text(encoding="utf-8"))
-    return [name for name, kind in index.items() if isinstance(kind, list)]
