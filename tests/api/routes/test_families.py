@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Iterator
 
 import pytest
+from PIL import Image
 
 from api.services import Plan, make_plan
+from config.catalog import load_catalog
 from config.errors import ConfigurationError, InvalidRequest, UnsupportedHardware
 from config.settings import load_settings
 from models.families import mflux_command
 from models.precision import profile_of
 from tests.service import RunningService
+from tests.tiny_models import tiny_model
 from utils.requests import Wanted
 
 
@@ -85,3 +90,55 @@ def test_mflux_takes_no_mask_and_no_negative_prompt(mac: Plan) -> None:
             Wanted(prompt="a", model="mflux-dev", negative_prompt="b", image=b"", mask=b"")
         )
     assert {error.field for error in refused.value.fields} == {"negative_prompt", "mask"}
+
+
+# Stable Diffusion in a service, on tiny weights where the Hub's cache would have them
+
+SIZE = {"width": 256, "height": 256, "num_inference_steps": 3}
+COMMIT = "0" * 40
+
+
+@pytest.fixture(scope="module")
+def sd_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    folder = tmp_path_factory.mktemp("sd")
+    row = load_catalog()["stable-diffusion-2-1"]
+    cached = folder / "models" / f"models--{row.source.replace('/', '--')}"
+    (cached / "snapshots" / COMMIT).mkdir(parents=True)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(COMMIT)
+    tiny_model(row.id, cached / "snapshots" / COMMIT)
+    running = RunningService(folder, SD_MODEL_ID="stabilityai/stable-diffusion-2-1").start()
+    try:
+        running.wait_for_workers()
+        yield running
+    finally:
+        running.close()
+
+
+def test_sd_request_is_drawn_and_the_same_again(sd_service: RunningService) -> None:
+    first = sd_service.generate(backend="sd", seed=4, negative_prompt="a dog", **SIZE).json()
+    second = sd_service.generate(backend="sd", seed=4, negative_prompt="a dog", **SIZE).json()
+    assert (first["model"], first["guidance_scale"]) == ("stable-diffusion-2-1", 7.5)
+    assert first["image"] == second["image"]
+
+
+def test_sd_mask_leaves_every_black_pixel(sd_service: RunningService) -> None:
+    begun = sd_service.generate(backend="sd", seed=5, **SIZE).json()["image"]
+    mask, data = Image.new("L", (256, 256), 0), io.BytesIO()
+    mask.paste(255, (0, 0, 128, 256))
+    mask.save(data, "PNG")
+    told = sd_service.generate(
+        backend="sd", image=begun, mask=base64.b64encode(data.getvalue()).decode(), seed=6, **SIZE
+    ).json()
+    before, after = (
+        Image.open(io.BytesIO(base64.b64decode(each))) for each in (begun, told["image"])
+    )
+    black, white = (128, 0, 256, 256), (0, 0, 128, 256)
+    assert after.crop(black).tobytes() == before.crop(black).tobytes()
+    assert after.crop(white).tobytes() != before.crop(white).tobytes()
+
+
+def test_sd_model_whose_files_are_not_here_says_how_to_get_them(sd_service: RunningService) -> None:
+    answer = sd_service.generate(model="stable-diffusion-v1-5")
+    assert answer.status_code == 503
+    assert "download_models stable-diffusion-v1-5" in answer.json()["detail"]
