@@ -72,7 +72,7 @@ class _Job:
     progress: dict[int, float] = field(default_factory=dict)  # by picture, 0 to 1
     timings: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(
-            ("load", "lora", "encode", "denoise", "decode", "save"), 0.0
+            ("load", "lora", "encode", "denoise", "decode", "cloud", "save"), 0.0
         )
     )
 
@@ -299,7 +299,7 @@ class CloudWorker:
                 await self._turns.wait(place)
                 asking = asyncio.create_task(self._ask(job, index), name=f"ask {job.id}-{index}")
                 self._asking.add(asking)
-                asking.add_done_callback(self._asking.discard)
+                asking.add_done_callback(self._was_answered)
                 # A cancel does not break a request off: what the cloud has taken must be known.
                 return await asyncio.shield(asking)
             except (CloudBusy, CloudUnreachable) as error:
@@ -313,6 +313,12 @@ class CloudWorker:
                     raise
                 self._turns.hold(pause)
 
+    def _was_answered(self, asking: asyncio.Task[CloudTask]) -> None:
+        """What it came to stands in its row; where the job was cancelled nobody else asks for it."""
+        self._asking.discard(asking)
+        if not asking.cancelled():
+            asking.exception()
+
     async def _ask(self, job: _Job, index: int) -> CloudTask:
         """One request, noted before and after. Raises CloudError."""
         asked, may_be_asked = await self._until_stored(
@@ -321,6 +327,7 @@ class CloudWorker:
         if not may_be_asked:
             if asked.task is not None:
                 return asked.task
+            await self._until_stored(lambda: self._tasks.ended(job.id, index, Asked.UNCLEAR))
             raise CloudUnclear(
                 "the service ended while BFL was asked for this picture, and nobody knows whether BFL took it: "
                 f"{MAY_COST}. It is not asked for again by itself; POST /jobs/{job.id}/retry does"
@@ -352,7 +359,7 @@ class CloudWorker:
             raise
         finally:
             await self._turns.leave(place)
-        job.timings["denoise"] = max(job.timings["denoise"], self._ms_since(started))
+        job.timings["cloud"] = max(job.timings["cloud"], self._ms_since(started))
         async with self._saving:
             await self._tell_progress(job, Stage.SAVING)
             started = self._monotonic()

@@ -101,6 +101,8 @@ def test_job_ends_with_a_picture_of_ours_and_its_cost(
     job = end_of("a red balloon", width=96, height=64)
     assert job.status is JobStatus.SUCCEEDED and job.result is not None
     assert (job.result.engine, job.result.precision) == ("bfl", "cloud")
+    # No time of a GPU here, and the time that the cloud took.
+    assert job.result.timings_ms["denoise"] == 0 < job.result.timings_ms["cloud"]
     assert job.result.cost_usd == pytest.approx(0.014)
     (image,) = job.result.images
     data = (tmp_path / "out" / image.filename).read_bytes()
