@@ -7,8 +7,9 @@ Another family's builder is a function `(row, folder) -> None` in `BUILDERS`.
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,23 @@ def tiny_model(row_id: str, folder: Path) -> ModelRow:
     return row.model_copy(
         update=_TINY | {"source": str(folder), "memory_gib": precisions} | changes
     )
+
+
+def write_catalog(file: Path, rows: Iterable[ModelRow]) -> None:
+    """The catalog that ships, as `config/models.toml`, with these rows in the place of their own."""
+    tables = []
+    for row in ({row.id: row for row in load_catalog()} | {row.id: row for row in rows}).values():
+        values = row.model_dump(exclude={"id"}, exclude_defaults=True)
+        lines = [f"{name} = {_toml(value)}" for name, value in values.items()]
+        tables.append("\n".join([f"[{json.dumps(row.id)}]", *lines]))
+    file.write_text("\n\n".join(tables) + "\n", encoding="utf-8")
+
+
+def _toml(value: Any) -> str:
+    """JSON's way of writing a value is TOML's too, but for tables."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key} = {_toml(item)}' for key, item in value.items())}}}"
+    return json.dumps(value)
 
 
 def _flux1(row: ModelRow, folder: Path, *, in_channels: int = 64) -> dict[str, Any]:

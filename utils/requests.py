@@ -22,7 +22,7 @@ from models.types import MAX_SEED, GenerationRequest, OutputFormat
 from utils import cloud_limits, main_memory, model_memory
 from utils.clock import Chance
 from utils.gpu_manager import Placement, WorkerSlot
-from utils.input_pictures import InputPicture
+from utils.input_pictures import InputPicture, reference_field
 from utils.lora_choice import LoraChoice
 from utils.lora_manager import LoraManager
 
@@ -123,6 +123,8 @@ class RequestResolver:
         row = self.checked(wanted)
         if row.edits and image is not None:
             references, image = [image, *references], None
+        if wrong := _faults_of_references(row, references, wanted):
+            raise _invalid(wrong)
         width, height = _size(wanted, row, image, references)
         if row.cloud is not None and (wrong := cloud_limits.faults_of_size(row, width, height)):
             raise _invalid(wrong)
@@ -394,6 +396,25 @@ class RequestResolver:
 def _invalid(wrong: Sequence[FieldError]) -> InvalidRequest:
     words = "; ".join(f"{error.field}: {error.message}" for error in wrong)
     return InvalidRequest(words, fields=wrong)
+
+
+def _faults_of_references(
+    row: ModelRow, references: Sequence[InputPicture], wanted: Wanted
+) -> list[FieldError]:
+    """Pictures that the model cannot look at for their shape."""
+    fields = ["image"] if row.edits and wanted.image is not None else []
+    fields += [reference_field(index) for index in range(len(references))]
+    wrong = []
+    for field, picture in zip(fields, references, strict=False):
+        shorter, longer = sorted((picture.width, picture.height))
+        size = f"has {picture.width}x{picture.height} px"
+        if shorter < row.min_reference_px:
+            least = f"no side may have less than {row.min_reference_px}"
+            wrong.append(FieldError(field, f"{size}; for model {row.id} {least}"))
+        elif longer > row.max_reference_ratio * shorter:
+            most = f"a side may be {row.max_reference_ratio:g} times the other at most; cut it"
+            wrong.append(FieldError(field, f"{size}; for model {row.id} {most}"))
+    return wrong
 
 
 def _size(
