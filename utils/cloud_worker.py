@@ -404,7 +404,8 @@ class CloudWorker:
         try:
             return await asyncio.shield(keeping)
         except asyncio.CancelledError:
-            await asyncio.wait({keeping})  # its file is thrown away after it was written
+            # Its file is thrown away after it was written.
+            await asyncio.gather(keeping, return_exceptions=True)
             raise
         except OSError as error:
             raise StorageUnavailable(
