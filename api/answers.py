@@ -58,6 +58,7 @@ def result_json(job: Job) -> dict[str, Any]:
         # Of the picture: a cloud may draw another size than it was asked for.
         "width": images[0]["width"],
         "height": images[0]["height"],
+        "dimensions": {name: images[0][name] for name in ("width", "height")},
         "model": request.model,
         "backend": request.backend,
         "precision": result.precision,

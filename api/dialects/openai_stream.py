@@ -32,12 +32,12 @@ NO_USAGE = {
 
 def facts(job: Job, quality: str) -> dict[str, Any]:
     """What OpenAI's answers say of a picture beside its pixels."""
-    request = job.request
+    size = job.request if job.result is None else job.result.images[0]  # a cloud may draw another
     return {
         "background": "opaque",
-        "output_format": request.output_format.value,
+        "output_format": job.request.output_format.value,
         "quality": quality,
-        "size": f"{request.width}x{request.height}",
+        "size": f"{size.width}x{size.height}",
     }
 
 
@@ -76,7 +76,7 @@ class ImageStream(StreamingResponse):
             self._is_over = True
             for index in range(ended.request.num_images):
                 picture = base64.b64encode(await drawing.picture(self._services, ended, index))
-                event = self._event(picture.decode()) | {"usage": NO_USAGE}
+                event = self._event(picture.decode(), ended) | {"usage": NO_USAGE}
                 yield _sse(f"{self._kind}.completed", event)
         except FluxError as error:
             self._is_over = True
@@ -96,7 +96,7 @@ class ImageStream(StreamingResponse):
                 yield ": waiting\n\n"
             for event in taken:
                 if sent < self._partial_images and self._is_due(event, sent):
-                    partial = self._event(str(event.preview)) | {
+                    partial = self._event(str(event.preview), self._job) | {
                         "output_format": "jpeg",  # of the preview
                         "partial_image_index": sent,
                     }
@@ -113,9 +113,9 @@ class ImageStream(StreamingResponse):
             return False
         return event.data["step"] * (self._partial_images + 1) >= (sent + 1) * steps
 
-    def _event(self, picture: str) -> dict[str, Any]:
+    def _event(self, picture: str, job: Job) -> dict[str, Any]:
         now = int(time.time())
-        return {"b64_json": picture, "created_at": now, **facts(self._job, self._quality)}
+        return {"b64_json": picture, "created_at": now, **facts(job, self._quality)}
 
 
 def _sse(kind: str, data: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.line import Line
+from utils.line import Lane, Line
 
 OWNERS = ("", "a", "b")
 STEPS = st.lists(
@@ -57,3 +57,20 @@ def test_line_filled_in_any_order_is_sorted() -> None:
 
 def test_line_owner_who_never_came_counts_zero() -> None:
     assert filled(1).count_of("nobody") == 0
+
+
+@given(STEPS, st.integers(0, 12), st.sampled_from((None, *OWNERS)))
+def test_line_oldest_are_the_first_of_an_owner(
+    steps: list[tuple[str, int, str]], limit: int, owner: str | None
+) -> None:
+    line, model = Line(), {}
+    for what, seq, whose in steps:
+        if what == "add":
+            lane = Lane.CLOUD if seq % 2 else Lane.LOCAL
+            line.add(seq, f"job{seq}", whose, lane)
+            model.setdefault(seq, whose)
+        else:
+            line.remove(seq)
+            model.pop(seq, None)
+    seen = [(seq, f"job{seq}") for seq in sorted(model) if owner in (None, model[seq])]
+    assert line.oldest(limit, owner) == seen[:limit]

@@ -96,7 +96,7 @@ def test_our_own_adapter_is_a_client(keyed: RunningService) -> None:
 def test_our_own_adapter_edits_with_the_open_model(anywhere: RunningService) -> None:
     """The body is the one that the cloud is sent for the same request."""
     row = load_catalog()["bfl/flux-2-klein-4b"]
-    pictures = [file_of(gradient(64, 64)), file_of(gradient(48, 64))]
+    pictures = [file_of(gradient(64, 64)), file_of(gradient(96, 64))]
     body = body_of(row, request_for(row), 5, pictures, None)
     assert {"input_image", "input_image_2"} <= set(body)
     data = asyncio.run(by_our_adapter(anywhere, "flux-2-klein-4b", body))
