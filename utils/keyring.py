@@ -11,6 +11,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from hmac import compare_digest
 from typing import TypeVar
 
@@ -46,7 +47,9 @@ class Keyring:
         self._seen: tuple[int, int] | None = (
             None  # the file's inode and version as of the last look
         )
-        self._used: dict[str, str] = {}
+        self._used: dict[str, datetime] = (
+            {}
+        )  # not as text yet: with every request that would take its time
         self._flushing: asyncio.Task[None] | None = None
 
     def require(self) -> None:
@@ -102,7 +105,7 @@ class Keyring:
         return key.expires_at is not None and self.now() >= key.expires_at
 
     def note_use(self, key: Key) -> None:
-        self._used[key.id] = self.now()
+        self._used[key.id] = self._chance.now()
 
     # By owner: a key's id, or empty where nobody sent one
 
@@ -117,10 +120,11 @@ class Keyring:
     def all(self) -> list[tuple[Key, str | None]]:
         """Every key and when it was used last, those of the settings first."""
         self._look()
-        return [
-            (key, max(filter(None, (key.last_used_at, self._used.get(key.id))), default=None))
-            for key in self._keys
-        ]
+        return [(key, self._last_use(key)) for key in self._keys]
+
+    def _last_use(self, key: Key) -> str | None:
+        used = self._used.get(key.id)
+        return key.last_used_at if used is None else rfc3339(used)
 
     async def make(
         self, *, name: str, scopes: frozenset[Scope], limits: Limits, expires_at: str | None
@@ -194,7 +198,8 @@ class Keyring:
         if not used:
             return
         try:
-            await asyncio.to_thread(self.file.note_used, used)
+            times = {key_id: rfc3339(at) for key_id, at in used.items()}
+            await asyncio.to_thread(self.file.note_used, times)
         except ConfigurationError as error:
             log.error("%s", error, extra={"action": "keys_refused"})
             self._used = used | self._used
