@@ -197,7 +197,13 @@ def test_lokr_and_loha_change_what_their_low_rank_form_changes(
 # That nothing stays
 
 
-def test_200_requests_alternating_5_sets_have_the_bytes_of_alone(
+def every_pair(number: int) -> list[int]:
+    """Each of so many after each, itself too, in one line that ends where it begins."""
+    pairs = [(first, second) for first in range(number) for second in range(first, number)]
+    return [*(index for pair in pairs for index in pair), 0]
+
+
+def test_requests_alternating_5_sets_in_every_order_have_the_bytes_of_alone(
     sets, folder: Path, model: Any
 ) -> None:
     alone: dict[Any, list[bytes]] = {}
@@ -207,7 +213,8 @@ def test_200_requests_alternating_5_sets_have_the_bytes_of_alone(
         alone[refs] = pixels(model, request(refs))
     assert len({found[0] for found in alone.values()}) == len(sets)
     tensors = count_tensors()
-    order = numpy.random.default_rng(3).integers(0, len(sets), 200)
+    order = every_pair(len(sets)) * 2
+    assert set(itertools.pairwise(order)) == set(itertools.product(range(len(sets)), repeat=2))
     for number, index in enumerate(order):
         refs = sets[index]
         model.use_loras(refs)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import SafetensorError
 
 from config.catalog import load_catalog
-from models.fp4 import checkpoint, lowrank, quantize
+from models.fp4 import checkpoint, lowrank, quantize, work
 from models.fp4.checkpoint import Manifest
 from models.fp4.prompts import PROMPTS
 from scripts import quantize_fp4
@@ -23,41 +28,69 @@ from scripts.quantize_fp4 import calibration_prompts, main
 EMBEDDED, SCHNELL = load_catalog()["embedded"], load_catalog()["flux-schnell"]
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(lowrank, "ROUNDS", 1)
+SMALL = ["--model", "embedded", "--rank", "2", "--calibration", "8"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a machine that is shared, threads that wait for others cost most
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lowrank, "ROUNDS", 1)
+        yield
     torch.set_num_threads(threads)
 
 
-def test_the_embedded_model_with_another_rank(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "small"
-    assert (
-        main(["--model", "embedded", "--out", str(out), "--rank", "2", "--calibration", "8"]) == 0
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """A folder that the command made, and what it printed."""
+
+    out: Path
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    out = tmp_path_factory.mktemp("made") / "small"
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        assert main([*SMALL, "--out", str(out)]) == 0
+    return Made(out=out, stdout=stdout.getvalue(), stderr=stderr.getvalue())
+
+
+def test_the_embedded_model_with_another_rank(small: Made) -> None:
+    out = small.out
     manifest = Manifest.read(out)
     assert manifest.rank == 2 and manifest.model == "embedded"
     assert sorted(p.name for p in out.iterdir()) == [
         "fp4.json", "prompts.txt", "quality.json", "transformer",
     ], "the rest stands in models/embedded"  # fmt: skip
-    printed = capsys.readouterr()
-    assert "rank 2" in printed.out and "of BF16" in printed.out and "plain NVFP4" in printed.out
-    assert "quantising the transformer" in printed.err and "100%" in printed.err
+    assert all(word in small.stdout for word in ("rank 2", "of BF16", "plain NVFP4"))
+    assert "quantising the transformer" in small.stderr and "100%" in small.stderr
     assert json.loads((out / "quality.json").read_text())["calibration"]["prompts"] == 8
 
 
 def test_two_runs_at_once_make_one_folder_and_make_it_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Making goes on until the other one waits for it; what is made was made before, to have it quickly."""
     made: list[Path] = []
-    make = quantize.quantize_folder
-    monkeypatch.setattr(quantize, "quantize_folder", lambda job: (made.append(job.out), make(job)))
+    somebody_waits = threading.Event()
+    locked = work.locked
+
+    def make(job: quantize.Job) -> None:
+        made.append(job.out)
+        assert somebody_waits.wait(300)
+        shutil.copytree(small.out, job.out)
+
+    def locked_and_told(out: Path, on_wait: Callable[[], None]) -> Any:
+        return locked(out, lambda: (somebody_waits.set(), on_wait()))
+
+    monkeypatch.setattr(quantize, "quantize_folder", make)
+    monkeypatch.setattr(work, "locked", locked_and_told)
     out, statuses = tmp_path / "small", []
-    arguments = ["--model", "embedded", "--out", str(out), "--rank", "2", "--calibration", "8"]
+    arguments = [*SMALL, "--out", str(out)]
     threads = [threading.Thread(target=lambda: statuses.append(main(arguments))) for _ in range(2)]
     for thread in threads:
         thread.start()
@@ -79,8 +112,7 @@ def test_a_full_disk_is_a_sentence_and_what_is_finished_stays(
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     out = tmp_path / "small"
-    arguments = ["--model", "embedded", "--out", str(out), "--rank", "2", "--calibration", "8"]
-    assert main(arguments) == 1
+    assert main([*SMALL, "--out", str(out)]) == 1
     printed = capsys.readouterr()
     assert "transformer_blocks.1.safetensors cannot be written" in printed.err
     assert "No space left" in printed.err and "Traceback" not in printed.err

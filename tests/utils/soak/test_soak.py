@@ -37,7 +37,7 @@ from utils.event_bus import ENDS
 from utils.job import Job, JobStatus
 from utils.line import Lane
 
-EXAMPLES = 45
+EXAMPLES = 30
 STEPS = 60
 LEAST_JOBS = 2000
 MAX_ATTEMPTS = 2
