@@ -44,7 +44,7 @@ async def post_prompt(request: Request, services: ServicesDep) -> dict[str, Any]
     found = comfy_read.read(body.get("prompt"), targets if isinstance(targets, list) else None)
     prompt_id = _prompt_id(runs, body)
     extra = body.get("extra_data")
-    wanted = await resolved(services, runs, found)
+    wanted = await resolved(services, runs, found, owner_of(request))
     services.queue.require_worker()
     async with runs.registering:
         job = await services.queue.submit(wanted, owner=owner_of(request))
@@ -89,11 +89,11 @@ async def get_queue(request: Request, services: ServicesDep) -> dict[str, Any]:
 
 
 async def post_queue(request: Request, services: ServicesDep) -> dict[str, Any]:
-    """`{"clear": true}` and `{"delete": [ids]}` cancel what waits; of others nothing."""
+    """`{"clear": true}` and `{"delete": [ids]}` cancel what waits of the key's own prompts."""
     body = await native.json_object(request)
     listed = body.get("delete")
     ids = {str(each) for each in listed} if isinstance(listed, list) else set()
-    for run in runs_of(request).seen(services.access):
+    for run in runs_of(request).own(owner_of(request)):
         if body.get("clear") is True or run.prompt_id in ids:
             run = await runs_of(request).looked_at(services, run)
             if run.job.status is JobStatus.QUEUED:
@@ -102,10 +102,10 @@ async def post_queue(request: Request, services: ServicesDep) -> dict[str, Any]:
 
 
 async def interrupt(request: Request, services: ServicesDep) -> dict[str, Any]:
-    """What runs, of the caller's prompts; with a `prompt_id` that one alone."""
+    """What runs, of the key's own prompts; with a `prompt_id` that one alone."""
     body = await native.json_object(request) if await request.body() else {}
     only = native.text(body, "prompt_id")
-    for run in runs_of(request).seen(services.access):
+    for run in runs_of(request).own(owner_of(request)):
         if only in (None, run.prompt_id):
             run = await runs_of(request).looked_at(services, run)
             if run.job.status is JobStatus.RUNNING:
@@ -148,7 +148,7 @@ async def post_history(request: Request, services: ServicesDep) -> dict[str, Any
     listed = body.get("delete")
     ids = {str(each) for each in listed} if isinstance(listed, list) else set()
     runs = runs_of(request)
-    for run in list(runs.seen(services.access)):
+    for run in runs.own(owner_of(request)):
         if body.get("clear") is True or run.prompt_id in ids:
             if (await runs.looked_at(services, run)).job.status.is_final:
                 runs.forget(run)

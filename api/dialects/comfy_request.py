@@ -35,8 +35,8 @@ _SUFFIX = re.compile(r"\.(safetensors|gguf|ckpt|sft)$")
 _ANNOTATION = re.compile(r" \[(input|output|temp)\]$")
 
 
-async def resolved(services: Services, runs: Runs, found: Found) -> GenerationRequest:
-    """Raises GraphRefused naming the node, or what keeps the service from drawing at all."""
+async def resolved(services: Services, runs: Runs, found: Found, owner: str) -> GenerationRequest:
+    """`owner` is whose uploads are meant. Raises GraphRefused naming the node, or what keeps the service from drawing at all."""
     row = _row(services, found)
     values = {name: value for name, value in found.values.items() if name != "cfg"}
     values |= _guidance(row, found)
@@ -44,10 +44,10 @@ async def resolved(services: Services, runs: Runs, found: Found) -> GenerationRe
     try:
         wanted = native.wanted_of({**values, "model": row.id})
         if found.image is not None:
-            wanted = replace(wanted, image=_file(services, runs, found.image))
+            wanted = replace(wanted, image=_file(runs, owner, found.image))
         if found.mask is not None:
-            wanted = replace(wanted, mask=await _mask(services, runs, found.mask))
-        pictures = tuple(_file(services, runs, name) for name in found.references)
+            wanted = replace(wanted, mask=await _mask(services, runs, owner, found.mask))
+        pictures = tuple(_file(runs, owner, name) for name in found.references)
         return await services.resolve(replace(wanted, reference_images=pictures))
     except GraphRefused:
         raise
@@ -92,19 +92,19 @@ def _guidance(row: ModelRow, found: Found) -> dict[str, Any]:
     return {name: cfg} if row.guidance and name not in found.values else {}
 
 
-def _file(services: Services, runs: Runs, name: str) -> str:
+def _file(runs: Runs, owner: str, name: str) -> str:
     """An upload by its new name or by the one it came with, or a picture of this service."""
     bare = re.sub(r"^.*[\\/]", "", _ANNOTATION.sub("", name.strip()))
     stem = re.sub(r"\.[A-Za-z]{3,4}$", "", bare)
     if SHA256.fullmatch(stem):
         return stem
-    known = runs.upload(services.access.owner, bare)
+    known = runs.upload(owner, bare)
     return known if known is not None else stem
 
 
-async def _mask(services: Services, runs: Runs, mask: tuple[str, str]) -> bytes:
+async def _mask(services: Services, runs: Runs, owner: str, mask: tuple[str, str]) -> bytes:
     name, channel = mask
-    source = _file(services, runs, name)
+    source = _file(runs, owner, name)
     data = await services.sources.data("mask", source, services.only_of)
     return await retouched("mask", data, Retouch(mask_from=channel))
 

@@ -118,6 +118,10 @@ class Runs:
         """The prompts of a caller, oldest first."""
         return (run for run in list(self._runs.values()) if access.sees(run.job.owner))
 
+    def own(self, owner: str) -> Iterator[Run]:
+        """The prompts of a key, oldest first."""
+        return (run for run in list(self._runs.values()) if run.job.owner == owner)
+
     def find(self, access: Access, prompt_id: str) -> Run | None:
         run = self._runs.get(prompt_id)
         return run if run is not None and access.sees(run.job.owner) else None

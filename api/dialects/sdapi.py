@@ -51,14 +51,14 @@ async def img2img(request: Request, services: ServicesDep) -> dict[str, Any]:
 async def progress(
     request: Request, services: ServicesDep, skip_current_image: str = "false"
 ) -> dict[str, Any]:
-    run = runs_of(request).current(services.access)
+    run = runs_of(request).current(owner_of(request))
     with_image = skip_current_image.lower() not in ("true", "1")
     return (run or Run.NONE).progress_json(services.queue, with_image=with_image)
 
 
 @router.post("/interrupt")
 async def interrupt(request: Request, services: ServicesDep) -> dict[str, Any]:
-    run = runs_of(request).current(services.access)
+    run = runs_of(request).current(owner_of(request))
     if run is not None:
         run.is_interrupted = True
         for job in run.jobs:
@@ -68,7 +68,7 @@ async def interrupt(request: Request, services: ServicesDep) -> dict[str, Any]:
 
 @router.post("/skip")
 async def skip(request: Request, services: ServicesDep) -> dict[str, Any]:
-    run = runs_of(request).current(services.access)
+    run = runs_of(request).current(owner_of(request))
     job = run.first_open if run is not None else None
     if job is not None:
         await services.queue.cancel(job.id)
