@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 from fastapi import APIRouter
 
 from api.json_body import StrictJsonRoute
 from api.schemas import ModelBody
 from api.services import Services, ServicesDep
-from config.catalog import ModelRow
+from config.catalog import Catalog, ModelRow, Way
 from config.errors import InvalidRequest, ModelUnavailable
+from models.hub import on_disk
 from utils.clock import rfc3339
 from utils.queue_manager import WorkerOutcome
 from utils.worker.parent import Worker
 
+_WAYS = get_args(Way)
 router = APIRouter(tags=["models"], route_class=StrictJsonRoute)
 
 
 @router.get("/api/models", summary="The catalog, with what runs here and why not")
 async def list_models(services: ServicesDep) -> dict[str, Any]:
     plan = services.plan
+    on_the_disk = await asyncio.to_thread(_look_at_disk, services)
     return {
-        "models": [_model_json(services, row) for row in plan.catalog],
+        "models": [
+            _model_json(services, row) | on_the_disk.get(row.id, _NOT_OURS) for row in plan.catalog
+        ],
         "default_model": plan.default.id,
         "default_model_reason": plan.default.reason,
     }
@@ -33,8 +40,13 @@ async def list_models(services: ServicesDep) -> dict[str, Any]:
 async def list_backends(services: ServicesDep) -> dict[str, Any]:
     catalog = services.plan.catalog
     backends = sorted({row.backend for row in catalog})
+    on_the_disk = await asyncio.to_thread(_look_at_disk, services)
     return {
-        "backends": [_backend_json(services, backend) for backend in backends],
+        "backends": [
+            _backend_json(services, backend)
+            | {"downloaded": _downloaded_of(catalog, backend, on_the_disk)}
+            for backend in backends
+        ],
         "default_backend": catalog[services.plan.default.id].backend,
     }
 
@@ -108,6 +120,7 @@ def _backend_json(services: Services, backend: str) -> dict[str, Any]:
         "id": backend,
         "models": [row.id for row in rows],
         "default_model": resolver.default_of(backend),
+        "ways": [way for way in _WAYS if any(way in row.ways for row in rows)],
         "available": is_available,
         "reason": None if is_available else "; ".join(dict.fromkeys(filter(None, reasons))),
     }
@@ -153,6 +166,10 @@ def _model_json(services: Services, row: ModelRow) -> dict[str, Any]:
             "max_pixels": None if row.cloud is None else row.cloud.max_pixels,
         },
         "ways": list(row.ways),
+        "requires": list(row.requires),
+        "max_references": row.max_references if "references" in row.ways else 0,
+        "takes_loras": row.loras,
+        "takes_negative_prompt": row.negative_prompt,
         "uses_guidance_scale": row.guidance,
         "uses_steps": row.cloud is None or row.cloud.steps is not None,
         "uses_seed": row.cloud is None or row.cloud.seed,
@@ -160,6 +177,33 @@ def _model_json(services: Services, row: ModelRow) -> dict[str, Any]:
         "memory_gib": row.memory_gib.get(services.plan.profile.name),
         "example_prompts": list(row.example_prompts),
     }
+
+
+# What a model of the cloud has on the disk.
+_NOT_OURS: Mapping[str, Any] = {"downloaded": None, "disk_bytes": None}
+
+
+def _look_at_disk(services: Services) -> dict[str, dict[str, Any]]:
+    """By model: whether its files are on this machine and whole, and what they take."""
+    models, precision = services.plan.settings.models, services.plan.profile.name
+    hub = on_disk.hub_folder(models.models_dir)
+    looked = {
+        row.id: on_disk.files_of(row, hub, precision, models.models_dir)
+        for row in services.plan.catalog
+        if row.cloud is None
+    }
+    return {
+        model: {"downloaded": is_here, "disk_bytes": size}
+        for model, (is_here, size) in looked.items()
+    }
+
+
+def _downloaded_of(
+    catalog: Catalog, backend: str, on_the_disk: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """The models of a backend whose files are here."""
+    mine = [row.id for row in catalog if row.backend == backend and row.id in on_the_disk]
+    return [model for model in mine if on_the_disk[model]["downloaded"]]
 
 
 def _loading_json(worker: Worker) -> dict[str, Any] | None:

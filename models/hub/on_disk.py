@@ -45,6 +45,20 @@ def look_at(row: ModelRow, hub: Path) -> tuple[bool, str]:
     return look_at_folder(folder)
 
 
+def files_of(row: ModelRow, hub: Path, precision: str, models_dir: Path) -> tuple[bool, int]:
+    """Whether a row's files are here and whole, and the bytes that they take, its copy in `precision` included."""
+    folder = ROOT / row.source if comes_with_the_project(row) else snapshot_of(hub, row.source)
+    is_whole_here = folder is not None and not missing_in(folder)
+    size = 0 if folder is None else size_bytes(folder)
+    for place in _places(row, precision, models_dir):
+        if (place / f"{precision}.json").is_file():
+            size += size_bytes(place)
+            # What came with the project is no use without the original; another copy is whole.
+            is_whole_here = is_whole_here or not comes_with_the_project(row)
+            break
+    return is_whole_here, size
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Copy:
     """A model's copy in another precision."""
@@ -59,10 +73,7 @@ def copy_of(row: ModelRow, precision: str, models_dir: Path) -> Copy | None:
     It has a manifest, `<precision>.json`, and lies beside a model of this project (`embedded-fp4`), or
     in `<models_dir>/<precision>/<id>`. A service takes no other model in place of a damaged copy.
     """
-    places = [models_dir / precision / row.id]
-    if comes_with_the_project(row):
-        places.insert(0, ROOT / f"{row.source}-{precision}")
-    for place in places:
+    for place in _places(row, precision, models_dir):
         manifest = place / f"{precision}.json"
         if not manifest.is_file():
             continue
@@ -75,6 +86,13 @@ def copy_of(row: ModelRow, precision: str, models_dir: Path) -> Copy | None:
             ),
         )
     return None
+
+
+def _places(row: ModelRow, precision: str, models_dir: Path) -> list[Path]:
+    places = [models_dir / precision / row.id]
+    if comes_with_the_project(row):
+        places.insert(0, ROOT / f"{row.source}-{precision}")
+    return places
 
 
 def _what_is_wrong(manifest: Path) -> str | None:
@@ -121,8 +139,14 @@ def missing_in(folder: Path, without: Collection[str] = ()) -> list[str]:
 
 
 def size_bytes(folder: Path) -> int:
-    """What a folder's files take, those included that it only links to."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    """What a folder's files take, those included that it only links to; one that vanishes counts nothing."""
+    sizes = 0
+    for file in folder.rglob("*"):
+        try:
+            sizes += file.stat().st_size if file.is_file() else 0
+        except OSError:
+            continue
+    return sizes
 
 
 def _has_part(folder: Path, kind: str) -> bool:
