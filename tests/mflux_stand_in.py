@@ -58,7 +58,8 @@ def main() -> None:
         for _ in _bar(3, desc="Fetching 3 files"):
             time.sleep(0.01)
     if word == "battery":
-        return print("Battery below 5% threshold: 3%")
+        print("Battery below 5% threshold: 3%")
+        return print("Peak MLX memory: 1.00 GB")
     output = Path(args.output)
     if len(args.seed) > 1:
         output = output.with_stem(output.stem + "_seed_{seed}")
@@ -66,6 +67,7 @@ def main() -> None:
         _draw(args, prompt, seed, Path(str(output).format(seed=seed)))
     if word == "leave":
         _write_child(Path(rest))
+    print("Peak MLX memory: 1.00 GB")
 
 
 def _parse() -> argparse.Namespace:
@@ -93,8 +95,12 @@ def _apply_lora(path: str, scale: float) -> None:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     names = [name for name in header if name != "__metadata__"]
     found = [name for name in names if "stranger" not in name and not name.startswith("lora_te")]
-    layers = LAYERS if found else 0
-    print(f"   ✅ Applied to {layers} layers ({len(found)}/{len(names)} keys matched)")
+    if any("misfit" in name for name in names):
+        raise ValueError(f"2 of the 4 layers named by {Path(path).name} could not be applied")
+    if found:
+        print(f"   ✅ Applied to {LAYERS} layers ({len(found)}/{len(names)} keys matched)")
+    if len(found) < len(names):
+        print(f"   ⚠️  {len(names) - len(found)} unmatched keys in LoRA file:")
 
 
 def _draw(args: argparse.Namespace, prompt: str, seed: int, path: Path) -> None:

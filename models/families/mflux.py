@@ -59,6 +59,9 @@ _BAR = re.compile(r"\s*\d+%\|[^|]*\|\s*(\d+)/(\d+)\s\[")  # bars of downloads be
 _ANY_BAR = re.compile(r"\d+%\|[^|]*\|")
 _LORA = re.compile(r"Applying LoRA: ([0-9a-f]{64})\.safetensors")
 _MATCHED = re.compile(r"Applied to (\d+) layers \((\d+)/(\d+) keys matched\)")
+_UNMATCHED = re.compile(r"(\d+) unmatched keys in LoRA file")
+_LORA_FAULT = re.compile(r"\bLoRA\b|\badapter\b|layers named by", re.I)
+_STATISTICS = re.compile(r"Peak MLX memory")  # the last line of every run
 
 _NO_MEMORY = re.compile(
     r"insufficient memory|out ?of ?memory|unable to allocate|allowed buffer size|MemoryError", re.I
@@ -233,9 +236,17 @@ class Mflux:
                 f"model {self._row.id}: {self._row.source} is not on this machine and could not be "
                 f"fetched: {said.last}"
             )
+        if self._loras and status == 1 and _LORA_FAULT.search(said.last):
+            return LoraIncompatible(f"mflux cannot apply the LoRAs: {self._with_names(said.last)}")
         if said.last.startswith("mflux") and "error: unrecognized arguments" in said.last:
             return ModelUnavailable(f"{said.last}; update it: uv tool upgrade mflux")
         return FluxError(f"mflux ended with exit status {status}: {said.last or 'it said nothing'}")
+
+    def _with_names(self, text: str) -> str:
+        """`text` with LoRAs called what people call them, in place of their files."""
+        for ref, path in self._loras:
+            text = text.replace(str(path), ref.name).replace(path.name, ref.name)
+        return text
 
 
 def load(row: ModelRow, options: LoadOptions, profile: PrecisionProfile) -> Mflux:
@@ -336,13 +347,17 @@ class _Said:
         self.loras: dict[str, tuple[int, int, int]] = {}  # layers, tensors matched, tensors
 
     def take(self, line: str) -> None:
-        if not line.strip() or _ANY_BAR.search(line):
+        if not line.strip() or _ANY_BAR.search(line) or _STATISTICS.search(line):
             return
         self._lines.append(line.rstrip())
+        if "⚠️" in line:  # for example of a LoRA that rounding has taken the most of
+            log.warning("mflux says: %s", line.strip(), extra={"action": "mflux_warning"})
         if match := _LORA.search(line):
             self._lora = match[1]
         elif self._lora and (match := _MATCHED.search(line)):
             self.loras[self._lora] = (int(match[1]), int(match[2]), int(match[3]))
+        elif self._lora not in self.loras and (match := _UNMATCHED.search(line)):
+            self.loras[self._lora] = (0, 0, int(match[1]))  # nothing else is said then
 
     @property
     def tail(self) -> str:
@@ -416,10 +431,6 @@ def _expected_matches(path: Path) -> tuple[int, int]:
     """Tensors that should find a layer, and those that should not: mflux leaves text encoders as they are."""
     header = read_header(path)
     modules, unknown = keys.group(header.tensors)
-    parts = {part for module in modules.values() for part in module}
-    other = parts - {keys.DOWN, keys.UP, keys.ALPHA}
-    if other & {*keys.LOKR, *keys.LOHA}:
-        raise LoraIncompatible("the file is LoKr or LoHa, which mflux cannot apply")
     text = (keys.Style.CLIP, keys.Style.T5)
     left_out = sum(
         len(parts) for module, parts in modules.items() if keys.place(module).style in text

@@ -2,7 +2,7 @@
 
 mflux is a program of its own, installed beside this project; a row's `command` is how it is called.
 No torch and no MLX: the API process asks here why a model cannot run.
-Source: mflux 0.18, `src/mflux/cli/parser/parsers.py`.
+Source: mflux 0.18 and 0.24, `mflux/cli/parser/parsers.py`; both take these words.
 """
 
 from __future__ import annotations

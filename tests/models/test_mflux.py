@@ -378,6 +378,15 @@ def test_generate_lora_that_changes_no_layer_fails(load: Load, tmp_path: Path) -
         draw(model, drawing())
 
 
+def test_generate_lora_that_the_command_refuses_fails_by_its_name(
+    load: Load, tmp_path: Path
+) -> None:
+    model, ref = load(), lora(tmp_path, {"lora_unet_single_blocks_0_misfit": (8, 8)})
+    model.use_loras([ref])
+    with pytest.raises(LoraIncompatible, match="layers named by mine could not be applied"):
+        draw(model, drawing())
+
+
 def test_generate_lora_of_weight_0_is_not_told_to_the_command(load: Load, tmp_path: Path) -> None:
     model, ref = load(), lora(tmp_path, STRANGER, weight=0.0)
     model.use_loras([ref])
@@ -394,12 +403,6 @@ def test_use_loras_without_any_draws_without_those_before(load: Load, tmp_path: 
 def test_use_loras_of_text_encoders_alone_is_refused(load: Load, tmp_path: Path) -> None:
     with pytest.raises(LoraIncompatible, match="LoRA mine: .* the transformer"):
         load().use_loras([lora(tmp_path, CLIP)])
-
-
-def test_use_loras_of_another_kind_is_refused(load: Load, tmp_path: Path) -> None:
-    data = lora_files.lora(0.5, lora_files.FLUX1, parts=("hada_w1_a", "hada_w1_b"))
-    with pytest.raises(LoraIncompatible, match="LoKr or LoHa, which mflux cannot apply"):
-        load().use_loras([lora(tmp_path, {}, data=data)])
 
 
 def test_use_loras_file_that_is_gone_or_changed_is_refused(load: Load, tmp_path: Path) -> None:
