@@ -41,6 +41,7 @@ ENV_PREFIX = "FLUX_"
 # What an HTTP header can carry and nobody guesses.
 _KEY = re.compile(r"[!-~]{16,}")
 _HEADER_TEXT = re.compile(r"[!-~]+")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
 # Read by this module itself, not leaves of the tree.
 ENV_RESERVED = frozenset({"FLUX_CONFIG"})
 
@@ -90,6 +91,17 @@ class ServerSettings(Section):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least level that is logged."
     )
+
+    @field_validator("page_origins")
+    @classmethod
+    def _origins_are_whole(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        wrong = [origin for origin in value if not _ORIGIN.fullmatch(origin)]
+        if wrong:
+            raise ValueError(
+                f"{wrong[0]!r} is no origin; each is written as a browser sends it, such as "
+                "http://192.168.1.5:9000, in lower case and without a path. `*` and `null` are not taken"
+            )
+        return value
 
 
 class QueueSettings(Section):

@@ -40,6 +40,10 @@ class Allowance:
         What waits or runs counts as spent.
         """
         limits = self.limits_of(owner)
+        has_budget = limits.daily_images is not None or limits.daily_usd is not None
+        if not has_budget and not (self.daily_usd and usd):
+            yield
+            return
         async with AsyncExitStack() as stack:
             if self.daily_usd and usd:
                 everybody = Limits(daily_usd=self.daily_usd)
@@ -47,7 +51,7 @@ class Allowance:
                 await self._require(
                     everybody, None, request, usd, "FLUX_BFL_DAILY_BUDGET_USD allows"
                 )
-            if limits.daily_images is not None or limits.daily_usd is not None:
+            if has_budget:
                 await stack.enter_async_context(self._lock(owner))
                 await self._require(limits, owner, request, usd, "this key may have")
             yield

@@ -301,6 +301,25 @@ def test_settings_several_wrong_values_are_all_named() -> None:
 # Exposure
 
 
+@pytest.mark.parametrize(
+    "origin",
+    ["*", "null", "a.example", "http://a.example/", "http://a.example/x", "HTTP://a.example", "http://*.example",
+     "http://a.example:80:90", "http://user@a.example", "http://a.example?x", "file://", "//a.example"],
+)  # fmt: skip
+def test_settings_origin_that_is_none_is_refused(origin: str) -> None:
+    said = refused({"FLUX_PAGE_ORIGINS": f"http://b.example,{origin}"})
+    assert "FLUX_PAGE_ORIGINS" in said and repr(origin) in said
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["http://a.example", "https://a.example:8443", "http://[::1]:9000", "app://obsidian.md"],
+)
+def test_settings_origin_that_browsers_send_is_taken(origin: str) -> None:
+    environ = {"FLUX_PAGE_ORIGINS": origin}
+    assert load_settings("bf16", environ).server.page_origins == (origin,)
+
+
 def test_settings_open_address_with_a_key_is_taken() -> None:
     environ = {"FLUX_HOST": "0.0.0.0", "FLUX_API_KEYS": KEY}
     assert load_settings("bf16", environ).server.host == "0.0.0.0"
