@@ -63,6 +63,7 @@ class Ledger:
         self.store = store
         self.line = Line()
         self.arriving: Counter[str] = Counter()  # by owner: jobs on their way to the disk
+        self.arriving_in: Counter[Lane] = Counter()  # the same by lane
         self._bus = bus
         self._pace = pace
         self._output_dir = output_dir
@@ -124,12 +125,15 @@ class Ledger:
 
         def then(job: Job | None) -> None:
             # In one go, so that nobody is counted twice or not at all.
+            self.arriving_in[lane] -= 1
             self.arriving[owner] -= 1
             if not self.arriving[owner]:
                 del self.arriving[owner]
             if job is not None:
                 self._appended(job)
 
+        lane = Lane.of(request.backend)
+        self.arriving_in[lane] += 1
         self.arriving[owner] += 1
         return await self.store.insert(
             self._chance.job_id(),

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from config.catalog import CLOUD_BACKEND
 from models.types import GenerationRequest
 
 PARAMETERS_KEY = "parameters"
@@ -81,8 +82,11 @@ def infotext(request: GenerationRequest, *, seed: int) -> str:
     if request.negative_prompt is not None:
         lines.append(f"Negative prompt: {request.negative_prompt}")
         cfg = request.true_cfg_scale
+    # Nobody knows how a cloud samples.
+    is_ours = request.backend != CLOUD_BACKEND
+    sampler = f"Sampler: Euler, Schedule type: Simple, CFG scale: {cfg:g}, " if is_ours else ""
     lines.append(
-        f"Steps: {request.num_inference_steps}, Sampler: Euler, Schedule type: Simple, CFG scale: {cfg:g}, "
+        f"Steps: {request.num_inference_steps}, {sampler}"
         f"Seed: {seed}, Size: {request.width}x{request.height}, Model: {request.model}"
         f"{_lora_hashes(request)}{_inputs(request)}"
     )

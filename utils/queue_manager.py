@@ -194,8 +194,7 @@ class QueueManager:
             earlier = await self.earlier(owner, idempotency_key, body_sha256)
             if earlier is not None:
                 return earlier
-        self._require_open(owner)
-        self._require_lane(request)
+        self._require_open(owner, Lane.of(request.backend))
         estimate_usd = self._allowance.estimate(request)
         try:
             async with self._allowance.room(owner, request, estimate_usd):
@@ -569,7 +568,7 @@ class QueueManager:
             await self._until(is_gone)
         return WorkerOutcome(worker.name, True)
 
-    def _require_open(self, owner: str) -> None:
+    def _require_open(self, owner: str, lane: Lane) -> None:
         if self.is_draining:
             raise Unavailable(
                 "the service is stopping; try again in a moment", retry_after_seconds=5
@@ -581,7 +580,8 @@ class QueueManager:
             self._has_room = True  # for all that come in this turn of the loop
             asyncio.get_running_loop().call_soon(self._look_again)
         queue = self._settings.queue
-        waiting = self.waiting + self._ledger.arriving.total()
+        self._require_worker_of(lane)
+        waiting = self._ledger.line.count(lane) + self._ledger.arriving_in[lane]
         if waiting >= queue.max_queue_size:
             raise self._full(
                 f"{waiting} jobs wait, and {queue.max_queue_size} may (FLUX_MAX_QUEUE_SIZE)"
@@ -593,14 +593,13 @@ class QueueManager:
             whose = "the key's own limit" if own else "FLUX_MAX_QUEUED_PER_KEY"
             raise self._full(f"{mine} jobs of this key wait, and {limit} may ({whose})")
 
-    def _require_lane(self, request: GenerationRequest) -> None:
+    def _require_worker_of(self, lane: Lane) -> None:
         """A job that no worker would ever take is refused, as a retry after the cloud's key has gone."""
-        lane = Lane.of(request.backend)
         if not any(worker.lane is lane for worker in self.workers):
-            what = "BFL's cloud has no key (SD_BFL_API_KEY)" if lane is Lane.CLOUD else "no worker"
-            raise Unavailable(
-                f"nothing here draws with backend {request.backend}: {what}", retry_after_seconds=60
-            )
+            what = "the cloud, which has no key (SD_BFL_API_KEY)"
+            if lane is Lane.LOCAL:
+                what = "a worker of this machine, and there is none"
+            raise Unavailable(f"the job would wait for {what}", retry_after_seconds=60)
 
     def _look_again(self) -> None:
         self._has_room = False

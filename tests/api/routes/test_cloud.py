@@ -241,6 +241,18 @@ def test_cloud_jobs_in_line_are_counted_among_themselves(
     assert cloud.calls == []
 
 
+def test_cloud_jobs_in_line_take_no_place_of_others(
+    start_engine: Callable[..., RunningService], cloud: StandIn
+) -> None:
+    service = start_engine(FLUX_MAX_QUEUE_SIZE="2", wait_for_workers=False, **cloud.environ)
+    service.client.post("/queue/pause")
+    for _ in range(2):
+        service.submit("in line", model="flux-2-klein-4b")
+    body = {"prompt": "one too many", "model": "flux-2-klein-4b", "width": 64, "height": 64}
+    assert service.client.post("/jobs", json=body).json()["code"] == "queue_full"
+    service.submit("of this machine")
+
+
 def test_cloud_cancel_says_that_it_may_be_charged(clouded: RunningService, cloud: StandIn) -> None:
     job_id = clouded.submit("[[never]]", model="flux-2-klein-4b")
     clouded.wait_until(lambda: len(cloud.submits) == 1)
