@@ -16,9 +16,10 @@ import torch
 from config.catalog import ModelRow
 from config.errors import ModelUnavailable
 from models.families import family_of
-from models.families.pipeline_model import place
+from models.families.pipeline_model import device_of, place
 from models.hub.repository import first_line
 from models.hub.snapshot import snapshot
+from models.parts import Keys, keys_of
 from models.precision import profile_of
 from models.types import ImageModel, LoadOptions
 
@@ -42,20 +43,31 @@ def load(row: ModelRow, options: LoadOptions) -> ImageModel:
     if hasattr(family, "load"):
         return family.load(row, options, PROFILE)
     device = torch.device(options.devices[-1])
+    dtype = compute_dtype(device)
+    offloads = must_offload(row, options.devices) if options.offload is None else options.offload
+    folder = row.folder if row.folder is not None else snapshot(row, options)
+    keys: Keys = {}
+    if options.parts is not None and not offloads:
+        names = family.MODEL.SHARED_PARTS
+        keys = keys_of(folder, names, dtype, lambda name: device_of(name, options.devices))
+    lent = options.parts.lend(keys) if keys else {}
     pipeline = open_pipeline(
         row,
-        options,
+        folder,
         family.MODEL.pipeline_class(row),
-        compute_dtype(device),
-        **family.MODEL.READ_WITH,
+        dtype,
+        **family.MODEL.READ_WITH | lent,
     )
-    compute = "BF16 weights widened to FP32" if device.type == "cpu" else "BF16"
     family.MODEL.prepare(pipeline)
-    offloads = must_offload(row, options.devices) if options.offload is None else options.offload
+    compute = "BF16 weights widened to FP32" if device.type == "cpu" else "BF16"
     if offloads:
         compute = "BF16, weights waiting in main memory"
+    else:
+        place(pipeline, options.devices)
+    if keys:
+        options.parts.remember(keys, pipeline.components.__getitem__)
     model = family.MODEL(
-        pipeline if offloads else place(pipeline, options.devices),
+        pipeline,
         row,
         engine="diffusers",
         compute=compute,
@@ -68,13 +80,12 @@ def load(row: ModelRow, options: LoadOptions) -> ImageModel:
 
 
 def open_pipeline(
-    row: ModelRow, options: LoadOptions, pipeline_class: Any, dtype: torch.dtype, **parts: Any
+    row: ModelRow, folder: Path, pipeline_class: Any, dtype: torch.dtype, **parts: Any
 ) -> Any:
-    """The row's pipeline on the CPU; `parts` are components that are there already.
+    """The row's pipeline from its folder, on the CPU; `parts` are components that are there already.
 
     Raises ModelUnavailable, saying which files are missing and how to get them.
     """
-    folder = row.folder if row.folder is not None else snapshot(row, options)
     try:
         return pipeline_class.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, local_files_only=True, **parts

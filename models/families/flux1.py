@@ -25,6 +25,7 @@ class Flux1Model(PipelineModel):
 
     TEXT_PARTS: ClassVar = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
     LORA_PARTS: ClassVar = ("transformer", "text_encoder", "text_encoder_2")
+    SHARED_PARTS: ClassVar = ("text_encoder", "text_encoder_2", "vae")
     EXACT_BATCHES: ClassVar = True
 
     @classmethod

@@ -63,6 +63,8 @@ class PipelineModel:
     IMAGE_PARTS: ClassVar[tuple[str, ...]] = ("transformer", "vae")
     DENOISER: ClassVar[str] = "transformer"
     LORA_PARTS: ClassVar[tuple[str, ...]] = ()  # components that LoRAs have layers for
+    # Components that other models of the family have alike, and that nothing here changes.
+    SHARED_PARTS: ClassVar[tuple[str, ...]] = ()
     # What the pipeline is told when it is read, components that are left out included.
     READ_WITH: ClassVar[Mapping[str, Any]] = {}
     # Whether pictures drawn together on a CPU have the bits they have alone (`exact_batches`).
@@ -362,9 +364,14 @@ def place(
     """
     for name, part in pipeline.components.items():
         if isinstance(part, torch.nn.Module):
-            is_text = name in text_parts or name.startswith("text_encoder")
-            part.to(devices[0] if is_text else devices[-1])
+            part.to(device_of(name, devices, text_parts))
     return pipeline
+
+
+def device_of(name: str, devices: Sequence[str], text_parts: Sequence[str] = ()) -> str:
+    """Where a component goes: text encoders to the first of `devices`, all else to the last."""
+    is_text = name in text_parts or name.startswith("text_encoder")
+    return devices[0] if is_text else devices[-1]
 
 
 def common_request(drawings: Sequence[Drawing]) -> GenerationRequest:

@@ -16,6 +16,7 @@ import torch
 from config.catalog import ModelRow
 from config.errors import ModelUnavailable
 from models.families import family_of
+from models.families.pipeline_model import device_of
 from models.fp4 import hardware, offload, prompts
 from models.fp4.checkpoint import MANIFEST, Manifest, load_component
 from models.fp4.kinds import kind_of
@@ -26,6 +27,7 @@ from models.fp4.streaming import empty_t5
 from models.fp4.work import locked
 from models.hub import on_disk
 from models.hub.snapshot import snapshot
+from models.parts import Keys, keys_of
 from models.precision import profile_of
 from models.types import ImageModel, LoadOptions
 
@@ -57,7 +59,7 @@ def load(row: ModelRow, options: LoadOptions) -> ImageModel:
         text_device=torch.device(options.devices[0]),
     )
     device = torch.device(options.devices[-1])
-    if device.type == "cuda" and _is_lean(pipeline, options):
+    if device.type == "cuda" and _is_lean(pipeline.transformer, options):
         _make_room(pipeline, torch.device(options.devices[0]))
     return model
 
@@ -135,6 +137,13 @@ def load_pipeline(folder: Path, row: ModelRow, options: LoadOptions) -> tuple[An
                 folder, manifest, "text_encoder_2", empty_t5(folder), dtype
             )
         model = family_of(row).MODEL
+        keys: Keys = {}
+        if options.parts is not None:
+            names = [name for name in model.SHARED_PARTS if name not in parts]
+            is_waiting = text_device.type == "cuda" and _is_lean(parts["transformer"], options)
+            where = ("cpu" if is_waiting else options.devices[0], options.devices[-1])
+            keys = keys_of(base, names, dtype, lambda name: device_of(name, where))
+            parts |= options.parts.lend(keys)
         pipeline = model.pipeline_class(row).from_pretrained(
             base, **parts, dtype=dtype, use_safetensors=True, local_files_only=True
         )
@@ -143,11 +152,13 @@ def load_pipeline(folder: Path, row: ModelRow, options: LoadOptions) -> tuple[An
         raise ModelUnavailable(f"model {row.id}: {base.name} cannot be loaded: {reason}") from error
     model.prepare(pipeline)
     path = _use_paths(pipeline, options, device, text_device, manifest.activations)
-    if text_device.type != "cuda" or not _is_lean(pipeline, options):
+    if text_device.type != "cuda" or not _is_lean(pipeline.transformer, options):
         for encoder in _text_encoders(pipeline):
             encoder.to(text_device)
     pipeline.transformer.to(device)
     pipeline.vae.to(device)
+    if keys:
+        options.parts.remember(keys, pipeline.components.__getitem__)
     options.on_progress("reading four-bit weights", 1.0)
     return pipeline, path
 
@@ -181,9 +192,9 @@ def _text_encoders(pipeline: Any) -> list[torch.nn.Module]:
     return [part for name, part in pipeline.components.items() if name.startswith("text_encoder")]
 
 
-def _is_lean(pipeline: Any, options: LoadOptions) -> bool:
+def _is_lean(transformer: torch.nn.Module, options: LoadOptions) -> bool:
     """Whether memory comes before speed: large models, unless FP8 weights were asked to be kept."""
-    size = sum(t.nbytes for t in pipeline.transformer.state_dict().values())
+    size = sum(t.nbytes for t in transformer.state_dict().values())
     return size > LARGE_TRANSFORMER_BYTES and options.fp8_weights == "memory"
 
 

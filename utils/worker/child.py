@@ -66,6 +66,7 @@ class Child:
         self._stopping = False
         self._model_id: str | None = None  # the one that was drawn with last
         self._look_around: Callable[[], None] = lambda: None
+        self._parts: Any = None  # a `models.parts.Parts`
         self._device: devices.Device
         self._residents: Residents
         self._outbox = Outbox(_on_outbox_error)
@@ -112,6 +113,7 @@ class Child:
         module, _, function = self._config.loader.partition(":")
         self._load_model = getattr(importlib.import_module(module), function)
         torch = _torch()
+        self._parts = importlib.import_module("models.parts").Parts() if torch else None
         if torch and self._config.threads:
             torch.set_num_threads(self._config.threads)
         self._device = devices.find(
@@ -354,6 +356,7 @@ class Child:
             engine=self._config.engine,
             fp8_weights=self._config.fp8_weights,
             mflux_quantize=self._config.mflux_quantize,
+            parts=self._parts,
             on_progress=on_progress,
         )
         return self._load_model(row, options)
