@@ -9,6 +9,7 @@ keeps its name, and revoking the last one opens no door.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -218,8 +219,10 @@ class KeyFile:
         """A connection in a transaction, committed when the block ends well."""
         with self._refusals():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # Made by hand, because SQLite would leave it readable by everybody.
-            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+            # Made by hand, because SQLite would leave it readable by everybody. Never opened by hand once it
+            # is there: closing it would end the locks of every connection that this process has to it.
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
             with closing(_connect(self.path)) as db:
                 db.execute("PRAGMA journal_mode = WAL")
                 db.execute("BEGIN IMMEDIATE")

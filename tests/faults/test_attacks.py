@@ -405,6 +405,26 @@ def test_header_of_odd_bytes_breaks_nothing(engine_service: RunningService, head
     assert status_of(answer) in (200, 400)
 
 
+@pytest.mark.parametrize(
+    "header", [b"X-API-Key", b"x-key", b"Authorization", b"Cookie", b"Origin", b"Accept"]
+)
+def test_header_of_odd_bytes_opens_and_breaks_nothing(
+    keyed_service: KeyedService, header: bytes
+) -> None:
+    for value in (
+        b"\xff\xfe",
+        b"Basic \xff",
+        b"Basic",
+        b"Basic =",
+        b"Bearer \xff",
+        b"Bearer",
+        b"Basic " + b"A" * 20_000,
+    ):
+        request = b"GET /jobs HTTP/1.1\r\nHost: 127.0.0.1\r\n%s: %s\r\nConnection: close\r\n\r\n"
+        answer = sent(keyed_service, request % (header, value))
+        assert status_of(answer) == 401, (value[:20], answer[:200])
+
+
 def test_keys_that_differ_early_and_late_are_refused_in_the_same_words(
     keyed_service: KeyedService,
 ) -> None:

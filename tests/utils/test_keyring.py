@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from config.errors import ConfigurationError, InvalidRequest, StorageUnavailable
-from config.settings import Settings, load_settings
+from config.settings import ROOT, Settings, load_settings
 from tests.utils.soak.bench import in_loop
 from utils import keyring
 from utils.clock import Chance, rfc3339
@@ -83,6 +86,25 @@ async def test_keyring_key_revoked_meanwhile_ends_at_once_and_opens_no_door(tmp_
     assert ring.find([secret]) is None
     assert ring.are_needed
     assert ring.name_of(key_id) == "laptop", "what it used keeps its name"
+    await ring.close()
+
+
+@in_loop
+async def test_keyring_sees_changes_of_other_processes_after_its_own(tmp_path: Path) -> None:
+    """A process that opened the file by hand would lose its locks, and the next one to leave took the log away."""
+    _, secret = make(tmp_path)
+    ring = Keyring(settings(tmp_path), Clock().chance)
+    await ring.open()
+    key = ring.find([secret])
+    assert key is not None
+    await ring.make(name="own change", scopes=SCOPES, limits=Limits(), expires_at=None)
+    for number in range(3):
+        code = f"from scripts import keys; keys.main(['make', 'other process {number}'])"
+        environ = {**os.environ, "FLUX_DATA_DIR": str(tmp_path)}
+        subprocess.run(
+            [sys.executable, "-c", code], env=environ, cwd=ROOT, check=True, capture_output=True
+        )
+        assert len(ring.all()) == 3 + number
     await ring.close()
 
 
