@@ -53,6 +53,8 @@ EXPOSED_HEADERS = (
     "X-Seed",
     "X-Model",
     "X-Generation-Time",
+    "X-Fleet-Node",
+    "X-Fleet-Model",
     "X-Request-Id",
     "Retry-After",
 )

@@ -9,6 +9,7 @@ memory and little time, and what comes back is a PNG.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import sys
@@ -73,8 +74,9 @@ _START = "import sys; sys.path.insert(0, sys.argv[1]); from utils.retouch import
 def main() -> None:
     import resource
 
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    for kind, limit in ((resource.RLIMIT_AS, MEMORY_BYTES), (resource.RLIMIT_CPU, CPU_SECONDS)):
+        with contextlib.suppress(ValueError, OSError):  # some systems have no such limit
+            resource.setrlimit(kind, (limit, limit))
     values = json.loads(sys.argv[2])
     size = values.pop("size")
     retouch = Retouch(**values, size=tuple(size) if size else None)

@@ -53,11 +53,17 @@ async def post_prompt(request: Request, services: ServicesDep) -> dict[str, Any]
             job=job,
             client_id=native.text(body, "client_id") or "",
             prompt=body["prompt"],
-            extra_data=extra if isinstance(extra, dict) else {},
+            extra_data=_kept(extra) if isinstance(extra, dict) else {},
             found=found,
+            size_bytes=len(await request.body()),
         )
         runs.add(run)
     return {"prompt_id": prompt_id, "number": job.seq, "node_errors": {}, "job_id": job.id}
+
+
+def _kept(extra: dict[str, Any]) -> dict[str, Any]:
+    """Without the workflow as ComfyUI's own page draws it: nothing here reads it, and it is long."""
+    return {name: value for name, value in extra.items() if name != "extra_pnginfo"}
 
 
 async def get_prompt(services: ServicesDep) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from api.services import Services
 from utils.job import Job, JobStatus
 
 MAX_RUNS = 200
+MAX_KEPT_BYTES = 16 * 2**20  # of prompts as they came
 MAX_UPLOADS = 1000
 MAX_PENDING = 1000  # of what waits, told by GET /queue
 
@@ -33,6 +34,7 @@ class Run:
     prompt: dict[str, Any]
     extra_data: dict[str, Any]
     found: Found
+    size_bytes: int  # of its body
     told: set[str] = field(default_factory=set)  # what its websocket was told
 
     @property
@@ -103,12 +105,14 @@ class Runs:
         self.registering = asyncio.Lock()
         self._runs: collections.OrderedDict[str, Run] = collections.OrderedDict()
         self._by_job: dict[str, Run] = {}
+        self._kept_bytes = 0
         self._uploads: collections.OrderedDict[tuple[str, str], str] = collections.OrderedDict()
 
     def add(self, run: Run) -> None:
         self._runs[run.prompt_id] = run
         self._by_job[run.job.id] = run
-        while len(self._runs) > MAX_RUNS:
+        self._kept_bytes += run.size_bytes
+        while len(self._runs) > MAX_RUNS or self._kept_bytes > MAX_KEPT_BYTES:
             self._forget(next(iter(self._runs)))
 
     def of_job(self, job_id: str) -> Run | None:
@@ -134,6 +138,7 @@ class Runs:
 
     def _forget(self, prompt_id: str) -> None:
         run = self._runs.pop(prompt_id)
+        self._kept_bytes -= run.size_bytes
         self._by_job.pop(run.job.id, None)
 
     async def looked_at(self, services: Services, run: Run) -> Run:

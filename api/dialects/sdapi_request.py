@@ -123,7 +123,9 @@ def loras_of(prompt: str) -> tuple[str, list[dict[str, Any]]]:
     loras = []
     for name, weights in _LORA.findall(prompt):
         loras.append({"name": name.strip(), "weight": _weight(name, weights)})
-    left = re.sub(r"[ \t]{2,}", " ", _LORA.sub("", prompt)).strip(" ,\t")
+    left = prompt
+    if loras:  # without the gaps and commas that they leave
+        left = re.sub(r"[ \t]{2,}", " ", _LORA.sub("", prompt)).strip(" ,\t")
     other = _NETWORK.search(left)
     if other:
         raise InvalidRequest.of(

@@ -139,7 +139,7 @@ _WITH_PICTURES = frozenset(
 )
 # Graphs and prompts are longer than a few fields, and hold no pictures.
 _LONG = frozenset({"/prompt", "/api/prompt", "/v1/images/generations"})
-LONG_BODY_BYTES = 2 * 2**20
+LONG_BODY_BYTES = 2**20
 
 
 def body_limit(path: str, max_body_bytes: int) -> int | None:
