@@ -78,7 +78,9 @@ class RunningService:
 
     def start(self, *, wait: bool = True) -> RunningService:
         self.folder.mkdir(parents=True, exist_ok=True)
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("FLUX_")}
+        # Nor the name of the test that starts it, which may hold what a test looks for.
+        ours = ("FLUX_", "PYTEST_CURRENT_TEST")
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, str(self._main)],
