@@ -23,7 +23,7 @@ from typing import Any
 
 import httpx2
 
-from config.settings import CloudSettings
+from config.settings import LOOPBACK_HOSTS, CloudSettings
 from models.bfl_errors import (
     MAY_COST,
     CloudBusy,
@@ -202,8 +202,13 @@ class Bfl:
         return url
 
     def _is_ours(self, url: httpx2.URL) -> bool:
-        """Whether an address is at the configured one: same scheme, host and port."""
-        is_same = (url.scheme, url.netloc) == (self._base.scheme, self._base.netloc)
+        """Whether an address is at the configured one: same scheme, host and port.
+
+        A stand-in on this machine may call it by another of its names.
+        """
+        hosts = {url.host, self._base.host}
+        is_there = len(hosts) == 1 or hosts <= set(LOOPBACK_HOSTS)
+        is_same = is_there and (url.scheme, url.port) == (self._base.scheme, self._base.port)
         return is_same and not url.userinfo
 
     def _raise_for_status(self, status: str, data: Mapping[str, Any]) -> None:

@@ -16,12 +16,13 @@ Words in the prompt make it fail as the real one can:
     [[poll-http=500:2]]               answers so to looks
     [[503-body]]                      a look is 503, and its body has the status Error
     [[poll=foreign]]  =redirect       sends the looks to another host
+    [[poll=localhost]]                sends them to this one by its other name
     [[redirect]]                      answers a request with a redirect to another host
     [[picture=foreign]]  =redirect  =html  =cut  =huge  =empty     what becomes of the picture
     [[expire=2]]                      the first addresses of the picture are over when they are told
     [[free]]                          does not say what it costs
 
-Another host is this one by its other name, `localhost` for 127.0.0.1, so that the ledger shows who comes there.
+Another host is this one on a second port, so that the ledger shows who comes there.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import json
 import math
 import re
 import secrets
+import socket
 import sys
 import time
 from collections import Counter
@@ -105,9 +107,11 @@ class Cloud:
     secret: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
-def create_app(draws_seconds: float = DRAWS_SECONDS) -> FastAPI:
+def create_app(draws_seconds: float = DRAWS_SECONDS, second_port: int = 0) -> FastAPI:
+    """`second_port` is where another host is thought to be."""
     app = FastAPI(title="Stand-in for BFL's API", docs_url=None, redoc_url=None)
     app.state.cloud = Cloud(draws_seconds=draws_seconds)
+    app.state.second_port = second_port
 
     @app.middleware("http")
     async def keep(request: Request, call_next: Any) -> Response:
@@ -200,6 +204,8 @@ async def _submit(cloud: Cloud, request: Request, model: str) -> Response:
         case "json":
             return Response("<html>gateway</html>", media_type="text/html")
     here = _elsewhere(request) if words.get("poll") == "foreign" else _here(request)
+    if words.get("poll") == "localhost":
+        here = here.replace("127.0.0.1", "localhost")
     told = {} if "free" in words else {"cost": cost, "input_mp": input_mp, "output_mp": output_mp}
     return JSONResponse(
         {"id": task_id, "polling_url": f"{here}/eu2/v1/get_result?id={task_id}", **told}
@@ -405,7 +411,7 @@ def _here(request: Request) -> str:
 
 
 def _elsewhere(request: Request) -> str:
-    return _here(request).replace("127.0.0.1", "localhost")
+    return f"http://127.0.0.1:{request.app.state.second_port}"
 
 
 def _signature(cloud: Cloud, task_id: str) -> str:
@@ -421,17 +427,37 @@ async def _zeros() -> AsyncIterator[bytes]:
         yield b"\x89PNG" + bytes(2**20 - 4)
 
 
+def listening(port: int) -> socket.socket:
+    """A socket of this machine alone; 0: any port that is free."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.fake_bfl", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--port", type=int, default=9100, help="TCP port (9100)")
     port = parser.parse_args().port
+    try:
+        sockets = [listening(port), listening(0)]
+    except OSError as error:
+        print(
+            f"port {port} is not free: {error.strerror}; give another with --port", file=sys.stderr
+        )
+        return 1
     print(
         f"a stand-in for BFL's cloud on http://127.0.0.1:{port}; start a service with\n"
         f"  SD_BFL_API_BASE=http://127.0.0.1:{port}/v1 SD_BFL_API_KEY={KEY_PREFIX}test ./start_bf16_api.sh",
         flush=True,
     )
-    uvicorn.run(create_app(), host="127.0.0.1", port=port, log_level="warning")
+    app = create_app(second_port=sockets[1].getsockname()[1])
+    uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=sockets)
     return 0
 
 

@@ -17,7 +17,6 @@ from config.settings import CloudSettings, QueueSettings, Settings, StorageSetti
 from models.bfl_prices import load_prices
 from models.types import GenerationRequest, OutputFormat
 from scripts import fake_bfl
-from tests.service import free_port
 from utils.clock import Chance
 from utils.cloud_tasks import CloudTasks
 from utils.cloud_worker import CloudWorker
@@ -35,18 +34,19 @@ class StandIn:
     """`scripts.fake_bfl` on a free port of 127.0.0.1. `calls` is its ledger."""
 
     def __init__(self) -> None:
-        self.port = free_port()
+        self._sockets = [fake_bfl.listening(0), fake_bfl.listening(0)]
+        self.port, second_port = (each.getsockname()[1] for each in self._sockets)
         self.url = f"http://127.0.0.1:{self.port}"
         config = uvicorn.Config(
-            fake_bfl.create_app(draws_seconds=0.0),
-            host="127.0.0.1",
-            port=self.port,
+            fake_bfl.create_app(draws_seconds=0.0, second_port=second_port),
             log_level="critical",
             lifespan="off",
             ws="none",
         )
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, name="stand-in", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.run, args=(self._sockets,), name="stand-in", daemon=True
+        )
         self.client = httpx2.Client(base_url=self.url, timeout=START_SECONDS)
 
     def start(self) -> StandIn:
@@ -61,6 +61,8 @@ class StandIn:
         self.client.close()
         self._server.should_exit = self._server.force_exit = True
         self._thread.join(START_SECONDS)
+        for each in self._sockets:
+            each.close()
 
     def reset(self, credits: float = 1000.0) -> None:
         self.client.post("/__reset", params={"credits": credits})

@@ -283,6 +283,20 @@ def test_look_hosts_of_bfl_may_have_the_key(url: str) -> None:
     assert client._checked(url).scheme == "https"
 
 
+def test_look_stand_in_may_be_called_by_its_other_name(cloud: StandIn) -> None:
+    task = submit(cloud.settings(), "[[poll=localhost]]")
+    assert task.polling_url.startswith(f"http://localhost:{cloud.port}/")
+    assert look(cloud.settings(), task).picture_url is not None
+
+
+@pytest.mark.parametrize("other", ["http://127.0.0.1:{}/x", "https://localhost:{}/x"])
+def test_look_another_port_of_the_stand_ins_machine_gets_no_key(cloud: StandIn, other: str) -> None:
+    port = free_port() if other.startswith("http:") else cloud.port
+    task = CloudTask(id="1", polling_url=other.format(port), cost_usd=None)
+    with pytest.raises(CloudError, match="key is not sent there"):
+        look(cloud.settings(), task)
+
+
 def test_look_foreign_address_is_not_called(cloud: StandIn) -> None:
     look_refusal(cloud, "[[poll=foreign]]")
     assert [call["method"] for call in cloud.calls] == ["POST"]

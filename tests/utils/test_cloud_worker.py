@@ -461,7 +461,7 @@ def test_job_address_of_another_host_on_disk_gets_no_key(cloud: StandIn, tmp_pat
             job = await queue.submit(cloud_request())
             tasks = CloudTasks(queue.store, Chance().now, 0.0)
             await tasks.begin(job.id, 0, 0.014)
-            elsewhere = f"http://localhost:{cloud.port}/eu2/v1/get_result?id=x"
+            elsewhere = "https://bfl.example/v1/get_result?id=x"
             task = CloudTask(id="x", polling_url=elsewhere, cost_usd=None)
             await tasks.taken(job.id, 0, task)
         async with cloud_queue(cloud, tmp_path) as queue:
