@@ -18,6 +18,7 @@ from config.catalog import load_catalog
 from config.errors import ModelUnavailable
 from config.settings import ROOT
 from models import bf16_flux_model
+from models.families import family_of
 from models.families.embedding_cache import EmbeddingCache
 from models.families.frugal import disable_offloading, enable_offloading, tiled
 from models.types import Cancelled, PreviewOf, Stage
@@ -35,6 +36,25 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def test_load_computes_in_fp32_on_a_cpu_and_bf16_on_a_gpu() -> None:
     assert bf16_flux_model.compute_dtype(CPU) is torch.float32
     assert bf16_flux_model.compute_dtype(torch.device("cuda")) is torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("family", "is_new_macos", "expected"),
+    [
+        ("flux1", True, torch.bfloat16),
+        ("flux1", False, torch.float32),
+        ("stable-diffusion", True, torch.float32),
+        ("sdxl", True, torch.float32),
+        ("z-image", True, torch.bfloat16),
+    ],
+)
+def test_apples_gpu_computes_in_bf16_or_fp32_and_never_in_fp16(
+    monkeypatch: pytest.MonkeyPatch, family: str, is_new_macos: bool, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: is_new_macos)
+    row = EMBEDDED.model_copy(update={"family": family})
+    model = family_of(row).MODEL
+    assert bf16_flux_model.compute_dtype(torch.device("mps"), model) is expected
 
 
 @pytest.mark.parametrize(
