@@ -119,7 +119,10 @@ def serve(precision: str) -> int:
         )
     )
     # A refusal is one sentence, not a trace.
-    logging.getLogger("uvicorn.error").addFilter(lambda _: not hasattr(app.state, "refused"))
+    server_log = logging.getLogger("uvicorn.error")
+    server_log.addFilter(lambda _: not hasattr(app.state, "refused"))
+    # Its lines about websockets have the whole query in them, and somebody may have put a key there.
+    server_log.addFilter(lambda record: '"WebSocket' not in str(record.msg))
     with contextlib.suppress(SystemExit):  # what the library makes of a start that failed
         server.run()
     if hasattr(app.state, "refused"):

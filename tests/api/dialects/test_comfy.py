@@ -425,6 +425,16 @@ def test_socket_of_a_foreign_page_is_refused(engine_service: RunningService) -> 
     assert raised.value.response.status_code == 403
 
 
+def test_key_in_a_sockets_url_is_refused_and_not_logged(keyed: RunningService) -> None:
+    address = f"ws://127.0.0.1:{keyed.port}/ws?clientId=in-the-url&api_key={KEY}"
+    with pytest.raises(websockets.InvalidStatus) as raised:
+        with connect(address, proxy=None):
+            pass
+    assert raised.value.response.status_code == 401
+    keyed.wait_until(lambda: "socket_refused" in keyed.log_path.read_text())
+    assert KEY not in keyed.log_path.read_text()
+
+
 def test_flow_with_a_key(keyed: RunningService) -> None:
     bearer = {"Authorization": f"Bearer {KEY}"}
     with socket_of(keyed, "keyed", **bearer) as socket:
