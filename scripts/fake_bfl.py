@@ -72,6 +72,7 @@ TYPES = {
     "number": (int, float),
     "boolean": bool,
     "array": list,
+    "object": dict,
     "null": type(None),
 }
 
@@ -433,6 +434,7 @@ def listening(port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(("127.0.0.1", port))
+        listener.listen()
     except OSError:
         listener.close()
         raise
