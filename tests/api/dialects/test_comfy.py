@@ -363,7 +363,7 @@ def test_weights_of_a_known_name_are_that_model(anywhere: RunningService) -> Non
         prompt["4"]["inputs"]["ckpt_name"] = file
         prompt["5"]["inputs"] |= {"width": 512, "height": 512}
         answer = queue_prompt(anywhere, prompt)
-        assert anywhere.job(answer["job_id"])["request"]["model"] == model
+        assert anywhere.wait_for_job(answer["job_id"])["request"]["model"] == model
 
 
 def test_lora_that_is_not_there_is_told_at_its_node(engine_service: RunningService) -> None:
