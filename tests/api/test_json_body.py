@@ -85,7 +85,7 @@ def test_body_in_pieces_is_one_body(engine_service: RunningService) -> None:
         "Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
     )
     pieces = [b"1\r\n" + bytes([byte]) + b"\r\n" for byte in content]
-    with socket.create_connection(("127.0.0.1", engine_service.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", engine_service.port), timeout=60) as connection:
         connection.sendall(head.encode())
         for piece in pieces:
             connection.sendall(piece)
@@ -102,7 +102,7 @@ def test_body_that_breaks_off_makes_no_job(engine_service: RunningService, kind:
         f"POST /jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {kind}\r\n"
         f"Content-Length: {len(content) + 1}\r\n\r\n"
     )
-    with socket.create_connection(("127.0.0.1", engine_service.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", engine_service.port), timeout=60) as connection:
         connection.sendall(head.encode() + content)
     time.sleep(0.3)  # it would be there in a few milliseconds
     jobs = engine_service.client.get("/jobs?limit=20").json()["jobs"]

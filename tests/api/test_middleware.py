@@ -59,7 +59,7 @@ BAD_ORIGINS = [
 
 def exchange(service: RunningService, request: bytes, *, closes: bool = True) -> tuple[int, bytes]:
     """Bytes as they are over a connection of their own; returns status and answer."""
-    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
         connection.sendall(request)
         answer = b""
         while piece := connection.recv(65536):

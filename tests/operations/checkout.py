@@ -38,12 +38,12 @@ def clean_environment(**extra: str | int) -> dict[str, str]:
     return {**kept, **{key: str(value) for key, value in extra.items()}}
 
 
-def set_loader(checkout: Path, loader: str | None) -> None:
-    """Give the FP4 profile another loader, or none, whatever it has in this version."""
+def set_loader(checkout: Path, loader: str | None, precision: str = "fp4") -> None:
+    """Give a profile another loader, or none, whatever it has in this version."""
     with open(checkout / "models" / "precision.py", "a") as file:
         file.write(
             "import dataclasses\n"
-            '_PROFILES["fp4"] = dataclasses.replace(\n'
-            f'    _PROFILES["fp4"], loader={loader!r}, not_built="FP4 is not built yet"\n'
+            f"_PROFILES[{precision!r}] = dataclasses.replace(\n"
+            f'    _PROFILES[{precision!r}], loader={loader!r}, not_built="FP4 is not built yet"\n'
             ")\n"
         )

@@ -61,48 +61,50 @@ def draw(service: RunningService) -> dict:
     return answer.json()
 
 
-def test_first_picture_makes_the_copy_with_progress_and_a_later_service_takes_it(
+def finished(copies: Path) -> dict[str, int]:
+    """The parts of the copy that a worker has noted as whole, with their times."""
+    folder = copies / "embedded.partial"
+    notes = folder / "progress.json"
+    files = json.loads(notes.read_text())["files"] if notes.exists() else {}
+    parts = [name for name in files if name.startswith("transformer/")]
+    return {name: (folder / name).stat().st_mtime_ns for name in parts}
+
+
+def test_first_picture_makes_the_copy_also_where_a_service_was_killed_and_a_later_one_takes_it(
     first_use: FirstUse, service: RunningService
 ) -> None:
-    pictures: list[dict] = []
-    thread = threading.Thread(target=lambda: pictures.append(draw(service)))
-    thread.start()
-    seen = {loading(service)}
-    while thread.is_alive():
+    seen: set[tuple[str, float]] = set()
+
+    def has_a_part() -> bool:
         seen.add(loading(service))
-        thread.join(0.02)
+        return bool(finished(first_use.copies))
+
+    service.submit(steps=1)
+    service.wait_until(has_a_part, 120, "has no part of the copy")
+    service.kill()
+    before = finished(first_use.copies)
+
+    again = first_use.start()
+    try:
+        pictures: list[dict] = []
+        thread = threading.Thread(target=lambda: pictures.append(draw(again)))
+        thread.start()
+        while thread.is_alive():
+            seen.add(loading(again))
+            thread.join(0.02)
+    finally:
+        again.close()
     fractions = [fraction for what, fraction in seen if what == "quantising the transformer"]
     assert fractions and all(0.4 < fraction < 1 for fraction in fractions)
     assert pictures[0]["engine"] == "nvfp4"
+    whole = first_use.copies / "embedded"
+    assert {name: (whole / name).stat().st_mtime_ns for name in before} == before
     assert [path.name for path in first_use.copies.iterdir()] == ["embedded"]
-    made = (first_use.copies / "embedded" / "fp4.json").stat().st_mtime_ns
+    made = (whole / "fp4.json").stat().st_mtime_ns
 
     later = first_use.start()
     try:
         assert draw(later)["image"] == pictures[0]["image"]
     finally:
         later.close()
-    assert (first_use.copies / "embedded" / "fp4.json").stat().st_mtime_ns == made
-
-
-def test_service_killed_while_it_makes_the_copy_goes_on_where_it_was(
-    first_use: FirstUse, service: RunningService
-) -> None:
-    notes = first_use.copies / "embedded.partial" / "progress.json"
-
-    def finished() -> set[str]:
-        files = json.loads(notes.read_text())["files"] if notes.exists() else {}
-        return {name for name in files if name.startswith("transformer/")}
-
-    service.submit(steps=1)
-    service.wait_until(finished, 120, "has no part of the copy")
-    service.kill()
-    before = {name: (notes.parent / name).stat().st_mtime_ns for name in finished()}
-    again = first_use.start()
-    try:
-        draw(again)
-    finally:
-        again.close()
-    whole = first_use.copies / "embedded"
-    assert {name: (whole / name).stat().st_mtime_ns for name in before} == before
-    assert [path.name for path in first_use.copies.iterdir()] == ["embedded"]
+    assert (whole / "fp4.json").stat().st_mtime_ns == made

@@ -86,8 +86,21 @@ def start(checkout: Path) -> Iterator[Callable[..., Started]]:
         started.close()
 
 
+@pytest.fixture
+def run() -> Iterator[Callable[..., Started]]:
+    all_started: list[Started] = []
+
+    def begin(checkout: Path, **environ: str | int) -> Started:
+        all_started.append(Started(checkout, **environ))
+        return all_started[-1]
+
+    yield begin
+    for started in all_started:
+        started.close()
+
+
 def assert_all_gone(family: list[psutil.Process]) -> None:
-    _, alive = psutil.wait_procs(family, timeout=10)
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive
 
 
@@ -121,8 +134,17 @@ def test_start_draws_a_picture_by_its_curl_line_and_ctrl_c_ends_it_all(
     assert_all_gone(family)
 
 
-def test_start_lets_the_page_call_the_service(start: Callable[..., Started]) -> None:
-    started = start()
+@pytest.fixture(scope="module")
+def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout whose services are real and whose workers have a stand-in model."""
+    copy = copy_checkout(tmp_path_factory.mktemp("light") / "flux")
+    for name in known_precisions():
+        set_loader(copy, "tests.engines:scripted", name)
+    return copy
+
+
+def test_start_lets_the_page_call_the_service(run, light: Path) -> None:
+    started = run(light)
     started.wait_until_up()
     page = f"http://127.0.0.1:{started.ports['PAGE_PORT']}"
     service = f"http://127.0.0.1:{started.ports['BF16_PORT']}"
@@ -193,19 +215,6 @@ def bf16_built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = made_up(tmp_path_factory.mktemp("one") / "flux", None)
     (copy / "main_fp4.py").write_text("print('FP4 is not built yet')\nraise SystemExit(69)\n")
     return copy
-
-
-@pytest.fixture
-def run() -> Iterator[Callable[..., Started]]:
-    all_started: list[Started] = []
-
-    def begin(checkout: Path, **environ: str | int) -> Started:
-        all_started.append(Started(checkout, **environ))
-        return all_started[-1]
-
-    yield begin
-    for started in all_started:
-        started.close()
 
 
 def test_start_with_both_services_keeps_one_when_the_other_dies(run, both_built: Path) -> None:

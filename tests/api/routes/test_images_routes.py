@@ -221,7 +221,7 @@ def test_answer_to_a_failure_has_the_headers_of_every_answer(
 
 def test_connection_outlives_a_failure(engine_service: RunningService, damaged: str) -> None:
     """What else a client sends over the same connection must not be lost with it."""
-    connection = http.client.HTTPConnection("127.0.0.1", engine_service.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", engine_service.port, timeout=60)
     for path in (damaged, "/health/live"):
         connection.request("GET", path)
         answer = connection.getresponse()
