@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from api.auth import is_open, scope_of
+from api.dialects import installed
 from api.errors import PROBLEM_RESPONSE
 from utils.keyring import Keyring
 
@@ -58,6 +59,7 @@ def describe(app: FastAPI, keys: Keyring) -> None:
 
 
 def _with_our_errors(document: dict[str, Any]) -> dict[str, Any]:
+    _name_what_dialects_answer(document["paths"])
     for path, operations in document["paths"].items():
         for operation in operations.values():
             answers = operation["responses"]
@@ -67,6 +69,19 @@ def _with_our_errors(document: dict[str, Any]) -> dict[str, Any]:
     for name in ("HTTPValidationError", "ValidationError"):
         document.get("components", {}).get("schemas", {}).pop(name, None)
     return document
+
+
+def _name_what_dialects_answer(paths: dict[str, Any]) -> None:
+    """Dialects have documents of their own elsewhere, but where they share a path of ours it says so."""
+    for module in installed.MODULES:
+        for route in module.router.routes:
+            for method in getattr(route, "methods", None) or ():
+                if route.path in paths and method.lower() not in paths[route.path]:
+                    paths[route.path][method.lower()] = {
+                        "tags": ["dialects"],
+                        "summary": f"For clients of another API: {module.__doc__.splitlines()[0]}",
+                        "responses": {"200": {"description": "In the words of that API"}},
+                    }
 
 
 def _statuses_of(path: str) -> tuple[int, ...]:

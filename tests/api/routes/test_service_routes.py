@@ -29,7 +29,7 @@ BUILT = {
     ("POST", "/upload-image-generate"), ("POST", "/images/inspect"), ("GET", "/usage"),
     ("GET", "/admin/keys"), ("POST", "/admin/keys"), ("DELETE", "/admin/keys/{key_id}"),
     ("POST", "/submit-request"), ("GET", "/request-status/{job_id}"),
-    ("POST", "/cancel-request/{job_id}"), ("DELETE", "/cancel-request/{job_id}"),
+    ("POST", "/cancel-request/{job_id}"), ("DELETE", "/cancel-request/{job_id}"), ("POST", "/queue"),
 }  # fmt: skip
 
 
