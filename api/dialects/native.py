@@ -84,7 +84,9 @@ def fitted(row: ModelRow, width: int, height: int) -> tuple[int, int]:
     """
     scale = max(1.0, row.min_size / min(width, height))
     scale = min(scale, row.max_size / max(width, height))
-    return tuple(_side(row, length * scale) for length in (width, height))  # type: ignore[return-value]
+    if row.cloud is not None:
+        scale = min(scale, math.sqrt(row.cloud.max_pixels / (width * height)))
+    return _side(row, width * scale), _side(row, height * scale)
 
 
 def whole(body: Mapping[str, Any], name: str, low: int, high: int, default: int) -> int:
@@ -109,7 +111,11 @@ def text(body: Mapping[str, Any], name: str) -> str | None:
 
 
 def _side(row: ModelRow, length: float) -> int:
-    rounded = round(length / SIZE_MULTIPLE_PX) * SIZE_MULTIPLE_PX
+    """In the model's limits; of a cloud's rounded down, so that two of them keep to its number of pixels."""
+    if row.cloud is None:
+        rounded = round(length / SIZE_MULTIPLE_PX) * SIZE_MULTIPLE_PX
+    else:
+        rounded = math.floor(length / row.cloud.size_multiple + 1e-9) * row.cloud.size_multiple
     return min(row.max_size, max(row.min_size, rounded))
 
 
