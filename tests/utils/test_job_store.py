@@ -468,7 +468,7 @@ def test_store_damaged_while_open_refuses_as_storage(opened: Opened) -> None:
 
 def test_schema_statuses_are_those_of_the_code() -> None:
     quoted = ", ".join(f"'{status.value}'" for status in JobStatus)
-    newest = [text for text in sql.migrations().values() if "status IN" in text][-1]
+    newest = [text for text in sql.migrations().values() if "CHECK (status IN" in text][-1]
     assert f"CHECK (status IN ({quoted}))" in newest
 
 
