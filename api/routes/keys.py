@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from api.json_body import StrictJsonRoute
@@ -78,8 +78,18 @@ async def make_key(body: NewKeyBody, services: ServicesDep, response: Response) 
 
 
 @router.get("", summary="Every key, without its secret")
-async def list_keys(services: ServicesDep) -> dict[str, Any]:
-    return {"keys": [key_json(key, used) for key, used in services.plan.keys.all()]}
+async def list_keys(
+    services: ServicesDep,
+    limit: Annotated[int, Query(ge=1, le=500)] = 500,
+    offset: Annotated[int, Query(ge=0, le=2**53)] = 0,
+) -> dict[str, Any]:
+    """Those of the settings first, then in the order in which they were made; revoked ones too."""
+    found = services.plan.keys.all()[offset : offset + limit]
+    return {
+        "keys": [key_json(key, used) for key, used in found],
+        "limit": limit,
+        "offset": offset,
+    }
 
 
 @router.delete("/{key_id}", status_code=204, summary="End a key at once")

@@ -208,6 +208,15 @@ def test_key_of_the_admin_route_is_shown_once_and_works(keyed_service: KeyedServ
         assert client.get("/jobs").status_code == 200
 
 
+def test_keys_are_listed_in_pages(keyed_service: KeyedService) -> None:
+    for _ in range(2):
+        keyed_service.make_key("loras")
+    every = keyed_service.client.get("/admin/keys").json()["keys"]
+    page = keyed_service.client.get("/admin/keys?limit=2&offset=1").json()
+    assert page["keys"] == every[1:3] and (page["limit"], page["offset"]) == (2, 1)
+    assert keyed_service.client.get("/admin/keys?limit=501").status_code == 400
+
+
 def test_key_revoked_is_401_at_once(keyed_service: KeyedService) -> None:
     made = keyed_service.client.post("/admin/keys", json={"name": "to end"}).json()
     with keyed_service.as_key(made["key"]) as client:

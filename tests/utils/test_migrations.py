@@ -131,6 +131,13 @@ def test_migration_fills_the_new_columns(old: Path) -> None:
     }
 
 
+def test_migration_counts_what_earlier_jobs_drew(old: Path) -> None:
+    upgrade(old)
+    (row,) = rows(old, "SELECT * FROM usage")
+    assert (row["job_id"], row["day"], row["owner"], row["tags"]) == ("job1", AT[:10], "", "[]")
+    assert (row["images"], row["megapixels"], row["cost_usd"]) == (1, 0.016384, 0.0)
+
+
 def test_migration_leaves_foreign_keys_whole(old: Path) -> None:
     upgrade(old)
     assert rows(old, "PRAGMA foreign_key_check") == []

@@ -64,6 +64,21 @@ def test_usage_of_another_key_is_not_told_but_to_an_admin(
     assert "private" in [row["tag"] for row in rows]
 
 
+def test_usage_of_a_job_that_ran_twice_counts_once_also_after_a_crash(start_engine) -> None:
+    """Its worker dies, then the service does."""
+    service = start_engine()
+    job_id = service.submit("kill-once twice", num_images=2)
+    assert service.wait_for_job(job_id)["attempts"] == 2
+    interrupted = service.submit("hold until-the-crash")
+    service.wait_for_job(interrupted, "running")
+    service.kill()
+    service.release("until-the-crash")
+    service.start()
+    assert service.wait_for_job(interrupted)["status"] == "succeeded"
+    totals = service.client.get("/usage").json()["totals"]
+    assert (totals["jobs"], totals["images"]) == (2, 3)
+
+
 def test_usage_of_work_that_came_to_nothing_is_none(
     keyed_service: KeyedService, client: httpx2.Client
 ) -> None:
