@@ -53,6 +53,21 @@ class Price(BaseModel):
         sent = sum(max(1, math.ceil(pixels / MEGAPIXEL)) for pixels in input_pixels)
         return self.first_megapixel + further * self.further_megapixel + sent * self.input_megapixel
 
+    def in_words(self, width: int, height: int) -> str:
+        """The price of a picture of a size, and what changes it."""
+        one = _dollars(self.of_picture(width, height))
+        if self.further_megapixel is not None:
+            more = _dollars(self.further_megapixel)
+            return f"{one} at {width}x{height}, and {more} for each further megapixel, drawn or sent along"
+        if self.resolutions is not None:
+            least, most = min(self.resolutions.values()), max(self.resolutions.values())
+            return f"{one} at {width}x{height}, and from {_dollars(least)} to {_dollars(most)} by its resolution"
+        return one
+
+
+def _dollars(usd: float) -> str:
+    return f"${usd:.3f}".rstrip("0") if round(usd * 1000) % 10 else f"${usd:.2f}"
+
 
 class Prices:
     """The table, by BFL's name of a model."""

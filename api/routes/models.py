@@ -138,6 +138,11 @@ def _price_json(services: Services, row: ModelRow) -> dict[str, Any] | None:
     }
 
 
+def _price_in_words(services: Services, row: ModelRow) -> str | None:
+    price = services.plan.prices.of(row)
+    return None if price is None else price.in_words(row.default_width, row.default_height)
+
+
 def _model_json(services: Services, row: ModelRow) -> dict[str, Any]:
     reason = services.plan.resolver.why_not_here(row)
     return {
@@ -173,6 +178,7 @@ def _model_json(services: Services, row: ModelRow) -> dict[str, Any]:
         "uses_guidance_scale": row.guidance,
         "uses_steps": row.cloud is None or row.cloud.steps is not None,
         "uses_seed": row.cloud is None or row.cloud.seed,
+        "price": _price_in_words(services, row),
         "price_usd": _price_json(services, row),
         "memory_gib": row.memory_gib.get(services.plan.profile.name),
         "example_prompts": list(row.example_prompts),

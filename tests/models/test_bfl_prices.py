@@ -88,6 +88,22 @@ def test_prices_that_are_wrong_are_refused_by_name(tmp_path: Path, wrong: str, w
         load_prices(CATALOG, path)
 
 
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("flux-kontext-pro", "$0.04"),
+        (
+            "flux-2-pro",
+            "$0.03 at 1024x1024, and $0.015 for each further megapixel, drawn or sent along",
+        ),
+        ("flux-3-image", "$0.048 at 1024x1024, and from $0.041 to $0.607 by its resolution"),
+    ],
+)
+def test_price_in_words(prices: Prices, model: str, words: str) -> None:
+    price = prices.of(CATALOG[f"bfl/{model}"])
+    assert price is not None and price.in_words(1024, 1024) == words
+
+
 def test_price_of_one_way_only() -> None:
     with pytest.raises(ValueError, match="all three"):
         Price(image=1.0, input_megapixel=1.0)

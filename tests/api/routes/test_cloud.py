@@ -308,7 +308,8 @@ def test_cloud_models_are_told_with_their_price(clouded: RunningService) -> None
     price = models["bfl/flux-2-pro"]["price_usd"]
     assert (price["first_megapixel"], price["default_size"]) == (0.03, 0.03)
     assert models["bfl/flux-pro-1.1"]["limits"]["size_multiple"] == 32
-    assert models["embedded"]["price_usd"] is None
+    assert models["bfl/flux-2-pro"]["price"].startswith("$0.03 at 1024x1024")
+    assert models["embedded"]["price_usd"] is models["embedded"]["price"] is None
 
 
 def test_cloud_key_is_in_no_answer_and_no_log(clouded: RunningService, cloud: StandIn) -> None:
