@@ -13,7 +13,9 @@ import torch
 from diffusers import Flux2KleinInpaintPipeline, Flux2KleinPipeline
 from PIL import Image
 
+from models.families.embedding_cache import EmbeddingCache
 from models.families.flux2_klein import TEXT_LAYERS, leave_out_unused_layers
+from models.families.frugal import disable_offloading, enable_offloading
 from models.types import Cancelled, PreviewOf
 from tests.models.flux1_drawing import draw, pixels, threads
 from tests.models.tiny_drawing import Tiny, generator, gradient, load_tiny
@@ -220,6 +222,35 @@ def test_klein_drawn_together_has_the_bits_it_has_alone(klein: Tiny) -> None:
     several = [klein.drawing(seed=seed, prompt=f"a cat {seed}") for seed in (1, 2, 3)]
     assert klein.model.batches_exactly
     assert pixels(klein.model, *several) == [pixels(klein.model, each)[0] for each in several]
+
+
+def test_klein_with_references_drawn_together_has_the_bits_it_has_alone(klein: Tiny) -> None:
+    references = (gradient(100, 70), gradient(turned=True))
+    several = [klein.drawing(seed=seed, references=references) for seed in (1, 2)]
+    assert pixels(klein.model, *several) == [pixels(klein.model, each)[0] for each in several]
+
+
+@pytest.mark.parametrize("size", [(64, 112), (208, 64)], ids=str)
+def test_klein_of_another_size_is_diffusers_own_picture(
+    klein: Tiny, diffusers_klein: Any, size: tuple[int, int]
+) -> None:
+    width, height = size
+    theirs = of_diffusers(diffusers_klein, width=width, height=height)
+    assert klein.draw(width=width, height=height).tobytes() == theirs.tobytes()
+
+
+def test_klein_whose_weights_wait_draws_the_same(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """From the CPU to the CPU: every hook is at work, only nothing moves."""
+    tiny = load_tiny("flux2-klein-4b", tmp_path_factory.mktemp("waits"))
+    reference = (gradient(),)
+    before = tiny.draw(references=reference).tobytes()
+    weighty = tiny.model._weighty()
+    enable_offloading(*weighty, prefetch=False)
+    tiny.model._embeddings = EmbeddingCache(tiny.model._encode_text)
+    assert any("forward" in part.__dict__ for part in tiny.model._image.transformer.modules())
+    assert tiny.draw(references=reference).tobytes() == before
+    disable_offloading(*weighty)
+    assert tiny.draw(references=reference).tobytes() == before
 
 
 def test_klein_is_left_between_two_steps(klein: Tiny) -> None:
