@@ -313,8 +313,17 @@ def _words(data: Mapping[str, Any]) -> str:
         if isinstance(value, list) and value:
             return "; ".join(map(_finding, value))
         if isinstance(value, dict) and value:
-            return json.dumps(value, ensure_ascii=False)
+            return _plain(value)
     return str(data.get("status", ""))
+
+
+def _plain(value: Any) -> str:
+    """A value of a body as people write it."""
+    if isinstance(value, dict):
+        return "; ".join(f"{name}: {_plain(each)}" for name, each in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    return str(value)
 
 
 def _finding(item: Any) -> str:

@@ -246,7 +246,9 @@ def test_look_end_has_its_own_error(
 
 
 def test_look_moderated_names_what_was_blocked(cloud: StandIn) -> None:
-    assert "blocked the request" in look_refusal(cloud, "[[moderate=request]]").message
+    assert (
+        "request (Moderation Reasons: test)" in look_refusal(cloud, "[[moderate=request]]").message
+    )
     assert "picture that was drawn" in look_refusal(cloud, "[[moderate=content]]").message
 
 
