@@ -10,6 +10,7 @@ from collections.abc import Mapping
 EMBEDDED = {"lora_unet_single_blocks_0_linear2": (192, 960)}
 FLUX1 = {"lora_unet_single_blocks_0_linear2": (3072, 15360)}
 FLUX2 = {"lora_unet_single_blocks_0_linear2": (3072, 12288)}
+SD15 = {"lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k": (640, 768)}
 SDXL = {"lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k": (640, 2048)}
 
 

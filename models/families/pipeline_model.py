@@ -25,6 +25,7 @@ from models.families.embedding_cache import EmbeddingCache, Embeddings
 from models.families.exact_batches import rows_alone
 from models.families.flow_start import Start, composed
 from models.lora.adapters import PeftAdapters
+from models.lora.base_model import Family
 from models.lora.errors import LoraIncompatible
 from models.lora.in_use import Carrier, LorasInUse
 from models.lora.merged import MergedLoras, places_in
@@ -39,13 +40,13 @@ class Stopwatch:
     """Milliseconds of named stretches; waits for the GPUs before it reads the clock."""
 
     def __init__(self, *devices: torch.device) -> None:
-        self._devices = {device for device in devices if device.type == "cuda"}
+        self._devices = {device for device in devices if device.type in ("cuda", "mps")}
         self._started = time.perf_counter()
         self.ms: dict[str, float] = {}
 
     def lap(self, name: str) -> None:
         for device in self._devices:
-            torch.cuda.synchronize(device)
+            torch.mps.synchronize() if device.type == "mps" else torch.cuda.synchronize(device)
         now = time.perf_counter()
         self.ms[name] = self.ms.get(name, 0.0) + (now - self._started) * 1000
         self._started = now
@@ -67,6 +68,8 @@ class PipelineModel:
     SHARED_PARTS: ClassVar[tuple[str, ...]] = ()
     # What the pipeline is told when it is read, components that are left out included.
     READ_WITH: ClassVar[Mapping[str, Any]] = {}
+    # On Apple's GPU: BF16, or FP32 where that is too coarse. FP16 overflows in these networks.
+    BF16_ON_MPS: ClassVar[bool] = True
     # Whether pictures drawn together on a CPU have the bits they have alone (`exact_batches`).
     EXACT_BATCHES: ClassVar[bool] = False
 
@@ -156,7 +159,8 @@ class PipelineModel:
         self._embeddings = EmbeddingCache(self._encode_text)
         self._preview_map: preview.PreviewMap | None = None
         self._waits_in_main_memory = False
-        self._opened = OpenedLoras(loras_dir)
+        family = Family(row.architecture or row.family) if row.loras else Family.FLUX1
+        self._opened = OpenedLoras(loras_dir, family)
         self._loras = LorasInUse(self._opened, carrier or self._carrier(lora_mode))
         self.engine = engine
         self.compute = compute

@@ -28,6 +28,7 @@ class StableDiffusionXLModel(StableDiffusionModel):
     """A loaded Stable Diffusion XL pipeline."""
 
     TEXT_PARTS: ClassVar = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    LORA_PARTS: ClassVar = ("unet", "text_encoder", "text_encoder_2")
     READ_WITH: ClassVar = {
         "feature_extractor": None,
         "image_encoder": None,

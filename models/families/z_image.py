@@ -8,7 +8,7 @@ Source: Tongyi-MAI, Z-Image; diffusers 0.42.1 `pipeline_z_image.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import ZImagePipeline
@@ -24,6 +24,8 @@ from models.types import Drawing, GenerationRequest
 
 class ZImageModel(PipelineModel):
     """A loaded Z-Image pipeline."""
+
+    LORA_PARTS: ClassVar = ("transformer",)
 
     @classmethod
     def pipeline_class(cls, row: ModelRow) -> Any:

@@ -31,7 +31,9 @@ class Family(StrEnum):
 
     FLUX1 = "flux1"
     FLUX2 = "flux2"
-    OTHER = "other"  # a known model that is no FLUX
+    SDXL = "sdxl"
+    Z_IMAGE = "z-image"
+    OTHER = "other"  # a known model that none here is like
     UNKNOWN = "unknown"
 
 
@@ -47,11 +49,12 @@ class Base:
 # (out, in) of a module's weight; None where the file does not show it.
 Shape = tuple[int | None, int | None]
 
+_Z_IMAGE_OR_LUMINA = "Z-Image or Lumina 2"
 _STRANGERS = (
     (r"(?:down|up)_blocks_\d|mid_block_|(?:input|output)_blocks_\d|middle_block_", "Stable Diffusion"),
     (r"joint_blocks_\d", "Stable Diffusion 3"),
-    (r"(?:noise|context)_refiner_\d", "Z-Image or Lumina 2"),
-    (r"layers_\d+_(?:attention|feed_forward|adaLN_modulation|ffn_norm)", "Z-Image or Lumina 2"),
+    (r"(?:noise|context)_refiner_\d", _Z_IMAGE_OR_LUMINA),
+    (r"layers_\d+_(?:attention|feed_forward|adaLN_modulation|ffn_norm)", _Z_IMAGE_OR_LUMINA),
     (r"(?:transformer_)?blocks_\d+_(?:self_attn|cross_attn|ffn)_", "Wan"),
     (r"blocks_\d+_attn[12]_", "LTX-Video or PixArt"),
     (r"transformer_blocks_\d+_(?:img|txt)_(?:mlp|mod)_", "Qwen-Image"),
@@ -62,6 +65,8 @@ _STRANGERS = (
 )  # fmt: skip
 _STABLE_DIFFUSION = {768: "Stable Diffusion 1.5", 1024: "Stable Diffusion 2", 2048: "SDXL"}
 
+_STABLE_DIFFUSIONS = ("Stable Diffusion", "SDXL")
+_Z_IMAGE_HIDDEN, _LUMINA_HIDDEN = 3840, 2304
 _STABLE_DIFFUSION_3 = (1536, 2432)  # hidden sizes of medium and large
 
 _ONLY_FLUX1 = re.compile(
@@ -98,6 +103,10 @@ def detect(modules: Mapping[str, tuple[Place, Shape]], metadata: Mapping[str, st
     stranger = _stranger(modules)
     if any(text.startswith("chroma") for text in _names_told(metadata)):
         stranger = "Chroma"  # made from FLUX.1, and alike in names and shapes
+    if stranger == _Z_IMAGE_OR_LUMINA:
+        return _z_image(modules)
+    if stranger in _STABLE_DIFFUSIONS and _is_sdxl(stranger, modules, metadata):
+        return Base(Family.SDXL, "SDXL")
     if stranger:
         return Base(Family.OTHER, stranger)
     parts = [
@@ -133,6 +142,35 @@ def _stranger(modules: Mapping[str, tuple[Place, Shape]]) -> str | None:
         }
         return next((_STABLE_DIFFUSION[width] for width in widths & set(_STABLE_DIFFUSION)), name)
     return None
+
+
+def _z_image(modules: Mapping[str, tuple[Place, Shape]]) -> Base:
+    """Z-Image and Lumina 2 have blocks of the same names; what differs are a few names and the width."""
+    flat = [module.replace(".", "_") for module in modules]
+    hidden = next(
+        (
+            columns
+            for module, (_, (_, columns)) in modules.items()
+            if re.search(r"attention[._](?:to[._][qkv]|qkv)$|w[13]$", module) and columns
+        ),
+        None,
+    )
+    if any(re.search(r"attention_to_|adaLN_modulation_0$", name) for name in flat):
+        return Base(Family.Z_IMAGE, "Z-Image", hidden)
+    if hidden == _Z_IMAGE_HIDDEN:
+        return Base(Family.Z_IMAGE, "Z-Image", hidden)
+    return Base(
+        Family.OTHER, "Lumina 2" if hidden == _LUMINA_HIDDEN else _Z_IMAGE_OR_LUMINA, hidden
+    )
+
+
+def _is_sdxl(
+    name: str, modules: Mapping[str, tuple[Place, Shape]], metadata: Mapping[str, str]
+) -> bool:
+    """Whether a Stable Diffusion is XL: by the width of its text, its second text encoder, or its words."""
+    has_second = any(place.style is Style.CLIP_G for place, _ in modules.values())
+    told = any("stablediffusionxl" in text or "sdxl" in text for text in _names_told(metadata))
+    return name == "SDXL" or has_second or told
 
 
 def _hidden_size(parts: list[tuple[str, Shape]]) -> int | None:

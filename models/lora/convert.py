@@ -58,19 +58,21 @@ class Lora:
     approximated: Mapping[str, float]  # the same by the file's module, where it is not 0
 
 
-def convert(path: Path | str, *, max_rank: int = lowrank.MAX_RANK) -> Lora:
-    """Read a FLUX.1 LoRA from a file of any known format.
+def convert(
+    path: Path | str, family: Family = Family.FLUX1, *, max_rank: int = lowrank.MAX_RANK
+) -> Lora:
+    """Read a LoRA of a family from a file of any known format.
 
     `max_rank` bounds what LoKr and LoHa may become. Raises what `read_header`, `check_finite` and
     `inspect.require` raise, and BadLoraFile where factors do not fit one another.
     """
     header = read_header(path)
     info = inspect(path, header)
-    require(info, Family.FLUX1)
+    require(info, family)
     check_finite(path, header)
     grouped, unknown = keys.group(header.tensors)
     check_modules(grouped, header.tensors)
-    work = _Work(header.metadata, max_rank)
+    work = _Work(header.metadata, max_rank, info.base.name, family)
     # Some files have the same LoRA twice, once in diffusers' names, which then count.
     order = sorted(grouped, key=lambda module: keys.place(module).naming is not Naming.DIFFUSERS)
     try:
@@ -96,7 +98,10 @@ def _load(file: Any, name: str) -> torch.Tensor:
 class _Work:
     """Collects layers module by module."""
 
-    def __init__(self, metadata: Mapping[str, str], max_rank: int) -> None:
+    def __init__(
+        self, metadata: Mapping[str, str], max_rank: int, base_name: str, family: Family
+    ) -> None:
+        self.base_name, self.family = base_name, family
         self.layers: dict[str, Factors] = {}
         self.metadata, self.max_rank = metadata, max_rank
         self.approximated: dict[str, float] = {}
@@ -110,11 +115,11 @@ class _Work:
             return False
         up, down, scale = self._factors(module, tensors, alpha)
         try:
-            targets = find_targets(module, place, up, down)
+            targets = find_targets(module, place, up, down, self.family)
         except (ValueError, RuntimeError, AssertionError, KeyError) as error:
             raise BadLoraFile(
                 f"module {shown(module)}: {tuple(up.shape)} · {tuple(down.shape)} is no layer of "
-                f"FLUX.1 ({str(error)[:200]})"
+                f"{self.base_name} ({str(error)[:200]})"
             ) from error
         if not targets or targets.keys() & self.layers.keys():
             return False

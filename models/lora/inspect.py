@@ -26,6 +26,10 @@ MAX_TRIGGER_CHARS = 50
 
 # Region of the model by a module's path, in the order people are told.
 _REGIONS = (
+    ("attention", r"_attn1_|^(?:layers|noise_refiner|context_refiner)_\d+_attention_"),
+    ("attention to the text", r"_attn2_"),
+    ("MLP", r"_transformer_blocks_\d+_ff_net|feed_forward"),
+    ("projections", r"_proj_(?:in|out)$"),
     ("image attention", r"double_blocks_\d+_img_attn|^transformer_blocks_\d+_attn_to_(?!add)|lora1$"),
     ("text attention", r"double_blocks_\d+_txt_attn|_attn_(?:add_|to_add)|lora2$"),
     ("image MLP", r"_img_mlp_|^transformer_blocks_\d+_ff_(?!context)"),
@@ -55,7 +59,7 @@ class LoraInfo:
     ranks: tuple[int, ...]
     alphas: tuple[float, ...]  # empty: the file has none, and every scale is 1
     targets: tuple[str, ...]  # regions of the model, in words
-    text_encoders: tuple[str, ...]  # "clip", "t5"
+    text_encoders: tuple[str, ...]  # "clip", "clip_g", "t5"
     trigger_words: tuple[str, ...]
     modules: int
     tensors: int
@@ -96,7 +100,7 @@ def describe(header: Header, alphas: Mapping[str, float]) -> LoraInfo:
         targets=_targets(placed, lora),
         text_encoders=tuple(
             style.value
-            for style in (keys.Style.CLIP, keys.Style.T5)
+            for style in (keys.Style.CLIP, keys.Style.CLIP_G, keys.Style.T5)
             if any(placed[module][0].style is style for module in lora)
         ),
         trigger_words=trigger_words(header.metadata),
@@ -108,12 +112,20 @@ def describe(header: Header, alphas: Mapping[str, float]) -> LoraInfo:
     )
 
 
+_FAMILY_NAMES = {
+    Family.FLUX1: "FLUX.1",
+    Family.FLUX2: "FLUX.2",
+    Family.SDXL: "SDXL",
+    Family.Z_IMAGE: "Z-Image",
+}
+
+
 def require(info: LoraInfo, family: Family, hidden_size: int | None = None) -> None:
     """Raise LoraIncompatible unless the LoRA can be applied to a model of this family and size."""
     if info.refusal:
         raise LoraIncompatible(info.refusal)
     if info.base.family not in (family, Family.UNKNOWN):
-        wanted = {Family.FLUX1: "FLUX.1", Family.FLUX2: "FLUX.2"}.get(family, family.value)
+        wanted = _FAMILY_NAMES.get(family, family.value)
         raise LoraIncompatible(f"the LoRA is for {info.base.name}; this model is {wanted}")
     sizes = info.base.hidden_size, hidden_size
     if None not in sizes and sizes[0] != sizes[1]:
@@ -216,7 +228,9 @@ def _format(
 
 
 def _targets(placed: Mapping[str, Any], lora: Mapping[str, Any]) -> tuple[str, ...]:
-    image = (keys.Style.BFL, keys.Style.DIFFUSERS, keys.Style.XLABS)
+    image = (
+        keys.Style.BFL, keys.Style.DIFFUSERS, keys.Style.XLABS, keys.Style.UNET, keys.Style.Z_IMAGE,
+    )  # fmt: skip
     paths = {
         re.sub(r"_\d+_", "_0_", placed[module][0].path)  # blocks are alike
         for module in islice(lora, _MODULES_LOOKED_AT)
@@ -257,7 +271,7 @@ def _refusal(
         some = ", ".join(shown(name) for name in list(header.tensors)[:3])
         return f"the file is no LoRA of a known format; its tensors are named {some}"
     if base.family is Family.OTHER:
-        return f"the LoRA is for {base.name}, not for FLUX"
+        return f"the LoRA is for {base.name}; those for FLUX, SDXL and Z-Image can be used here"
     if all(placed[module][0].style is keys.Style.UNKNOWN for module in lora):
         some = ", ".join(shown(module) for module in list(lora)[:3])
         return f"the LoRA is for an unknown model: its layers are named {some}"

@@ -6,6 +6,8 @@
     transformer.transformer_blocks.0.attn.to_q   .lora_A.weight      diffusers; PEFT with base_model.model.
     lora_transformer_transformer_blocks_0_attn_to_q .lora_down.weight  OneTrainer
     lora_te1_text_model_encoder_layers_0_mlp_fc1 .lora_down.weight   CLIP by Kohya and OneTrainer
+    lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k .lora_down.weight  SDXL by Stability's names
+    diffusion_model.layers.0.attention.to_q      .lora_A.weight      Z-Image
 
 Module names are compared with dots written as underscores, because half of the trainers write them so.
 No torch: inspection uses this in the API process.
@@ -38,7 +40,10 @@ class Style(StrEnum):
     BFL = "bfl"  # double_blocks, single_blocks
     DIFFUSERS = "diffusers"  # transformer_blocks, single_transformer_blocks
     XLABS = "xlabs"  # processors in BFL's blocks
+    UNET = "unet"  # Stable Diffusion's blocks, by diffusers' or Stability's names
+    Z_IMAGE = "z_image"  # layers and refiners
     CLIP = "clip"  # text encoder 1
+    CLIP_G = "clip_g"  # text encoder 2 of SDXL
     T5 = "t5"  # text encoder 2
     UNKNOWN = "unknown"
 
@@ -106,6 +111,7 @@ _WRAPPERS = (
     ("model_diffusion_model_", None),
     ("diffusion_model_", None),
     ("transformer_", None),
+    ("unet_", None),
     ("", None),
 )
 _BFL = re.compile(
@@ -116,6 +122,16 @@ _DIFFUSERS = re.compile(
     r"(?:(?:single_)?transformer_blocks_\d+_.+|x_embedder|context_embedder|time_text_embed_.+"
     r"|time_guidance_embed_.+|norm_out_linear|proj_out|(?:single|double)_stream_modulation.*)"
 )
+_UNET = re.compile(
+    r"(?:(?:down|up)_blocks_\d_attentions_\d|mid_block_attentions_0|(?:input|output)_blocks_\d+_1"
+    r"|middle_block_1)_(?:proj_(?:in|out)|transformer_blocks_\d+_(?:attn[12]_to_(?:[qkv]|out_0)"
+    r"|ff_net_(?:0_proj|2)))"
+)
+_Z_IMAGE = re.compile(
+    r"(?:layers|noise_refiner|context_refiner)_\d+_(?:attention_(?:to_[qkv]|to_out_0|qkv|out)"
+    r"|feed_forward_w[123]|adaLN_modulation_0)|cap_embedder_1|t_embedder_mlp_[02]"
+)
+_CLIP_G = re.compile(r"(?:lora_te2_|text_encoder_2_)(?:text_model_)?(encoder_layers_\d+_.+)")
 _CLIP = re.compile(
     r"(?:lora_te_|lora_te1_|text_encoder_(?!2_)|text_encoders_clip_l_transformer_|clip_l_)"
     r"(?:text_model_)?((?:encoder_layers|embeddings|text_projection).*)"
@@ -157,7 +173,7 @@ def group(names: Iterable[str]) -> tuple[dict[str, dict[str, str]], tuple[str, .
 def place(module: str) -> Place:
     """Where a module sits, by its name alone."""
     flat = module.replace(".", "_")
-    for pattern, style in ((_CLIP, Style.CLIP), (_T5, Style.T5)):
+    for pattern, style in ((_CLIP, Style.CLIP), (_CLIP_G, Style.CLIP_G), (_T5, Style.T5)):
         match = pattern.fullmatch(flat)
         if match:
             return Place(Naming.TEXT, style, match[1])
@@ -171,6 +187,11 @@ def place(module: str) -> Place:
         if _BFL.fullmatch(path):
             apart = Naming.ONETRAINER if _APART.fullmatch(path) else Naming.BFL
             return Place(naming or apart, Style.BFL, path)
-        if _DIFFUSERS.fullmatch(path):
-            return Place(naming or Naming.DIFFUSERS, Style.DIFFUSERS, path)
+        for pattern, style in (
+            (_DIFFUSERS, Style.DIFFUSERS),
+            (_UNET, Style.UNET),
+            (_Z_IMAGE, Style.Z_IMAGE),
+        ):
+            if pattern.fullmatch(path):
+                return Place(naming or Naming.DIFFUSERS, style, path)
     return Place(Naming.UNKNOWN, Style.UNKNOWN, flat)

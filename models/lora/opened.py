@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from config.errors import NotFound
+from models.lora.base_model import Family
 from models.lora.convert import Lora, convert
 from models.lora.errors import BadLoraFile, LoraError
 from models.lora.kept import Kept
@@ -25,8 +26,10 @@ _Read = TypeVar("_Read")
 class OpenedLoras:
     """Reads a request's LoRAs. The hash is of the file's bytes, so what was read once is not read again."""
 
-    def __init__(self, folder: Path | None, *, max_bytes: int = MAX_BYTES) -> None:
-        self._folder = folder
+    def __init__(
+        self, folder: Path | None, family: Family = Family.FLUX1, *, max_bytes: int = MAX_BYTES
+    ) -> None:
+        self._folder, self._family = folder, family
         self._loras: Kept[Lora] = Kept(max_bytes)
         self._natives: Kept[Native] = Kept(max_bytes)
 
@@ -38,13 +41,13 @@ class OpenedLoras:
         """
         lora = self._loras.get(ref.sha256)
         if lora is None:
-            lora = self._read(ref, convert)
+            lora = self._read(ref, lambda path: convert(path, self._family))
             self._loras.put(ref.sha256, lora, size_bytes(lora))
         return lora
 
     def take_native(self, ref: LoraRef) -> Native | None:
         """The LoRA as PEFT's own adapter of another kind than low rank; None where it is none."""
-        if self.take(ref).info.format not in WHOLE_FORMATS:
+        if self._family is not Family.FLUX1 or self.take(ref).info.format not in WHOLE_FORMATS:
             return None
         found = self._natives.get(ref.sha256)
         if found is None and (found := self._read(ref, native)) is not None:

@@ -1,4 +1,4 @@
-"""Where a module's weight belongs in diffusers' FLUX.1, and which part of it where.
+"""Where a module's weight belongs in diffusers' models, FLUX.1 above all, and which part of it where.
 
 diffusers' own converters answer that, asked for one module at a time. Two things are adapted:
 
@@ -23,6 +23,9 @@ from diffusers.loaders.lora_conversion_utils import (
 )
 from diffusers.utils.state_dict_utils import StateDictType, convert_state_dict_to_peft
 
+from models.lora import flux2
+from models.lora.base_model import Family
+from models.lora.dotted import unet_layer, z_image_layers
 from models.lora.keys import Place, Style
 
 # What a block of FluxTransformer2DModel has, and what the model has once; by name with underscores.
@@ -53,19 +56,38 @@ _APART = re.compile(r"(.+_(?:qkv|linear1))_(\d)")
 Pairs = dict[str, tuple[torch.Tensor, torch.Tensor]]  # layer: up (out, r), down (r, in)
 
 
-def targets(module: str, place: Place, up: torch.Tensor, down: torch.Tensor) -> Pairs:
-    """The layers a module's weight up (out, r) · down (r, in) belongs to, component first.
+def targets(
+    module: str,
+    place: Place,
+    up: torch.Tensor,
+    down: torch.Tensor,
+    family: Family = Family.FLUX1,
+) -> Pairs:
+    """The layers a module's weight up (out, r) · down (r, in) belongs to in a model of a family.
+
+    Layers are named component first.
 
     Empty if nobody knows the module. Raises ValueError or what else a converter raises where the
     shapes are not those of such a layer.
     """
     match place.style:
+        case Style.BFL if family is Family.FLUX2:
+            return flux2.from_bfl(place.path, up, down)
         case Style.BFL:
             return _from_bfl(place.path, up, down)
         case Style.XLABS:
             return _from_xlabs(module, up, down)
         case Style.CLIP:
             return _from_clip(place.path, up, down)
+        case Style.CLIP_G:
+            pairs = _from_clip(place.path, up, down)
+            first, second = "text_encoder.", "text_encoder_2.text_model."
+            return {second + name.removeprefix(first): pair for name, pair in pairs.items()}
+        case Style.UNET:
+            name = unet_layer(place.path)
+            return {f"unet.{name}": (up, down)} if name else {}
+        case Style.Z_IMAGE:
+            return _from_z_image(place.path, up, down)
         case Style.T5:
             found = _T5.fullmatch(place.path)
             name = found and "text_encoder_2.encoder.block.{}.layer.{}.{}.{}".format(
@@ -79,10 +101,19 @@ def targets(module: str, place: Place, up: torch.Tensor, down: torch.Tensor) -> 
 
 
 def _from_diffusers(path: str, up: torch.Tensor, down: torch.Tensor) -> Pairs:
+    in_blocks, once = _IN_BLOCKS | flux2.IN_BLOCKS, _ONCE | flux2.ONCE
     block = re.fullmatch(r"((?:single_)?transformer_blocks)_(\d+)_(.+)", path)
-    if block and block[3] in _IN_BLOCKS:
-        return {f"transformer.{block[1]}.{block[2]}.{_IN_BLOCKS[block[3]]}": (up, down)}
-    return {f"transformer.{_ONCE[path]}": (up, down)} if path in _ONCE else {}
+    if block and block[3] in in_blocks:
+        return {f"transformer.{block[1]}.{block[2]}.{in_blocks[block[3]]}": (up, down)}
+    return {f"transformer.{once[path]}": (up, down)} if path in once else {}
+
+
+def _from_z_image(path: str, up: torch.Tensor, down: torch.Tensor) -> Pairs:
+    names = z_image_layers(path)
+    if names and up.shape[0] % len(names):
+        raise ValueError(f"{up.shape[0]} outputs are not {len(names)} layers of one size")
+    ups = up.chunk(len(names)) if names else ()
+    return {f"transformer.{name}": (rows, down) for name, rows in zip(names, ups, strict=True)}
 
 
 def _from_bfl(path: str, up: torch.Tensor, down: torch.Tensor) -> Pairs:

@@ -11,7 +11,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.lora_files import FLUX1, FLUX2, SDXL, lora
+from config.catalog import load_catalog
+from tests.lora_files import FLUX1, FLUX2, SD15, SDXL, lora
 from tests.service import ENGINE_MAIN, RunningService
 from utils.metadata import read_png_texts
 
@@ -197,13 +198,26 @@ def test_put_of_another_suffix_is_415(library: RunningService, suffix: str) -> N
 
 
 def test_file_that_nothing_can_apply_is_listed_with_the_reason(library: RunningService) -> None:
+    told = put(library, lora(modules=SD15), "sd15.safetensors")
+    assert told["compatible_models"] == [] and "Stable Diffusion 1.5" in told["refusal"]
+
+
+def test_lora_of_sdxl_fits_sdxl_alone(library: RunningService) -> None:
     told = put(library, lora(modules=SDXL), "sdxl.safetensors")
-    assert told["compatible_models"] == [] and "SDXL" in told["refusal"]
+    assert told["compatible_models"] == ["sdxl-base"] and told["refusal"] is None
 
 
 def test_lora_of_the_large_model_fits_the_large_models(library: RunningService) -> None:
     told = put(library, lora(modules=FLUX1))
-    assert told["compatible_models"] == ["flux-schnell", "flux-dev"]
+    fits = [
+        row.id
+        for row in load_catalog()
+        if row.loras
+        and (row.architecture or row.family) == "flux1"
+        and row.hidden_size == 3072
+        and "bf16" in row.memory_gib
+    ]
+    assert told["compatible_models"] == fits and {"flux-schnell", "flux-dev"} <= set(fits)
 
 
 def test_get_unknown_is_404_with_names_that_are_near(library: RunningService) -> None:
@@ -358,9 +372,10 @@ def test_request_with_an_unknown_lora_is_404_before_anything_is_queued(
     [
         (FLUX2, ["FLUX.2 Klein 4B", "FLUX.1"]),
         (FLUX1, ["hidden size 3072", "192"]),
-        (SDXL, ["SDXL"]),
+        (SDXL, ["SDXL", "FLUX.1"]),
+        (SD15, ["Stable Diffusion 1.5"]),
     ],
-    ids=["FLUX.2", "FLUX.1 of another size", "SDXL"],
+    ids=["FLUX.2", "FLUX.1 of another size", "SDXL", "Stable Diffusion 1.5"],
 )
 @pytest.mark.parametrize("path", ["/jobs", "/generate"])
 def test_request_with_a_lora_of_another_model_is_409_before_anything_is_queued(

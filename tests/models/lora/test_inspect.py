@@ -109,9 +109,8 @@ def test_known_lora_is_described_alike_in_each_format(form: str, tmp_path: Path)
     ("modules", "name"),
     [
         ({"lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k": (320, 768)}, "Stable Diffusion 1.5"),
-        ({"lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k": (640, 2048)}, "SDXL"),
         ({"unet.up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q": (320, 320)}, "Stable Diffusion"),
-        ({"diffusion_model.layers.0.attention.to_q": (3840, 3840)}, "Z-Image"),
+        ({"diffusion_model.layers.0.attention.qkv": (3840, 2304)}, "Lumina 2"),
         ({"diffusion_model.joint_blocks.0.x_block.attn.qkv": (4608, 1536)}, "Stable Diffusion 3"),
         ({"transformer.transformer_blocks.0.img_mlp.net.0.proj": (12288, 3072)}, "Qwen-Image"),
         ({"transformer.transformer_blocks.59.attn.to_q": (3072, 3072)}, "Qwen-Image"),
