@@ -6,7 +6,9 @@ main() {
     cd "$(dirname "${BASH_SOURCE[0]}")/.."
     scripts/setup_env.sh --dev
     need shellcheck shellcheck
-    need chromium chromium chromium-browser google-chrome
+    # The headless shell takes half of the time of the whole browser; not every distribution has it.
+    if can_install; then need chromium-headless-shell chromium-headless-shell || true; fi
+    need chromium chromium-headless-shell chromium chromium-browser google-chrome
     need npm npm # and Node.js with it: the page's graph is tested without a browser
 
     local checks=0
@@ -29,20 +31,27 @@ main() {
 
 # need <Debian package> <command, or another one that serves as well...>
 need() {
-    local package=$1 command as_root=()
+    local package=$1 command
     shift
     for command in "$@"; do
         if command -v "$command" > /dev/null; then return; fi
     done
-    if ((EUID != 0)); then as_root=(sudo -n); fi
-    if command -v apt-get > /dev/null && "${as_root[@]}" true 2> /dev/null; then
+    if can_install; then
         echo "test.sh: installing $package, which the tests need" >&2
-        "${as_root[@]}" apt-get update -qq
-        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$package" > /dev/null
+        as_root apt-get update -qq
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$package" > /dev/null
     else
         echo "test.sh: the tests need $package; install it (Debian and Ubuntu: apt install $package) and run this again" >&2
         exit 1
     fi
+}
+
+can_install() {
+    command -v apt-get > /dev/null && as_root true 2> /dev/null
+}
+
+as_root() {
+    if ((EUID == 0)); then "$@"; else sudo -n "$@"; fi
 }
 
 main "$@"

@@ -1,4 +1,8 @@
-"""A real browser for the page: Debian's chromium, driven by Playwright."""
+"""A real browser for the page: Debian's chromium, driven by Playwright.
+
+Its headless shell, where it is installed, is the same engine without a window's affairs and takes half of
+the processor's time.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,8 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 ARGUMENTS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
