@@ -100,7 +100,7 @@ def test_page_form_at_phone_size_has_everything_the_canvas_has(
     page = open_page(ui(service), viewport={"width": 360, "height": 740})
     is_ready(page)
     expect(page.locator("#canvas")).to_be_hidden()
-    page.locator("#form-more summary").click()
+    page.locator("#form-more > summary").click()
     small(page, num_inference_steps=1)
     page.click("#form-add button:has-text('Negative prompt')")
     expect(field(page, "negative", "text")).to_be_focused()
@@ -248,10 +248,11 @@ def test_page_hostile_prompt_is_shown_as_text(service: RunningService, open_page
 # The service goes, comes, wants a key
 
 
+@pytest.mark.timing
 def test_page_service_stopped_is_told_within_three_seconds_and_its_return_goes_on(
-    start_service: Start, open_page: OpenPage
+    start_engine: Start, open_page: OpenPage
 ) -> None:
-    service = start_service(wait_for_workers=False)
+    service = start_engine(wait_for_workers=False)
     page = open_page(ui(service), errors_expected=True)
     is_ready(page)
     service.kill()
@@ -267,12 +268,10 @@ def test_page_service_stopped_is_told_within_three_seconds_and_its_return_goes_o
 
 
 def test_page_as_static_files_asks_for_the_key_and_keeps_it_in_this_tab(
-    start_service: Start, open_page: OpenPage, static_page: str
+    start_engine: Start, open_page: OpenPage, static_page: str
 ) -> None:
     key = "k" * 32
-    service = start_service(
-        FLUX_API_KEYS=key, FLUX_PAGE_ORIGINS=static_page, wait_for_workers=False
-    )
+    service = start_engine(FLUX_API_KEYS=key, FLUX_PAGE_ORIGINS=static_page, wait_for_workers=False)
     page = open_page(
         f"{static_page}/?bf16={service.url}&fp4=",
         origins=(static_page, service.url),
