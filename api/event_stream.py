@@ -21,6 +21,9 @@ from utils.job import Job, JobStatus
 RECONNECT_MS = 2000
 # A listener is woken by events; this only bounds what a lost one would cost.
 WAKE_SECONDS = 30.0
+# Why a stream ends before what it tells of has.
+STOPPING = "the service is stopping"
+GONE_KEY = "the key does not work any more"
 
 
 async def job_events(
@@ -37,12 +40,15 @@ async def job_events(
     position = services.queue.position(job)
     while True:
         await subscription.wait(WAKE_SECONDS)
+        if not services.is_welcome():
+            yield _bye(GONE_KEY)
+            return
         for event in subscription.take():
             yield _sse(services, event)
             if event.name in ENDS:
                 return
         if subscription.is_closed:
-            yield _bye()
+            yield _bye(STOPPING)
             return
         job = await services.queue.get(job.id)
         if subscription.is_behind or job.status.is_final:
@@ -70,8 +76,8 @@ async def all_events(
     first.append(_event(services, "queue", None, {}))
     for event in first:
         yield _sse(services, event)
-    async for event in _as_they_come(subscription):
-        yield _bye() if event is None else _sse(services, event)
+    async for event in _as_they_come(services, subscription):
+        yield _bye(event) if isinstance(event, str) else _sse(services, event)
 
 
 def _missed(
@@ -86,17 +92,22 @@ def _missed(
     return None if last_id is None else services.queue.bus.since(last_id, subscription.job_id)
 
 
-async def _as_they_come(subscription: Subscription) -> AsyncIterator[Event | None]:
-    """Every new event; None when the stream is over."""
+async def _as_they_come(
+    services: Services, subscription: Subscription
+) -> AsyncIterator[Event | str]:
+    """Every new event; a reason when the stream is over."""
     while True:
         await subscription.wait(WAKE_SECONDS)
+        if not services.is_welcome():
+            yield GONE_KEY
+            return
         for event in subscription.take():
             yield event
         if subscription.is_behind:
             subscription.is_behind = False
             yield Event(id=0, name="reset")
         if subscription.is_closed:
-            yield None
+            yield STOPPING
             return
 
 
@@ -150,7 +161,9 @@ def _data(services: Services, event: Event) -> dict[str, Any]:
     return data
 
 
-def _bye() -> ServerSentEvent:
+def _bye(reason: str) -> ServerSentEvent:
     return ServerSentEvent(
-        raw_data='{"reason":"the service is stopping"}', event="bye", retry=RECONNECT_MS
+        raw_data=json.dumps({"reason": reason}, separators=(",", ":")),
+        event="bye",
+        retry=RECONNECT_MS,
     )

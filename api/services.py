@@ -96,6 +96,11 @@ class Services:
             raise NotFound(f"there is no picture {name[:64]!r}")
         return image
 
+    def is_welcome(self) -> bool:
+        """Whether the caller may still be told something: its key works, or none is asked for as before."""
+        keys, owner = self.plan.keys, self.access.owner
+        return keys.is_in_use(owner) if owner else not keys.are_needed
+
     @property
     def only_of(self) -> str | None:
         """The owner whose jobs and pictures are all that the caller sees; None: it sees everybody's."""
@@ -337,7 +342,7 @@ def services_for(connection: HTTPConnection) -> Services:
     """The services as the caller may see them."""
     services: Services = connection.app.state.services
     access = access_of(connection)
-    return services if access.sees_all else replace(services, access=access)
+    return services if access is EVERYBODY else replace(services, access=access)
 
 
 ServicesDep = Annotated[Services, Depends(services_of)]

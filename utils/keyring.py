@@ -101,6 +101,12 @@ class Keyring:
         ]
         return found[0] if found else None
 
+    def is_in_use(self, key_id: str) -> bool:
+        """Whether the key with this id still works."""
+        self._look()
+        key = self._by_id.get(key_id)
+        return key is not None and _is_in_use(key, self.now())
+
     def has_expired(self, key: Key) -> bool:
         return key.expires_at is not None and self.now() >= key.expires_at
 

@@ -98,7 +98,7 @@ async def read_usage(
             media_type="text/csv; charset=utf-8",
             headers={"Content-Disposition": f'attachment; filename="usage-{first}-{last}.csv"'},
         )
-    spent = await services.usage.spent(services.only_of, today.isoformat())
+    spent = await services.usage.spent(services.access.owner or None, today.isoformat())
     return _json(services, first, last, groups, rows, sums, spent)
 
 

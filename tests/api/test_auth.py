@@ -377,6 +377,21 @@ def _first_event_id(client: httpx2.Client) -> str:
     raise AssertionError(told)
 
 
+@pytest.mark.parametrize("scope", ["generate", "admin"])
+def test_events_end_with_the_key(keyed_service: KeyedService, scope: str) -> None:
+    """Whoever listens already hears nothing more."""
+    made = keyed_service.client.post(
+        "/admin/keys", json={"name": f"listens {scope}", "scopes": [scope]}
+    ).json()
+    with keyed_service.as_key(made["key"]) as client, client.stream("GET", "/events") as stream:
+        told = stream.iter_text()
+        assert "event: queue" in next(told)
+        keyed_service.client.delete(f"/admin/keys/{made['id']}")
+        keyed_service.client.post("/queue/resume")  # something happens
+        rest = "".join(told)
+    assert rest.count("event: ") == 1 and "event: bye" in rest and "key" in rest
+
+
 def test_queue_share_of_a_key_is_its_own(keyed_service: KeyedService) -> None:
     keyed_service.client.post("/queue/pause")
     try:
