@@ -51,6 +51,9 @@ DOWNLOAD_SECONDS = 60.0
 MAX_ANSWER_BYTES = 4 * 2**20
 MAX_PICTURE_BYTES = 64 * 2**20
 MAX_SAID_CHARACTERS = 300
+MAX_STATUS_CHARACTERS = 100
+MAX_WORD_CHARACTERS = 2000  # of an id or an address
+MAX_DEPTH = 3  # of a reason that is told
 # Of a picture; some stores name no better type.
 _PICTURE_TYPES = re.compile(r"image/|(?:application|binary)/octet-stream")
 
@@ -111,13 +114,13 @@ class Bfl:
             raise self._refusal(answer, data, text, is_submit=True)
         if data is not None and isinstance(data.get("status"), str):
             self._raise_for_status(data["status"], data)  # blocked, as some answer at once
-        if data is None or not all(isinstance(data.get(n), str) for n in ("id", "polling_url")):
+        if data is None or not (_is_word(data.get("id")) and _is_word(data.get("polling_url"))):
             raise CloudUnclear(
                 f"{self._host} took the request and did not say where to look after it: {MAY_COST}. "
                 f"It is not asked for again by itself. It said: {self._said(data, text)}"
             )
         return CloudTask(
-            id=data["id"][:200], polling_url=data["polling_url"], cost_usd=_usd(data.get("cost"))
+            id=data["id"], polling_url=data["polling_url"], cost_usd=_usd(data.get("cost"))
         )
 
     async def look(self, task: CloudTask) -> Look:
@@ -145,7 +148,7 @@ class Bfl:
         if status == READY and not isinstance(picture_url, str):
             raise CloudError(f"BFL says Ready and names no picture; {MAY_COST}")
         return Look(
-            status=status,
+            status=status[:MAX_STATUS_CHARACTERS],
             progress=_fraction(data.get("progress")),
             picture_url=picture_url if status == READY else None,
         )
@@ -290,7 +293,7 @@ async def _read(answer: httpx2.Response) -> tuple[dict[str, Any] | None, str]:
     text = (await _bytes(answer, MAX_ANSWER_BYTES)).decode("utf-8", "replace")
     try:
         data = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None, text
     return (data if isinstance(data, dict) else None), text
 
@@ -313,16 +316,18 @@ def _words(data: Mapping[str, Any]) -> str:
         if isinstance(value, list) and value:
             return "; ".join(map(_finding, value))
         if isinstance(value, dict) and value:
-            return _plain(value)
+            return _plain(value, MAX_DEPTH)
     return str(data.get("status", ""))
 
 
-def _plain(value: Any) -> str:
-    """A value of a body as people write it."""
+def _plain(value: Any, depth: int) -> str:
+    """A value of a body as people write it, down to a depth."""
+    if isinstance(value, dict | list) and depth == 0:
+        return "…"
     if isinstance(value, dict):
-        return "; ".join(f"{name}: {_plain(each)}" for name, each in value.items())
+        return "; ".join(f"{name}: {_plain(each, depth - 1)}" for name, each in value.items())
     if isinstance(value, list):
-        return ", ".join(map(_plain, value))
+        return ", ".join(_plain(each, depth - 1) for each in value)
     return str(value)
 
 
@@ -356,6 +361,10 @@ def _retry_after(answer: httpx2.Response, data: Mapping[str, Any] | None) -> int
         return max(0, round((parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()))
     except (TypeError, ValueError):
         return None
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MAX_WORD_CHARACTERS
 
 
 def _usd(credits: Any) -> float | None:

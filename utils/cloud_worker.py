@@ -48,6 +48,7 @@ T = TypeVar("T")
 
 MAX_PICTURES = 24  # of one account, in BFL's cloud at once
 MAX_DOWNLOADS = 4
+MAX_UNKNOWN = 100  # statuses that are told of
 UNREACHABLE_TRIES = 3
 PAUSE_SECONDS = 1.0  # doubled for each time in a row
 MAX_PAUSE_SECONDS = 15.0
@@ -440,11 +441,12 @@ class CloudWorker:
 
     def _note_status(self, status: str) -> None:
         """A status that nobody knows means that it is being drawn; it is told of once."""
-        if status not in _RUNNING and status not in self._unknown:
+        is_new = status not in _RUNNING and status not in self._unknown
+        if is_new and len(self._unknown) < MAX_UNKNOWN:
             self._unknown.add(status)
             log.warning(
                 "BFL says %r, which is taken for being drawn",
-                status[:100],
+                status,
                 extra={"action": "cloud_unknown_status"},
             )
 

@@ -154,6 +154,48 @@ def test_submit_answer_that_never_ends_is_unclear(
     assert isinstance(refusal(cloud.settings(), "x"), CloudUnclear)
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"[" * 100_000,
+        b'{"detail": ' + b'{"a": ' * 400 + b"1" + b"}" * 401,
+        b'{"id": "x", "polling_url": "' + b"x" * 3000 + b'"}',
+        b'{"id": "", "polling_url": "https://api.bfl.ai/x"}',
+        b'{"id": 1, "polling_url": "https://api.bfl.ai/x"}',
+        b'["id", "polling_url"]',
+        b"null",
+        b"\xff\xfe",
+        b"",
+    ],
+)
+def test_submit_answer_that_nobody_understands_is_unclear(answer: bytes) -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    error = asyncio.run(answered(head % len(answer) + answer))
+    assert isinstance(error, CloudUnclear) and "may have charged" in error.message
+    assert len(error.message) < 700
+
+
+async def answered(answer: bytes) -> CloudError:
+    """What a submit comes to that is answered with these bytes."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    client = Bfl(CloudSettings(bfl_api_key=KEY, bfl_api_base=f"http://127.0.0.1:{port}/v1"))
+    try:
+        with pytest.raises(CloudError) as caught:
+            await client.submit("flux-2-pro", BODY)
+        return caught.value
+    finally:
+        await client.close()
+        server.close()
+
+
 def test_submit_where_nobody_listens_sends_nothing() -> None:
     settings = CloudSettings(bfl_api_key=KEY, bfl_api_base=f"http://127.0.0.1:{free_port()}/v1")
     error = refusal(settings, "x")
