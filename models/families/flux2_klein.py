@@ -32,6 +32,7 @@ TEXT_LAYERS: tuple[int, ...] = _CALL["text_encoder_out_layers"].default
 class Flux2KleinModel(PipelineModel):
     """A loaded FLUX.2 Klein pipeline."""
 
+    LORA_PARTS: ClassVar = ("transformer",)
     SHARED_PARTS: ClassVar = ("text_encoder", "vae")
     EXACT_BATCHES: ClassVar = True
 
