@@ -242,11 +242,16 @@ def test_cloud_jobs_in_line_are_counted_among_themselves(
     assert cloud.calls == []
 
 
-def test_cloud_jobs_in_line_take_no_place_of_others(
+def test_cloud_jobs_in_line_take_no_place_of_others_and_keep_to_the_days_budget(
     start_engine: Callable[..., RunningService], cloud: StandIn
 ) -> None:
-    service = start_engine(FLUX_MAX_QUEUE_SIZE="2", wait_for_workers=False, **cloud.environ)
+    environ = {"FLUX_MAX_QUEUE_SIZE": "2", "FLUX_BFL_DAILY_BUDGET_USD": "0.06", **cloud.environ}
+    service = start_engine(wait_for_workers=False, **environ)
     service.client.post("/queue/pause")
+    dear = service.client.post("/jobs", json={"prompt": "too dear", "model": "flux-2-max"})
+    assert (dear.status_code, dear.json()["code"]) == (429, "rate_limited")
+    assert "FLUX_BFL_DAILY_BUDGET_USD" in dear.json()["detail"]
+    assert 0 < int(dear.headers["retry-after"]) <= 86_400
     for _ in range(2):
         service.submit("in line", model="flux-2-klein-4b")
     body = {"prompt": "one too many", "model": "flux-2-klein-4b", "width": 64, "height": 64}
