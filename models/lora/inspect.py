@@ -29,7 +29,7 @@ _REGIONS = (
     ("attention", r"_attn1_|^(?:layers|noise_refiner|context_refiner)_\d+_attention_"),
     ("attention to the text", r"_attn2_"),
     ("MLP", r"_transformer_blocks_\d+_ff_net|feed_forward"),
-    ("projections", r"_proj_(?:in|out)$"),
+    ("projections", r"(?:attentions_\d|_\d+_1|block_1)_proj_(?:in|out)$"),
     ("image attention", r"double_blocks_\d+_img_attn|^transformer_blocks_\d+_attn_to_(?!add)|lora1$"),
     ("text attention", r"double_blocks_\d+_txt_attn|_attn_(?:add_|to_add)|lora2$"),
     ("image MLP", r"_img_mlp_|^transformer_blocks_\d+_ff_(?!context)"),
