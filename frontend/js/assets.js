@@ -3,7 +3,8 @@
  * none, and named in the graph as `asset:<id>`. Without storage they live as long as the page.
  */
 
-const NAME = "flux pictures";
+import {randomHex} from "./random.js";
+
 const STORE = "files";
 const PREFIX = "asset:";
 
@@ -11,71 +12,51 @@ const PREFIX = "asset:";
 const memory = new Map();
 
 /** @param {string} source */
-export function isAsset(source) {
-  return source.startsWith(PREFIX);
-}
+export const isAsset = source => source.startsWith(PREFIX);
 
 /** @param {Blob} blob @returns {Promise<string>} its name */
 export async function keepAsset(blob) {
-  const name = PREFIX + Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
-  memory.set(name, blob);
-  try {
-    await within("readwrite", (files) => files.put(blob, name));
-  } catch {
-    // Storage is off or full: the picture is there until the page is closed.
-  }
-  return name;
+	const name = PREFIX + randomHex(12);
+	memory.set(name, blob);
+	// With storage off or full the picture is there until the page is closed.
+	await within("readwrite", files => files.put(blob, name)).catch(() => {});
+	return name;
 }
 
 /** @param {string} name @returns {Promise<Blob | null>} */
 export async function readAsset(name) {
-  const blob = memory.get(name);
-  if (blob) {
-    return blob;
-  }
-  try {
-    const found = await within("readonly", (files) => files.get(name));
-    if (found instanceof Blob) {
-      memory.set(name, found);
-      return found;
-    }
-  } catch {
-    // The same as not there.
-  }
-  return null;
+	const found = memory.get(name) ?? (await within("readonly", files => files.get(name)).catch(() => null));
+	if (!(found instanceof Blob)) return null;
+	memory.set(name, found);
+	return found;
 }
 
 /** As the service takes it. @param {Blob} blob @returns {Promise<string>} */
 export function dataUrl(blob) {
-  return new Promise((resolve, reject) => {
-    const reader = new FileReader();
-    reader.addEventListener("load", () => resolve(String(reader.result)));
-    reader.addEventListener("error", () => reject(reader.error));
-    reader.readAsDataURL(blob);
-  });
+	return new Promise((resolve, reject) => {
+		const reader = new FileReader();
+		reader.addEventListener("load", () => resolve(String(reader.result)));
+		reader.addEventListener("error", () => reject(reader.error));
+		reader.readAsDataURL(blob);
+	});
 }
 
-/** @template T @param {IDBTransactionMode} mode @param {(files: IDBObjectStore) => IDBRequest<T>} act @returns {Promise<T>} */
+/** @template T @param {IDBTransactionMode} mode @param {(files: IDBObjectStore) => IDBRequest<T>} act */
 async function within(mode, act) {
-  const database = await opened();
-  try {
-    return await settled(act(database.transaction(STORE, mode).objectStore(STORE)));
-  } finally {
-    database.close();
-  }
-}
-
-/** @returns {Promise<IDBDatabase>} */
-function opened() {
-  const request = indexedDB.open(NAME, 1);
-  request.addEventListener("upgradeneeded", () => request.result.createObjectStore(STORE));
-  return settled(request);
+	const opening = indexedDB.open("flux pictures", 1);
+	opening.addEventListener("upgradeneeded", () => opening.result.createObjectStore(STORE));
+	const database = await settled(opening);
+	try {
+		return await settled(act(database.transaction(STORE, mode).objectStore(STORE)));
+	} finally {
+		database.close();
+	}
 }
 
 /** @template T @param {IDBRequest<T>} request @returns {Promise<T>} */
 function settled(request) {
-  return new Promise((resolve, reject) => {
-    request.addEventListener("success", () => resolve(request.result));
-    request.addEventListener("error", () => reject(request.error));
-  });
+	return new Promise((resolve, reject) => {
+		request.addEventListener("success", () => resolve(request.result));
+		request.addEventListener("error", () => reject(request.error));
+	});
 }

@@ -1,70 +1,47 @@
 /** Where the services are. */
 
-/** @import { ServiceName } from "../types/state" */
-
 /** @type {Readonly<Record<ServiceName, string>>} */
-const USUAL_PORTS = { fp4: "8000", bf16: "8001" };
+const USUAL_PORTS = {fp4: "8000", bf16: "8001"};
 export const SERVICE_NAMES = /** @type {ServiceName[]} */ (Object.keys(USUAL_PORTS));
 /** The one that others are compared with, and that a graph begins with. @type {ServiceName} */
 export const FIRST_SERVICE = "bf16";
 const LOOPBACK_NAMES = ["127.0.0.1", "localhost", "[::1]"];
 
-/**
- * The service that serves this page, if one does: there `/ui` and `/docs` are.
- * @param {Location | URL} page
- * @returns {string | null}
- */
+/** The service that serves this page, if one does: there `/ui` and `/docs` are. @param {Location | URL} page */
 export function ownService(page) {
-  return /^\/(?:ui|docs)(?:\/|$)/.test(page.pathname) ? page.origin : null;
+	return /^\/(?:ui|docs)(?:\/|$)/.test(page.pathname) ? page.origin : null;
 }
 
 /**
  * Both services: the one that serves the page, the ones named by `?fp4=http://127.0.0.1:PORT` and
  * `?bf16=…`, else the ones on the usual ports of the page's machine. An empty name means that there
- * is none. An address elsewhere is refused: prompts and keys go to this machine only.
- *
+ * is none. An address elsewhere is `refused`: prompts and keys go to this machine only.
  * @param {Location | URL} page
  * @param {ServiceName | null} [own] which service serves the page
- * @returns {{addresses: Partial<Record<ServiceName, string>>, refused: string}} `refused` is an address that was not taken, or "".
  */
 export function serviceAddresses(page, own = null) {
-  const origin = ownService(page);
-  /** @type {Partial<Record<ServiceName, string>>} */
-  const addresses = {};
-  let refused = "";
-  for (const name of SERVICE_NAMES) {
-    const wanted = new URLSearchParams(page.search).get(name);
-    if (origin !== null && name === own) {
-      addresses[name] = origin;
-    } else if (wanted) {
-      const address = ownMachine(wanted, page.hostname);
-      refused ||= address ? "" : wanted;
-      addresses[name] = address ?? usual(page, name, origin);
-    } else if (wanted === null) {
-      addresses[name] = usual(page, name, origin);
-    }
-    if (addresses[name] === "") {
-      delete addresses[name];
-    }
-  }
-  return { addresses, refused };
+	const origin = ownService(page);
+	// Beside a service that is not on its usual port, the other one is not known.
+	const isUsual = origin === null || Object.values(USUAL_PORTS).includes(page.port);
+	/** @type {Partial<Record<ServiceName, string>>} */
+	const addresses = {};
+	let refused = "";
+	for (const name of SERVICE_NAMES) {
+		const wanted = new URLSearchParams(page.search).get(name);
+		const usual = isUsual ? `${page.protocol}//${page.hostname}:${USUAL_PORTS[name]}` : "";
+		const given = wanted ? ownMachine(wanted, page.hostname) : null;
+		const isOwn = origin !== null && name === own;
+		if (wanted && !given && !isOwn) refused ||= wanted;
+		const address = isOwn ? origin : wanted === "" ? "" : (given ?? usual);
+		if (address) addresses[name] = address;
+	}
+	return {addresses, refused};
 }
 
-/** Beside a service that is not on its usual port, the other one is not known. @param {Location | URL} page @param {ServiceName} name @param {string | null} origin */
-function usual(page, name, origin) {
-  const isUsual = origin === null || Object.values(USUAL_PORTS).includes(page.port);
-  return isUsual ? `${page.protocol}//${page.hostname}:${USUAL_PORTS[name]}` : "";
-}
-
-/**
- * @param {string} text
- * @param {string} pageHostname
- */
+/** @param {string} text @param {string} pageHostname */
 function ownMachine(text, pageHostname) {
-  if (!URL.canParse(text)) {
-    return null;
-  }
-  const url = new URL(text);
-  const isOurs = [...LOOPBACK_NAMES, pageHostname].includes(url.hostname);
-  return url.protocol === "http:" && isOurs && !url.username && !url.password ? url.origin : null;
+	if (!URL.canParse(text)) return null;
+	const {hostname, protocol, username, password, origin} = new URL(text);
+	const isOurs = [...LOOPBACK_NAMES, pageHostname].includes(hostname);
+	return protocol === "http:" && isOurs && !username && !password ? origin : null;
 }

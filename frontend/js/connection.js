@@ -1,12 +1,8 @@
 /** One service: whether it answers, and what happens there. Asks again and again, and notices when another call gets no answer. */
 
-/** @import { Problem, ServiceClient } from "./api.js" */
-/** @import { StreamEvent } from "./event_stream.js" */
-/** @import { ServiceName, ServiceState } from "../types/state" */
-/** @import { Store } from "./store.js" */
-
-import { Unreachable } from "./api.js";
-import { Pause } from "./pause.js";
+import {Problem, Unreachable} from "./api.js";
+import {messageOf} from "./format.js";
+import {Pause} from "./pause.js";
 
 const READY_MS = 4000;
 const HIDDEN_MS = 15_000;
@@ -16,162 +12,127 @@ const ABSENT_MS = 4000;
 
 /** Whether calls make sense now. @param {ServiceState | null | undefined} service */
 export function isReachable(service) {
-  return service?.phase === "ready" || service?.phase === "waiting";
+	return service?.phase === "ready" || service?.phase === "waiting";
 }
 
 export class Connection {
-  #client;
-  #store;
-  #pause = new Pause();
-  #isListening = false;
-  /** @type {Set<(event: StreamEvent) => void>} */
-  #listeners = new Set();
+	#client;
+	#store;
+	#pause = new Pause();
+	#isListening = false;
+	/** @type {Set<(event: StreamEvent) => void>} */
+	#listeners = new Set();
 
-  /** @param {ServiceName} name @param {ServiceClient} client @param {Store} store */
-  constructor(name, client, store) {
-    this.name = name;
-    this.#client = client;
-    this.#store = store;
-  }
+	/** @param {ServiceName} name @param {ServiceClient} client @param {Store} store */
+	constructor(name, client, store) {
+		this.name = name;
+		this.#client = client;
+		this.#store = store;
+	}
 
-  /** @returns {ServiceState} */
-  get state() {
-    const state = this.#store.state.services[this.name];
-    if (!state) {
-      throw new Error(`there is no service ${this.name}`);
-    }
-    return state;
-  }
+	get state() {
+		const state = this.#store.state.services[this.name];
+		if (!state) throw new Error(`there is no service ${this.name}`);
+		return state;
+	}
 
-  /** Whether files must be fetched with the key, and cannot be named in `src` or `href`. */
-  get sendsKey() {
-    return this.#client.sendsKey;
-  }
+	/** Whether files must be fetched with the key, and cannot be named in `src` or `href`. */
+	get sendsKey() {
+		return this.#client.sendsKey;
+	}
 
-  /** @param {string} path */
-  url(path) {
-    return this.#client.url(path);
-  }
+	/** @param {string} path */
+	url(path) {
+		return this.#client.url(path);
+	}
 
-  /** @param {(event: StreamEvent) => void} listener gets `connected` too, when the stream begins anew */
-  listen(listener) {
-    this.#listeners.add(listener);
-  }
+	/** @param {(event: StreamEvent) => void} listener */
+	listen(listener) {
+		this.#listeners.add(listener);
+	}
 
-  async run() {
-    document.addEventListener("visibilitychange", () => this.#pause.wake());
-    for (;;) {
-      await this.#check();
-      if (isReachable(this.state) && !this.#isListening) {
-        void this.#follow();
-      }
-      await this.#pause.wait(this.#untilNextCheck());
-    }
-  }
+	async run() {
+		document.addEventListener("visibilitychange", () => this.#pause.wake());
+		for (;;) {
+			await this.#check();
+			if (isReachable(this.state) && !this.#isListening) void this.#follow();
+			await this.#pause.wait(this.#untilNextCheck());
+		}
+	}
 
-  /**
-   * The answer of a call. One that got none, or that wants a key, tells the whole page.
-   * @template T
-   * @param {(client: ServiceClient) => Promise<T>} call
-   */
-  async ask(call) {
-    try {
-      return await call(this.#client);
-    } catch (error) {
-      const wasReachable = isReachable(this.state);
-      this.#judge(error);
-      if (wasReachable && !isReachable(this.state)) {
-        this.#pause.wake();
-      }
-      throw error;
-    }
-  }
+	/** The answer of a call. One that got none, or that wants a key, tells the whole page. @template T @param {(client: ServiceClient) => Promise<T>} call */
+	async ask(call) {
+		try {
+			return await call(this.#client);
+		} catch (error) {
+			const wasReachable = isReachable(this.state);
+			this.#judge(error);
+			if (wasReachable && !isReachable(this.state)) this.#pause.wake();
+			throw error;
+		}
+	}
 
-  /** @param {string} key */
-  useKey(key) {
-    this.#store.set({ keyError: "", keyAsked: null });
-    this.#set({ key, phase: "connecting" });
-    this.#pause.wake();
-  }
+	/** @param {string} key */
+	useKey(key) {
+		this.#store.set({keyError: "", keyAsked: null});
+		this.#set({key, phase: "connecting"});
+		this.#pause.wake();
+	}
 
-  /** Reads the stream of events until it ends; then the service is looked at. */
-  async #follow() {
-    this.#isListening = true;
-    const stop = new AbortController();
-    try {
-      await this.#client.events((event) => {
-        if (event.name === "queue") {
-          this.#set({ queue: event.data });
-        } else if (event.name === "gpu") {
-          this.#set({ gpus: event.data.gpus });
-        }
-        this.#tell(event);
-      }, stop.signal);
-    } catch {
-      // Whether it still answers is what the check finds out.
-    } finally {
-      stop.abort();
-      this.#isListening = false;
-      this.#pause.wake();
-    }
-  }
+	/** Reads the stream of events until it ends; then the service is looked at. */
+	async #follow() {
+		this.#isListening = true;
+		const stop = new AbortController();
+		try {
+			await this.#client.events(event => {
+				if (event.name === "queue") this.#set({queue: event.data});
+				else if (event.name === "gpu") this.#set({gpus: event.data.gpus});
+				this.#listeners.forEach(listener => listener(event));
+			}, stop.signal);
+		} catch {
+			// Whether it still answers is what the check finds out.
+		} finally {
+			stop.abort();
+			this.#isListening = false;
+			this.#pause.wake();
+		}
+	}
 
-  /** @param {StreamEvent} event */
-  #tell(event) {
-    for (const listener of this.#listeners) {
-      listener(event);
-    }
-  }
+	async #check() {
+		const {phase} = this.state;
+		if (phase === "locked") return;
+		try {
+			const health = await this.#client.ready();
+			if (phase !== "ready" && !(phase === "waiting" && health.reason)) {
+				// After an absence it may be another version, with other models.
+				const [info, {models}] = await Promise.all([this.#client.info(), this.#client.models()]);
+				this.#set({info, models, wasUp: true});
+			}
+			this.#set({phase: health.reason ? "waiting" : "ready", reason: health.reason ?? ""});
+		} catch (error) {
+			this.#judge(error);
+			if (!(error instanceof Unreachable) && this.state.phase !== "locked") this.#set({phase: "down", reason: messageOf(error)});
+		}
+	}
 
-  async #check() {
-    const { phase } = this.state;
-    if (phase === "locked") {
-      return;
-    }
-    try {
-      const health = await this.#client.ready();
-      if (phase !== "ready" && !(phase === "waiting" && health.reason)) {
-        // After an absence it may be another version, with other models.
-        const [info, { models }] = await Promise.all([this.#client.info(), this.#client.models()]);
-        this.#set({ info, models, wasUp: true });
-      }
-      this.#set({ phase: health.reason ? "waiting" : "ready", reason: health.reason ?? "" });
-    } catch (error) {
-      this.#judge(error);
-      if (!(error instanceof Unreachable) && this.state.phase !== "locked") {
-        this.#set({ phase: "down", reason: error instanceof Error ? error.message : "" });
-      }
-    }
-  }
+	/** @param {unknown} error */
+	#judge(error) {
+		if (error instanceof Unreachable) this.#set({phase: "down", reason: ""});
+		else if (error instanceof Problem && error.status === 401 && this.state.phase !== "locked") {
+			this.#store.set({keyAsked: this.name, keyError: this.state.key ? error.message : ""});
+			this.#set({phase: "locked", key: ""});
+		}
+	}
 
-  /** @param {unknown} error */
-  #judge(error) {
-    if (error instanceof Unreachable) {
-      this.#set({ phase: "down", reason: "" });
-    } else if (isKeyProblem(error) && this.state.phase !== "locked") {
-      this.#store.set({ keyAsked: this.name, keyError: this.state.key ? error.message : "" });
-      this.#set({ phase: "locked", key: "" });
-    }
-  }
+	#untilNextCheck() {
+		const {phase, wasUp} = this.state;
+		if (phase === "locked") return undefined;
+		if (phase !== "ready") return wasUp || phase !== "down" ? TROUBLE_MS : ABSENT_MS;
+		return document.hidden ? HIDDEN_MS : READY_MS;
+	}
 
-  #untilNextCheck() {
-    const { phase, wasUp } = this.state;
-    if (phase === "locked") {
-      return undefined;
-    }
-    if (phase !== "ready") {
-      return wasUp || phase !== "down" ? TROUBLE_MS : ABSENT_MS;
-    }
-    return document.hidden ? HIDDEN_MS : READY_MS;
-  }
-
-  /** @param {Partial<ServiceState>} patch */
-  #set(patch) {
-    this.#store.setService(this.name, patch);
-  }
-}
-
-/** @param {unknown} error @returns {error is Problem} */
-function isKeyProblem(error) {
-  return error instanceof Error && "status" in error && error.status === 401;
+	/** @param {Partial<ServiceState>} patch */
+	#set(patch) {
+		this.#store.setService(this.name, patch);
+	}
 }

@@ -1,110 +1,105 @@
 /** The one way to the document. Text goes in as text: there is no way here to insert markup. */
 
+import {ICONS} from "./icons.js";
+
 const SVG = "http://www.w3.org/2000/svg";
 
 /**
  * The element, which must be there and of this type.
- * @template {Element} T
+ * @template {Element} [T=HTMLElement]
  * @param {string} selector
- * @param {abstract new (...args: any[]) => T} type
  * @param {ParentNode} [root]
+ * @param {abstract new (...args: any[]) => T} [type]
  * @returns {T}
  */
-export function find(selector, type, root = document) {
-  const found = root.querySelector(selector);
-  if (!(found instanceof type)) {
-    throw new Error(`${selector} is ${found ? `a ${found.tagName}, no ${type.name}` : "missing"}`);
-  }
-  return found;
+export function find(selector, root = document, type = /** @type {any} */ (HTMLElement)) {
+	const found = root.querySelector(selector);
+	if (found instanceof type) return found;
+	throw new Error(`${selector} is ${found ? `a ${found.tagName}, no ${type.name}` : "missing"}`);
 }
 
 /**
- * A new element. Attributes that are `false` are left out; children that are strings become text.
+ * A new element: `make("p.hint", { title: "…" }, child, "text")`. Attributes that are `false` are left out.
  * @template {keyof HTMLElementTagNameMap} K
- * @param {K} tag
- * @param {Record<string, string | number | boolean>} [attributes]
- * @param {...(Node | string)} children
+ * @param {K | `${K}.${string}`} tag
+ * @param {...(Node | string | Record<string, string | number | boolean>)} parts
  */
-export function make(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on") || name === "style") {
-      throw new Error(`${name} is no attribute to set here`);
-    }
-    if (value !== false) {
-      element.setAttribute(name, value === true ? "" : String(value));
-    }
-  }
-  element.append(...children);
-  return element;
+export function make(tag, ...parts) {
+	const [name, ...classes] = tag.split(".");
+	const element = document.createElement(/** @type {K} */ (name));
+	element.classList.add(...classes);
+	if (name === "button") element.setAttribute("type", "button");
+	for (const part of parts) {
+		if (typeof part === "string" || part instanceof Node) element.append(part);
+		else setAll(element, part);
+	}
+	return element;
 }
 
-/** A drawing of the sprite in index.html, for the eye only. @param {string} name */
-export function icon(name) {
-  const svg = document.createElementNS(SVG, "svg");
-  svg.setAttribute("class", "icon");
-  svg.setAttribute("aria-hidden", "true");
-  const use = document.createElementNS(SVG, "use");
-  use.setAttribute("href", `#icon-${name}`);
-  svg.append(use);
-  return svg;
+/** @param {Element} element @param {Record<string, string | number | boolean>} attributes */
+function setAll(element, attributes) {
+	for (const [name, value] of Object.entries(attributes)) {
+		if (name.startsWith("on") || name === "style") throw new Error(`${name} is no attribute to set here`);
+		if (value !== false) element.setAttribute(name, value === true ? "" : String(value));
+	}
+}
+
+/** A drawing, for the eye only. @param {string} name one of icons.js @param {Element} [svg] to draw it in */
+export function icon(name, svg = document.createElementNS(SVG, "svg")) {
+	setAll(svg, {class: "icon", "aria-hidden": "true", viewBox: "0 0 20 20"});
+	(ICONS[name] ?? "").split("|").forEach((d, index) => {
+		const path = document.createElementNS(SVG, "path");
+		setAll(path, {d, class: index ? "filled" : "lines"});
+		svg.append(path);
+	});
+	return svg;
 }
 
 /** A button with an icon, or words, or both. @param {{label: string, icon?: string, words?: string, kind?: string, act: (event: MouseEvent) => void}} options */
-export function button({ label, icon: name, words = "", kind = "quiet", act }) {
-  const element = make("button", { type: "button", class: kind, ...(words === label ? {} : { "aria-label": label, title: label }) });
-  element.append(...(name ? [icon(name)] : []), ...(words ? [words] : []));
-  element.addEventListener("click", act);
-  return element;
+export function button({label, icon: name, words = "", kind = "quiet", act}) {
+	const element = make("button", {class: kind}, ...(name ? [icon(name)] : []), words);
+	if (words !== label) setAll(element, {"aria-label": label, title: label});
+	element.addEventListener("click", act);
+	return element;
 }
 
 let lastId = 0;
 
 /** An id that no other element has. */
-export function newId() {
-  return `e${++lastId}`;
-}
+export const newId = () => `e${++lastId}`;
 
 /** Whether keys belong to what is typed here. @param {EventTarget | null} target */
 export function isTyping(target) {
-  return (
-    target instanceof HTMLTextAreaElement ||
-    target instanceof HTMLSelectElement ||
-    (target instanceof HTMLInputElement && !["checkbox", "radio", "button", "range"].includes(target.type))
-  );
+	return target instanceof Element && target.matches("textarea, select, input:not([type=checkbox], [type=radio], [type=button], [type=range])");
 }
 
 /** The first field of a node, as soon as its body is there. @param {Element | null} node */
 export function focusFirstField(node) {
-  const body = node?.querySelector(".node-body");
-  const field = body?.querySelector("textarea, select, input");
-  const target = field ?? node;
-  if (target instanceof HTMLElement) {
-    target.focus({ preventScroll: true });
-  }
-  if (body && !field && !body.children.length) {
-    const focused = document.activeElement;
-    new MutationObserver((_, observer) => {
-      observer.disconnect();
-      if (document.activeElement === focused) {
-        focusFirstField(node);
-      }
-    }).observe(body, { childList: true });
-  }
+	const body = node?.querySelector(".node-body");
+	const field = body?.querySelector("textarea, select, input");
+	const target = field ?? node;
+	if (target instanceof HTMLElement) target.focus({preventScroll: true});
+	if (body && !field && !body.children.length) {
+		const focused = document.activeElement;
+		new MutationObserver((_, observer) => {
+			observer.disconnect();
+			if (document.activeElement === focused) focusFirstField(node);
+		}).observe(body, {childList: true});
+	}
 }
 
-/** Asks for files. @param {{accept: string, many: boolean}} options @returns {Promise<File[]>} */
-export function chooseFiles({ accept, many }) {
-  return new Promise((resolve) => {
-    const input = make("input", { type: "file", accept, multiple: many, class: "unseen", "aria-label": "Files" });
-    input.addEventListener("change", () => {
-      resolve([...(input.files ?? [])]);
-      input.remove();
-    });
-    input.addEventListener("cancel", () => input.remove());
-    document.body.append(input); // a browser may drop one that is nowhere
-    input.click();
-  });
+/** Asks for files. @param {string} accept @param {boolean} [many] @returns {Promise<File[]>} */
+export function chooseFiles(accept, many = false) {
+	return new Promise(resolve => {
+		const input = make("input.unseen", {type: "file", accept, multiple: many, "aria-label": "Files"});
+		input.addEventListener("change", () => {
+			resolve([...(input.files ?? [])]);
+			input.remove();
+		});
+		input.addEventListener("cancel", () => input.remove());
+		document.body.append(input); // a browser may drop one that is nowhere
+		input.click();
+	});
 }
 
 /**
@@ -119,27 +114,21 @@ export function chooseFiles({ accept, many }) {
  * @param {(element: E, item: T) => void} [update]
  */
 export function keep(parent, items, keyOf, create, update = () => {}) {
-  const wanted = new Set(items.map(keyOf));
-  const there = new Map();
-  for (const child of [...parent.children]) {
-    const key = child.getAttribute("data-key") ?? "";
-    if (wanted.has(key)) {
-      there.set(key, child);
-    } else {
-      child.remove();
-    }
-  }
-  let place = parent.firstElementChild;
-  for (const item of items) {
-    const key = keyOf(item);
-    /** @type {E} */
-    const element = there.get(key) ?? create(item);
-    element.dataset.key = key;
-    update(element, item);
-    if (element === place) {
-      place = place.nextElementSibling;
-    } else {
-      parent.insertBefore(element, place);
-    }
-  }
+	const wanted = new Set(items.map(keyOf));
+	const there = new Map();
+	for (const child of [...parent.children]) {
+		const key = child.getAttribute("data-key") ?? "";
+		if (wanted.has(key)) there.set(key, child);
+		else child.remove();
+	}
+	let place = parent.firstElementChild;
+	for (const item of items) {
+		const key = keyOf(item);
+		/** @type {E} */
+		const element = there.get(key) ?? create(item);
+		element.dataset.key = key;
+		update(element, item);
+		if (element === place) place = place.nextElementSibling;
+		else parent.insertBefore(element, place);
+	}
 }

@@ -1,7 +1,5 @@
 /** Parts of the page that are read when they are first used: a first picture needs none of them. */
 
-/** @import { Store } from "./store.js" */
-
 /**
  * Says so when a part cannot be read, which happens while the server of the page is down.
  * @template T
@@ -10,5 +8,5 @@
  * @param {(part: T) => void} use
  */
 export function whenRead(store, part, use) {
-  part.then(use, () => store.say("This part of the page was not read: the server of the page does not answer. Try again when it does."));
+	part.then(use, () => store.say("This part of the page was not read: the server of the page does not answer. Try again when it does."));
 }

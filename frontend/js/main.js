@@ -1,135 +1,160 @@
 /** Puts the page together. */
 
-/** @import { ServiceName } from "../types/state" */
-
-import { ServiceClient } from "./api.js";
-import { mountCanvas } from "./canvas/canvas.js";
-import { FIRST_SERVICE, SERVICE_NAMES, ownService, serviceAddresses } from "./config.js";
-import { Connection } from "./connection.js";
-import { mountDrops } from "./drops.js";
-import { Editor } from "./editor.js";
-import { Gallery } from "./gallery.js";
-import { newDocument } from "./graph/history.js";
-import { firstGraph } from "./graph/starters.js";
-import { mountKeys } from "./keys.js";
-import { whenRead } from "./lazy.js";
-import { Library } from "./library.js";
-import { Opener } from "./opener.js";
-import { Runs } from "./runs.js";
-import { keepSession, readKeys, restore } from "./session.js";
-import { INITIAL_CAMERA, Store, Values, initialService, initialState } from "./store.js";
-import { mountForm } from "./views/form.js";
-import { mountMessage, mountTitle } from "./views/message.js";
-import { mountPanel } from "./views/panel.js";
-import { mountKeyDialog, mountNotice } from "./views/service.js";
-import { mountCorner, mountTopbar } from "./views/topbar.js";
+import {ServiceClient} from "./api.js";
+import {mountCanvas} from "./canvas/canvas.js";
+import {FIRST_SERVICE, SERVICE_NAMES, ownService, serviceAddresses} from "./config.js";
+import {Connection} from "./connection.js";
+import {icon} from "./dom.js";
+import {mountDrops} from "./drops.js";
+import {Editor} from "./editor.js";
+import {Gallery} from "./gallery.js";
+import {newDocument} from "./graph/history.js";
+import {firstGraph} from "./graph/starters.js";
+import {mountKeys} from "./keys.js";
+import {whenRead} from "./lazy.js";
+import {Library} from "./library.js";
+import {Opener} from "./opener.js";
+import {Runs} from "./runs.js";
+import {keepSession, readKeys, restore} from "./session.js";
+import {INITIAL_CAMERA, Store, Values, initialService, initialState} from "./store.js";
+import {mountForm} from "./views/form.js";
+import {mountMessage} from "./views/message.js";
+import {mountPanel} from "./views/panel.js";
+import {mountKeyDialog, mountNotice} from "./views/service.js";
+import {mountTopbar} from "./views/topbar.js";
 
 /** Below this there is no room for a canvas, px. */
 const NARROW = "(max-width: 700px)";
 const OWN_NAME = "flux own service";
 
 async function main() {
-  const own = await ownName();
-  const { addresses, refused } = serviceAddresses(location, own);
-  const keys = readKeys();
-  const saved = restore();
-  const store = new Store({
-    ...initialState(),
-    ...saved,
-    services: Object.fromEntries(
-      SERVICE_NAMES.flatMap((name) => {
-        const address = addresses[name];
-        return address ? [[name, { ...initialService(name, address), key: keys[address] ?? "" }]] : [];
-      }),
-    ),
-  });
-  if (!saved) {
-    store.set({ document: newDocument(firstGraph(own ?? FIRST_SERVICE)) });
-  }
-  const narrow = matchMedia(NARROW);
-  const makeRoom = () => narrow.matches && store.set({ view: "form" });
-  narrow.addEventListener("change", makeRoom);
-  makeRoom();
+	for (const svg of document.querySelectorAll("svg[data-icon]")) icon(svg.getAttribute("data-icon") ?? "", svg);
+	const own = await ownName();
+	const {addresses, refused} = serviceAddresses(location, own);
+	const keys = readKeys();
+	const saved = restore();
+	const services = SERVICE_NAMES.flatMap(name => {
+		const address = addresses[name];
+		return address ? [[name, {...initialService(name, address), key: keys[address] ?? ""}]] : [];
+	});
+	const store = new Store({...initialState(), document: newDocument(firstGraph(own ?? FIRST_SERVICE)), ...saved, services: Object.fromEntries(services)});
+	const narrow = matchMedia(NARROW);
+	const makeRoom = () => narrow.matches && store.set({view: "form"});
+	narrow.addEventListener("change", makeRoom);
+	makeRoom();
 
-  const connections = Object.fromEntries(
-    Object.values(store.state.services).map(({ name, address }) => [name, new Connection(name, new ServiceClient(address, () => store.state.services[name]?.key ?? ""), store)]),
-  );
-  const camera = new Values({ camera: INITIAL_CAMERA });
-  const editor = new Editor(store);
-  const gallery = new Gallery(connections, store);
-  const library = new Library(connections, store, editor);
-  const runs = new Runs(connections, store, (service) => void gallery.refresh(service));
-  /** @type {{fit: () => void}} */
-  const view = { fit: () => {} };
-  const fitSoon = () => requestAnimationFrame(() => requestAnimationFrame(view.fit));
-  const opener = new Opener(store, editor, library, fitSoon);
-  const app = { store, camera, connections, editor, gallery, library, opener, runs };
+	const connections = Object.fromEntries(
+		Object.values(store.state.services).map(({name, address}) => [
+			name,
+			new Connection(name, new ServiceClient(address, () => store.state.services[name]?.key ?? ""), store)
+		])
+	);
+	const camera = new Values({camera: INITIAL_CAMERA});
+	const editor = new Editor(store);
+	const gallery = new Gallery(connections, store);
+	const library = new Library(connections, store, editor);
+	const runs = new Runs(connections, store, service => void gallery.refresh(service));
+	/** Set when there is a canvas. */
+	let fit = () => {};
+	const fitSoon = () => requestAnimationFrame(() => requestAnimationFrame(fit));
+	const opener = new Opener(store, editor, library, fitSoon);
+	const app = {store, camera, connections, editor, gallery, library, opener, runs};
 
-  const canvas = mountCanvas(app);
-  view.fit = canvas.fit;
-  mountForm(app);
-  mountTopbar(app, canvas);
-  mountPanel(app, {
-    gallery: () => import("./views/gallery.js").then(({ mountGallery }) => (body) => mountGallery(app, body)),
-    queue: () => import("./views/queue.js").then(({ mountQueue }) => (body) => mountQueue(app, body)),
-    loras: () => import("./views/loras.js").then(({ mountLoras }) => (body) => mountLoras(app, body)),
-    machine: () => import("./views/machine.js").then(({ mountMachine }) => (body) => mountMachine(app, body)),
-    workflows: () => import("./views/workflows.js").then(({ mountWorkflows }) => (body) => mountWorkflows(app, body, fitSoon)),
-  });
-  let hasViewer = false;
-  store.watch(
-    ({ viewed }) => [viewed],
-    (viewed) => {
-      if (viewed && !hasViewer) {
-        hasViewer = true;
-        whenRead(store, import("./views/viewer.js"), ({ mountViewer }) => mountViewer(app));
-      }
-    },
-  );
-  store.watch(
-    ({ compared }) => [compared],
-    (compared) => compared && whenRead(store, import("./views/comparison.js"), ({ showComparison }) => showComparison(app, compared)),
-  );
-  mountNotice(app, refused);
-  mountKeyDialog(app);
-  mountMessage(store);
-  mountTitle(store);
-  const openHelp = () => whenRead(store, import("./views/help.js"), ({ showHelp }) => showHelp());
-  mountCorner(app, openHelp);
-  mountKeys(app, canvas, openHelp);
-  mountDrops(app, canvas);
-  store.watch(
-    (state) => [state.view],
-    (now) => void (now === "canvas" && fitSoon()),
-  );
-  const prompt = document.querySelector("[data-role=prompt]");
-  if (prompt instanceof HTMLElement) {
-    prompt.focus({ preventScroll: true });
-  }
+	const canvas = mountCanvas(app);
+	fit = canvas.fit;
+	const openHelp = () => whenRead(store, import("./views/help.js"), ({showHelp}) => showHelp());
+	mountForm(app);
+	mountTopbar(app, canvas, openHelp);
+	mountPanel(app, {
+		gallery: () =>
+			import("./views/gallery.js").then(
+				({mountGallery}) =>
+					body =>
+						mountGallery(app, body)
+			),
+		queue: () =>
+			import("./views/queue.js").then(
+				({mountQueue}) =>
+					body =>
+						mountQueue(app, body)
+			),
+		loras: () =>
+			import("./views/loras.js").then(
+				({mountLoras}) =>
+					body =>
+						mountLoras(app, body)
+			),
+		machine: () =>
+			import("./views/machine.js").then(
+				({mountMachine}) =>
+					body =>
+						mountMachine(app, body)
+			),
+		workflows: () =>
+			import("./views/workflows.js").then(
+				({mountWorkflows}) =>
+					body =>
+						mountWorkflows(app, body, fitSoon)
+			)
+	});
+	const unwatch = store.watch(
+		({viewed}) => [viewed],
+		viewed => {
+			if (!viewed) return;
+			unwatch(); // it looks after itself from now on
+			whenRead(store, import("./views/viewer.js"), ({mountViewer}) => mountViewer(app));
+		}
+	);
+	store.watch(
+		({compared}) => [compared],
+		compared => compared && whenRead(store, import("./views/comparison.js"), ({showComparison}) => showComparison(app, compared))
+	);
+	mountNotice(app, refused);
+	mountKeyDialog(app);
+	mountMessage(store);
+	mountKeys(app, canvas, openHelp);
+	mountDrops(app, canvas);
+	store.watch(
+		({view}) => [view],
+		view => view === "canvas" && fitSoon()
+	);
+	fitWhenKnown(store, camera, fitSoon);
+	const prompt = document.querySelector("[data-role=prompt]");
+	if (prompt instanceof HTMLElement) prompt.focus({preventScroll: true});
 
-  keepSession(store);
-  gallery.follow();
-  library.follow();
-  runs.follow();
-  for (const connection of Object.values(connections)) {
-    void connection.run();
-  }
+	keepSession(store);
+	gallery.follow();
+	library.follow();
+	runs.follow();
+	for (const connection of Object.values(connections)) void connection.run();
+}
+
+/** Nodes grow when the models are known. A view that nobody has moved is fitted to them once more. @param {Store} store @param {Values<{camera: Camera}>} camera @param {() => void} fitSoon */
+function fitWhenKnown(store, camera, fitSoon) {
+	let isMoved = false;
+	for (const name of ["pointerdown", "wheel", "keydown"]) addEventListener(name, () => (isMoved = true), {once: true, capture: true});
+	const unwatch = store.watch(
+		({services}) => [Object.values(services).some(({models}) => models.length)],
+		isKnown => {
+			if (!isKnown) return;
+			queueMicrotask(() => unwatch());
+			if (!isMoved) fitSoon();
+		}
+	);
 }
 
 /** Which service serves this page; null: none does. A reload while it is down remembers. @returns {Promise<ServiceName | null>} */
 async function ownName() {
-  const origin = ownService(location);
-  if (origin === null) {
-    return null;
-  }
-  try {
-    const { service } = await new ServiceClient(origin, () => "").live();
-    const name = SERVICE_NAMES.find((each) => service.includes(each)) ?? null;
-    sessionStorage.setItem(OWN_NAME, name ?? "");
-    return name;
-  } catch {
-    return SERVICE_NAMES.find((each) => each === sessionStorage.getItem(OWN_NAME)) ?? FIRST_SERVICE;
-  }
+	const origin = ownService(location);
+	if (origin === null) return null;
+	try {
+		const {service} = await new ServiceClient(origin, () => "").live();
+		const name = SERVICE_NAMES.find(each => service.includes(each)) ?? null;
+		sessionStorage.setItem(OWN_NAME, name ?? "");
+		return name;
+	} catch {
+		return SERVICE_NAMES.find(each => each === sessionStorage.getItem(OWN_NAME)) ?? FIRST_SERVICE;
+	}
 }
 
 void main();

@@ -1,24 +1,24 @@
 /** A wait that can be cut short. A wake that comes before the wait ends it at once. */
 export class Pause {
-  #isWoken = false;
-  #end = () => {};
+	#isWoken = false;
+	#end = () => {};
 
-  /** @param {number} [ms] none: until it is woken */
-  async wait(ms) {
-    if (!this.#isWoken) {
-      await new Promise((resolve) => {
-        const timer = ms === undefined ? undefined : setTimeout(resolve, ms);
-        this.#end = () => {
-          clearTimeout(timer);
-          resolve(undefined);
-        };
-      });
-    }
-    this.#isWoken = false;
-  }
+	/** @param {number} [ms] none: until it is woken */
+	async wait(ms) {
+		if (!this.#isWoken) {
+			await new Promise(resolve => {
+				const timer = ms === undefined ? undefined : setTimeout(resolve, ms);
+				this.#end = () => {
+					clearTimeout(timer);
+					resolve(undefined);
+				};
+			});
+		}
+		this.#isWoken = false;
+	}
 
-  wake() {
-    this.#isWoken = true;
-    this.#end();
-  }
+	wake() {
+		this.#isWoken = true;
+		this.#end();
+	}
 }

@@ -1,29 +1,24 @@
 /** Both services, as far as this page has them. */
 
-/** @import { ServiceName, ServiceState, State } from "../types/state" */
-/** @import { Connection } from "./connection.js" */
-
-import { FIRST_SERVICE, SERVICE_NAMES } from "./config.js";
-import { isReachable } from "./connection.js";
-
-/** @typedef {Readonly<Partial<Record<ServiceName, Connection>>>} Connections */
+import {FIRST_SERVICE, SERVICE_NAMES} from "./config.js";
+import {isReachable} from "./connection.js";
 
 /** Those of the page, in order. @param {State} state @returns {ServiceState[]} */
-export function servicesOf({ services }) {
-  return SERVICE_NAMES.flatMap((name) => services[name] ?? []);
+export function servicesOf({services}) {
+	return SERVICE_NAMES.flatMap(name => services[name] ?? []);
 }
 
 /** @param {State} state @param {unknown} name @returns {ServiceState | null} */
-export function serviceNamed({ services }, name) {
-  return SERVICE_NAMES.flatMap((known) => (known === name ? (services[known] ?? []) : []))[0] ?? null;
+export function serviceNamed({services}, name) {
+	return SERVICE_NAMES.flatMap(known => (known === name ? (services[known] ?? []) : []))[0] ?? null;
 }
 
 /** The service to begin with: BF16 unless only FP4 answers. @param {State} state @returns {ServiceName} */
 export function firstService(state) {
-  const services = servicesOf(state);
-  const up = services.filter(isReachable);
-  const isFirst = (/** @type {ServiceState} */ { name }) => name === FIRST_SERVICE;
-  return (up.find(isFirst) ?? up[0] ?? services.find(isFirst) ?? services[0])?.name ?? FIRST_SERVICE;
+	const services = servicesOf(state);
+	const up = services.filter(isReachable);
+	const isFirst = (/** @type {ServiceState} */ {name}) => name === FIRST_SERVICE;
+	return (up.find(isFirst) ?? up[0] ?? services.find(isFirst) ?? services[0])?.name ?? FIRST_SERVICE;
 }
 
 /**
@@ -32,9 +27,9 @@ export function firstService(state) {
  * @param {ServiceName} name
  */
 export function connectionTo(connections, name) {
-  const connection = connections[name];
-  if (!connection) {
-    throw new Error(`This page knows no ${name.toUpperCase()} service. Choose the other one in the Model node.`);
-  }
-  return connection;
+	const connection = connections[name];
+	if (!connection) {
+		throw new Error(`This page knows no ${name.toUpperCase()} service. Choose the other one in the Model node.`);
+	}
+	return connection;
 }

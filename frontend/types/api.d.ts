@@ -1,210 +1,216 @@
 /** What the services answer, as far as the page reads it. */
 
-export interface Health {
-  status: "ok" | "unavailable";
-  reason: string | null;
+interface Health {
+	status: "ok" | "unavailable";
+	reason: string | null;
 }
 
-export interface Device {
-  worker: string;
-  kind: "gpu" | "cpu";
-  name: string;
-  memory_mib: number | null;
+interface Device {
+	worker: string;
+	kind: "gpu" | "cpu";
+	name: string;
+	memory_mib: number | null;
 }
 
-export interface Info {
-  service: string;
-  version: string;
-  precision: string;
-  default_model: string;
-  default_model_reason: string;
-  devices: Device[];
-  output_formats: string[];
-  key_needed: boolean;
-  /** Fields of a request and routes that this version of the service refuses by name. */
-  not_built?: { fields: string[]; routes: string[] };
+interface Info {
+	service: string;
+	version: string;
+	precision: string;
+	default_model: string;
+	default_model_reason: string;
+	devices: Device[];
+	output_formats: string[];
+	key_needed: boolean;
+	/** Fields of a request and routes that this version of the service refuses by name. */
+	not_built?: {fields: string[]; routes: string[]};
 }
 
-export interface Worker {
-  name: string;
-  state: string;
-  job_id: string | null;
-  model: string | null;
-  engine: string | null;
-  device: string | null;
-  memory_mib: number | null;
+interface WorkerState {
+	name: string;
+	state: string;
+	job_id: string | null;
+	model: string | null;
+	engine: string | null;
+	device: string | null;
+	memory_mib: number | null;
+	/** What is being fetched or loaded. */
+	loading?: {what: string; fraction: number | null} | null;
 }
 
-export interface QueueState {
-  paused: boolean;
-  /** What everything waits for, or null. */
-  held: string | null;
-  running: string[];
-  queued: number;
-  max_queue_size: number;
-  workers: Worker[];
+interface QueueState {
+	paused: boolean;
+	/** What everything waits for, or null. */
+	held: string | null;
+	running: string[];
+	queued: number;
+	max_queue_size: number;
+	workers: WorkerState[];
 }
 
 /** One worker's device in a `gpu` event. */
-export interface GpuEvent {
-  worker: string;
-  state: string;
-  model: string | null;
-  memory_mib: number | null;
-  cards: {
-    index: number;
-    name: string;
-    memory_total_mib: number;
-    memory_used_mib?: number | null;
-    utilization_percent?: number | null;
-  }[];
+interface GpuEvent {
+	worker: string;
+	state: string;
+	model: string | null;
+	memory_mib: number | null;
+	cards: {index: number; name: string; memory_total_mib: number; memory_used_mib?: number | null; utilization_percent?: number | null}[];
 }
 
-export interface Lora {
-  name: string;
-  filename: string;
-  sha256: string;
-  size_bytes: number;
-  rank: number | null;
-  format: string;
-  base_model: string | null;
-  trigger_words: string[];
-  compatible_models: string[];
-  created_at: string;
-  /** Why nothing can apply it, or null. */
-  refusal?: string | null;
-  /** Ships with the project: it stays. */
-  builtin?: boolean;
+interface StoredLora {
+	name: string;
+	filename: string;
+	sha256: string;
+	size_bytes: number;
+	rank: number | null;
+	format: string;
+	base_model: string | null;
+	trigger_words: string[];
+	compatible_models: string[];
+	created_at: string;
+	/** Why nothing can apply it, or null. */
+	refusal?: string | null;
+	/** Ships with the project: it stays. */
+	builtin?: boolean;
 }
 
 /** A LoRA that is being fetched has a name and not much more. */
-export type LoraInList = Pick<Lora, "name"> & Partial<Lora>;
+type Lora = Pick<StoredLora, "name"> & Partial<StoredLora>;
 
-export interface Model {
-  id: string;
-  title: string;
-  description: string;
-  backend: string;
-  licence: string;
-  is_default: boolean;
-  available: boolean;
-  reason: string | null;
-  defaults: {
-    width: number;
-    height: number;
-    num_inference_steps: number;
-    guidance_scale: number;
-    true_cfg_scale: number;
-  };
-  limits: { min_size: number; max_size: number; size_multiple: number };
-  uses_guidance_scale: boolean;
-  example_prompts: string[];
+interface Model {
+	id: string;
+	title: string;
+	description: string;
+	backend: string;
+	licence: string;
+	is_default: boolean;
+	available: boolean;
+	reason: string | null;
+	defaults: {width: number; height: number; num_inference_steps: number; guidance_scale: number; true_cfg_scale: number};
+	limits: {min_size: number; max_size: number; size_multiple: number};
+	/** What it can begin with: text, image, mask, references. */
+	ways?: string[];
+	/** What a picture costs at a cloud, in words; null or absent: nothing. */
+	price?: string | null;
+	uses_guidance_scale: boolean;
+	example_prompts: string[];
 }
 
 /** The body of `POST /jobs`. Left out: the model's default. */
-export interface GenerateBody {
-  prompt: string;
-  negative_prompt?: string;
-  model?: string;
-  backend?: string;
-  width?: number;
-  height?: number;
-  num_inference_steps?: number;
-  guidance_scale?: number;
-  true_cfg_scale?: number;
-  seed?: number;
-  num_images?: number;
-  output_format?: string;
-  loras?: readonly LoraWanted[];
-  image?: string;
-  mask?: string;
-  strength?: number;
-  reference_images?: readonly string[];
+interface GenerateBody {
+	prompt: string;
+	negative_prompt?: string;
+	model?: string;
+	backend?: string;
+	width?: number;
+	height?: number;
+	num_inference_steps?: number;
+	guidance_scale?: number;
+	true_cfg_scale?: number;
+	seed?: number;
+	num_images?: number;
+	output_format?: string;
+	loras?: readonly LoraWanted[];
+	image?: string;
+	mask?: string;
+	strength?: number;
+	reference_images?: readonly string[];
 }
 
-export interface LoraWanted {
-  name: string;
-  weight: number;
-  trigger_word?: string;
+interface Submitted {
+	id: string;
+	status: string;
+	position: number | null;
+}
+
+interface LoraChanges {
+	name?: string;
+	trigger_words?: string[];
+}
+
+interface LoraWanted {
+	name: string;
+	weight: number;
+	trigger_word?: string;
 }
 
 /** A request with nothing left open, as the service keeps it. */
-export interface GenerationRequest {
-  prompt: string;
-  negative_prompt: string | null;
-  model: string;
-  width: number;
-  height: number;
-  num_inference_steps: number;
-  guidance_scale: number;
-  true_cfg_scale: number;
-  seed: number;
-  num_images: number;
-  output_format: string;
-  loras: { name: string; weight: number; trigger_words?: string[] }[];
+interface GenerationRequest {
+	prompt: string;
+	negative_prompt: string | null;
+	model: string;
+	width: number;
+	height: number;
+	num_inference_steps: number;
+	guidance_scale: number;
+	true_cfg_scale: number;
+	seed: number;
+	num_images: number;
+	output_format: string;
+	loras: {name: string; weight: number; trigger_words?: string[]}[];
 }
 
-export interface Progress {
-  stage: string;
-  step: number;
-  steps: number;
-  eta_ms: number | null;
+interface Progress {
+	stage: string;
+	step: number;
+	steps: number;
+	eta_ms: number | null;
 }
 
-export interface JobImage {
-  id: string;
-  filename: string;
-  image_url: string;
-  download_url: string;
-  seed: number;
-  width: number;
-  height: number;
+interface JobImage {
+	id: string;
+	filename: string;
+	image_url: string;
+	download_url: string;
+	seed: number;
+	width: number;
+	height: number;
 }
 
-export interface JobResult {
-  precision: string;
-  engine: string;
-  device: string;
-  images: JobImage[];
-  loras_applied: { name: string; weight: number; matched_keys: number; unmatched_keys: number }[];
-  timings_ms: Record<string, number>;
-  generation_time_ms: number;
+interface JobResult {
+	precision: string;
+	engine: string;
+	device: string;
+	images: JobImage[];
+	loras_applied: {name: string; weight: number; matched_keys: number; unmatched_keys: number}[];
+	timings_ms: Record<string, number>;
+	generation_time_ms: number;
+	cost_usd?: number;
 }
 
-export type JobStatus = "queued" | "running" | "succeeded" | "failed" | "cancelled";
+type JobStatus = "queued" | "running" | "succeeded" | "failed" | "cancelled";
 
-export interface Job {
-  id: string;
-  status: JobStatus;
-  request: GenerationRequest;
-  created_at: string;
-  position: number | null;
-  progress: Progress | null;
-  result: JobResult | null;
-  error: { code: string; message: string } | null;
+interface Job {
+	id: string;
+	status: JobStatus;
+	request: GenerationRequest;
+	created_at: string;
+	position: number | null;
+	progress: Progress | null;
+	result: JobResult | null;
+	error: {code: string; message: string} | null;
 }
 
 /** A picture of the gallery. */
-export interface StoredImage {
-  id: string;
-  job_id: string;
-  filename: string;
-  image_url: string;
-  download_url: string;
-  thumbnail_url: string;
-  seed: number;
-  width: number;
-  height: number;
-  size_bytes: number;
-  created_at: string;
-  generation_time_ms: number | null;
-  prompt: string;
-  precision: string;
-  engine: string;
-  request: GenerationRequest;
+interface StoredImage {
+	id: string;
+	job_id: string;
+	filename: string;
+	image_url: string;
+	download_url: string;
+	thumbnail_url: string;
+	seed: number;
+	width: number;
+	height: number;
+	size_bytes: number;
+	created_at: string;
+	generation_time_ms: number | null;
+	prompt: string;
+	precision: string;
+	engine: string;
+	request: GenerationRequest;
 }
 
-export interface FieldError {
-  field: string;
-  message: string;
+interface FieldError {
+	field: string;
+	message: string;
 }

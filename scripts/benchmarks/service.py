@@ -43,7 +43,7 @@ def main() -> None:
 
 def _measure_start(folder: Path) -> float:
     started = time.perf_counter()
-    process, client = _start(folder)
+    process, client = start_service(folder)
     ready = time.perf_counter() - started
     client.close()
     process.terminate()
@@ -52,7 +52,7 @@ def _measure_start(folder: Path) -> float:
 
 
 def _measure_pictures(folder: Path, images: int) -> None:
-    process, client = _start(folder)
+    process, client = start_service(folder)
     api = psutil.Process(process.pid)
     body = {"prompt": "a red balloon over green hills at sunset"}
     client.post("/generate", json=body).raise_for_status()
@@ -84,7 +84,7 @@ def _measure_pictures(folder: Path, images: int) -> None:
     process.wait(30)
 
 
-def _start(folder: Path) -> tuple[subprocess.Popen[bytes], httpx2.Client]:
+def start_service(folder: Path) -> tuple[subprocess.Popen[bytes], httpx2.Client]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

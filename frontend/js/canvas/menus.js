@@ -1,100 +1,89 @@
 /** What the menus of the canvas offer: nodes to add, ends to wire, things to do. */
 
-/** @import { App } from "../../types/app" */
-/** @import { End, NodeKind, Socket, SocketType } from "../../types/graph" */
-/** @import { MenuItem } from "./menu.js" */
-
-import { focusFirstField } from "../dom.js";
+import {focusFirstField} from "../dom.js";
 import * as commands from "../graph/commands.js";
-import { nodesOf, whyNoWire, wiresInto, wiresOutOf } from "../graph/graph.js";
-import { NODE_KINDS, NODE_TYPES } from "../graph/table.js";
-import { openMenu } from "./menu.js";
+import {nodesOf, whyNoWire, wiresInto, wiresOutOf} from "../graph/graph.js";
+import {NODE_KINDS, NODE_TYPES, mainType} from "../graph/table.js";
+import {openMenu} from "./menu.js";
 
-/**
- * Search for a node to add; with `end` only those that fit, and wired at once.
- * @param {App} app
- * @param {{at: {x: number, y: number}, place: {x: number, y: number}, end?: {end: End, side: "in" | "out", type: SocketType} | null, onClose?: () => void}} options
- */
-export function openSearch(app, { at, place, end = null, onClose }) {
-  /** @param {NodeKind} kind @returns {Socket | undefined} */
-  const fitting = (kind) => (end?.side === "out" ? NODE_TYPES[kind].inputs : NODE_TYPES[kind].outputs).find(({ type }) => type === end?.type);
-  const kinds = NODE_KINDS.filter((kind) => !end || fitting(kind));
-  openMenu({
-    at,
-    label: "Add a node",
-    search: true,
-    onClose,
-    items: kinds.map((kind) => ({
-      words: NODE_TYPES[kind].title,
-      hint: NODE_TYPES[kind].about,
-      type: (NODE_TYPES[kind].outputs[0] ?? NODE_TYPES[kind].inputs[0])?.type,
-      act: () => {
-        const socket = fitting(kind);
-        const x = end?.side === "in" ? place.x - NODE_TYPES[kind].width : place.x;
-        const node = app.editor.add(kind, { x, y: place.y - (end ? 58 : 0) });
-        if (end && socket) {
-          const own = { node: node.id, socket: socket.name };
-          app.editor.do(end.side === "out" ? commands.connect(app.editor.graph, end.end, own) : commands.connect(app.editor.graph, own, end.end));
-        }
-        focusFirstField(document.querySelector(`.node[data-node="${node.id}"]`));
-      },
-    })),
-  });
+/** Search for a node to add; with `end` only those that fit, and wired at once. @param {App} app @param {{at: Point, place: Point, end?: SocketEnd & {type: SocketType}}} options */
+export function openSearch(app, {at, place, end}) {
+	const isOut = end?.side === "out";
+	/** @param {NodeKind} kind */
+	const fitting = kind => NODE_TYPES[kind][isOut ? "inputs" : "outputs"].find(({type}) => type === end?.type);
+	/** @param {NodeKind} kind */
+	const add = kind => {
+		const socket = fitting(kind);
+		const x = end && !isOut ? place.x - NODE_TYPES[kind].width : place.x;
+		const node = app.editor.add(kind, {x, y: place.y - (end ? 58 : 0)});
+		if (end && socket) {
+			const own = {node: node.id, socket: socket.name};
+			app.editor.do(commands.connect(app.editor.graph, isOut ? end.end : own, isOut ? own : end.end));
+		}
+		focusFirstField(document.querySelector(`.node[data-node="${node.id}"]`));
+	};
+	openMenu({
+		at,
+		label: "Add a node",
+		search: true,
+		items: NODE_KINDS.filter(kind => !end || fitting(kind)).map(kind => {
+			const {title, about} = NODE_TYPES[kind];
+			return {words: title, hint: about, type: mainType(kind), act: () => add(kind)};
+		})
+	});
 }
 
-/** Everything a socket can be wired to, and its wires to cut. @param {App} app @param {End} end @param {"in" | "out"} side @param {SocketType} type @param {{x: number, y: number}} at @param {{x: number, y: number}} place */
-export function openConnect(app, end, side, type, at, place) {
-  const graph = app.editor.graph;
-  const wires = side === "in" ? wiresInto(graph, end.node, end.socket) : wiresOutOf(graph, end.node, end.socket);
-  /** @type {MenuItem[]} */
-  const items = wires.map((wire) => {
-    const other = side === "in" ? wire.from : wire.to;
-    return { words: `Cut: ${nameOf(other)}`, icon: "close", act: () => app.editor.do(commands.disconnect(app.editor.graph, [wire.id])) };
-  });
-  for (const node of nodesOf(graph)) {
-    for (const socket of side === "out" ? NODE_TYPES[node.kind].inputs : NODE_TYPES[node.kind].outputs) {
-      const other = { node: node.id, socket: socket.name };
-      const [from, to] = side === "out" ? [end, other] : [other, end];
-      const isThere = wires.some((wire) => wire.from.node === from.node && wire.to.node === to.node && wire.to.socket === to.socket);
-      if (!isThere && whyNoWire(graph, from, to) === "") {
-        items.push({ words: `Wire to ${nameOf(other)}`, type, act: () => app.editor.do(commands.connect(app.editor.graph, from, to)) });
-      }
-    }
-  }
-  items.push({ words: "Add a node …", icon: "plus", act: () => openSearch(app, { at, place, end: { end, side, type } }) });
-  openMenu({ at, label: "Wire", items });
-
-  /** @param {End} other */
-  function nameOf(other) {
-    const node = graph.nodes[other.node];
-    const label = node && [...NODE_TYPES[node.kind].inputs, ...NODE_TYPES[node.kind].outputs].find(({ name }) => name === other.socket)?.label;
-    return node ? `${NODE_TYPES[node.kind].title} ${node.id.slice(1)}, ${label}` : "";
-  }
+/** Everything a socket can be wired to, and its wires to cut. @param {App} app @param {SocketEnd & {type: SocketType}} socket @param {Point} at @param {Point} place */
+export function openConnect(app, socket, at, place) {
+	const {end, side, type} = socket;
+	const {graph} = app.editor;
+	const wires = (side === "in" ? wiresInto : wiresOutOf)(graph, end.node, end.socket);
+	const others = side === "in" ? "outputs" : "inputs";
+	/** @param {End} other */
+	const nameOf = other => {
+		const node = graph.nodes[other.node];
+		if (!node) return "";
+		const {title, [others]: sockets} = NODE_TYPES[node.kind];
+		return `${title} ${node.id.slice(1)}, ${sockets.find(({name}) => name === other.socket)?.label}`;
+	};
+	const cuts = wires.map(({id, from, to}) => ({
+		words: `Cut: ${nameOf(side === "in" ? from : to)}`,
+		icon: "close",
+		act: () => app.editor.do(commands.disconnect(app.editor.graph, [id]))
+	}));
+	const offers = nodesOf(graph).flatMap(node =>
+		NODE_TYPES[node.kind][others].flatMap(({name}) => {
+			const other = {node: node.id, socket: name};
+			const [from, to] = side === "out" ? [end, other] : [other, end];
+			const isThere = wires.some(wire => wire.from.node === from.node && wire.to.node === to.node && wire.to.socket === to.socket);
+			const act = () => app.editor.do(commands.connect(app.editor.graph, from, to));
+			return isThere || whyNoWire(graph, from, to) ? [] : [{words: `Wire to ${nameOf(other)}`, type, act}];
+		})
+	);
+	openMenu({at, label: "Wire", items: [...cuts, ...offers, {words: "Add a node …", icon: "plus", act: () => openSearch(app, {at, place, end: socket})}]});
 }
 
-/** @param {App} app @param {{at: {x: number, y: number}, boxOf: (id: string) => import("../../types/graph").Box}} options */
-export function openNodeMenu(app, { at, boxOf }) {
-  const { editor, store, runs } = app;
-  const ids = store.state.selection;
-  const nodes = ids.flatMap((id) => editor.graph.nodes[id] ?? []);
-  const samplers = nodes.filter(({ kind }) => kind === "sampler");
-  const isCollapsed = nodes.every(({ collapsed }) => collapsed);
-  const alone = ids.length < 2;
-  openMenu({
-    at,
-    label: "Node",
-    items: [
-      ...(samplers.length ? [{ words: "Run", icon: "run", act: () => void runs.start(samplers.map(({ id }) => id)) }] : []),
-      { words: "Duplicate", keys: "Ctrl D", act: () => editor.duplicate() },
-      { words: "Copy", keys: "Ctrl C", act: () => void editor.copy() },
-      { words: isCollapsed ? "Open" : "Collapse", keys: "C", act: () => editor.do(commands.collapse(editor.graph, ids, !isCollapsed)) },
-      ...(alone
-        ? []
-        : /** @type {const} */ (["left", "top", "row", "column"]).map((how) => ({
-            words: { left: "Align left edges", top: "Align top edges", row: "Put into a row", column: "Put into a column" }[how],
-            act: () => editor.do(commands.align(editor.graph, ids, how, boxOf)),
-          }))),
-      { words: "Delete", keys: "Del", icon: "delete", act: () => editor.deleteSelected() },
-    ],
-  });
+/** @param {App} app @param {{at: Point, boxOf: (id: string) => Box}} options */
+export function openNodeMenu(app, {at, boxOf}) {
+	const {editor, store, runs} = app;
+	const ids = store.state.selection;
+	const nodes = ids.flatMap(id => editor.graph.nodes[id] ?? []);
+	const samplers = nodes.filter(({kind}) => kind === "sampler").map(({id}) => id);
+	const isCollapsed = nodes.every(({collapsed}) => collapsed);
+	const ways = {left: "Align left edges", top: "Align top edges", row: "Put into a row", column: "Put into a column"};
+	openMenu({
+		at,
+		label: "Node",
+		items: [
+			...(samplers.length ? [{words: "Run", icon: "run", act: () => void runs.start(samplers)}] : []),
+			{words: "Duplicate", keys: "Ctrl D", act: () => editor.duplicate()},
+			{words: "Copy", keys: "Ctrl C", act: () => void editor.copy()},
+			{words: isCollapsed ? "Open" : "Collapse", keys: "C", act: () => editor.do(commands.collapse(editor.graph, ids, !isCollapsed))},
+			...Object.entries(ids.length > 1 ? ways : {}).map(([how, words]) => ({
+				words,
+				act: () => editor.do(commands.align(editor.graph, ids, /** @type {keyof typeof ways} */ (how), boxOf))
+			})),
+			{words: "Delete", keys: "Del", icon: "delete", act: () => editor.deleteSelected()}
+		]
+	});
 }

@@ -4,8 +4,6 @@
  * constants of Wang et al. 2004, averaged over the places where the whole window lies inside.
  */
 
-/** @typedef {{width: number, height: number, data: Uint8ClampedArray}} Pixels RGBA, row by row */
-
 const WINDOW = 11;
 const SIGMA = 1.5;
 const C1 = (0.01 * 255) ** 2;
@@ -13,102 +11,82 @@ const C2 = (0.03 * 255) ** 2;
 
 /** Decibels; Infinity for equal pictures. @param {Pixels} a @param {Pixels} b */
 export function psnr(a, b) {
-  requireSameSize(a, b);
-  let sum = 0;
-  for (let i = 0; i < a.data.length; i += 4) {
-    for (let channel = 0; channel < 3; channel++) {
-      sum += (Number(a.data[i + channel]) - Number(b.data[i + channel])) ** 2;
-    }
-  }
-  const mean = sum / ((a.data.length / 4) * 3);
-  return mean === 0 ? Infinity : 10 * Math.log10(255 ** 2 / mean);
+	requireSameSize(a, b);
+	let sum = 0;
+	for (let i = 0; i < a.data.length; i++) {
+		if (i % 4 < 3) sum += (Number(a.data[i]) - Number(b.data[i])) ** 2;
+	}
+	const mean = sum / ((a.data.length / 4) * 3);
+	return mean === 0 ? Infinity : 10 * Math.log10(255 ** 2 / mean);
 }
 
 /** -1 to 1; 1 for equal pictures. @param {Pixels} a @param {Pixels} b */
 export function ssim(a, b) {
-  requireSameSize(a, b);
-  const { width, height } = a;
-  if (width < WINDOW || height < WINDOW) {
-    throw new Error(`the pictures are smaller than the window of ${WINDOW} px`);
-  }
-  const x = luma(a);
-  const y = luma(b);
-  /** @param {(i: number) => number} value */
-  const blurred = (value) => blur(Float64Array.from(x, (_, i) => value(i)), width, height);
-  const at = (/** @type {Float64Array} */ list, /** @type {number} */ i) => Number(list[i]);
-  const meanX = blur(x, width, height);
-  const meanY = blur(y, width, height);
-  const squareX = blurred((i) => at(x, i) ** 2);
-  const squareY = blurred((i) => at(y, i) ** 2);
-  const product = blurred((i) => at(x, i) * at(y, i));
-  let sum = 0;
-  for (let i = 0; i < meanX.length; i++) {
-    const mx = at(meanX, i);
-    const my = at(meanY, i);
-    const vx = at(squareX, i) - mx * mx;
-    const vy = at(squareY, i) - my * my;
-    const covariance = at(product, i) - mx * my;
-    sum += ((2 * mx * my + C1) * (2 * covariance + C2)) / ((mx * mx + my * my + C1) * (vx + vy + C2));
-  }
-  return sum / meanX.length;
+	requireSameSize(a, b);
+	const {width, height} = a;
+	if (width < WINDOW || height < WINDOW) throw new Error(`the pictures are smaller than the window of ${WINDOW} px`);
+	const [x, y] = [luma(a), luma(b)];
+	/** @param {Float64Array} first @param {Float64Array} second */
+	const meanOfProducts = (first, second) =>
+		blur(
+			first.map((value, i) => value * Number(second[i])),
+			width,
+			height
+		);
+	const [meanX, meanY] = [blur(x, width, height), blur(y, width, height)];
+	const [squareX, squareY, product] = [meanOfProducts(x, x), meanOfProducts(y, y), meanOfProducts(x, y)];
+	let sum = 0;
+	for (let i = 0; i < meanX.length; i++) {
+		const [mx, my] = [Number(meanX[i]), Number(meanY[i])];
+		const variances = Number(squareX[i]) - mx * mx + Number(squareY[i]) - my * my;
+		const covariance = Number(product[i]) - mx * my;
+		sum += ((2 * mx * my + C1) * (2 * covariance + C2)) / ((mx * mx + my * my + C1) * (variances + C2));
+	}
+	return sum / meanX.length;
 }
 
-/** Where they differ: black where they agree, brighter the more they do not (`gain` times). @param {Pixels} a @param {Pixels} b @param {number} [gain] */
+/** Where they differ: black where they agree, brighter the more they do not (`gain` times). @param {Pixels} a @param {Pixels} b */
 export function differenceMap(a, b, gain = 8) {
-  requireSameSize(a, b);
-  const data = new Uint8ClampedArray(a.data.length);
-  for (let i = 0; i < data.length; i += 4) {
-    for (let channel = 0; channel < 3; channel++) {
-      data[i + channel] = gain * Math.abs(Number(a.data[i + channel]) - Number(b.data[i + channel]));
-    }
-    data[i + 3] = 255;
-  }
-  return { width: a.width, height: a.height, data };
+	requireSameSize(a, b);
+	return {...sizeOf(a), data: a.data.map((value, i) => (i % 4 < 3 ? gain * Math.abs(value - Number(b.data[i])) : 255))};
 }
 
 /** @param {Pixels} picture */
-function luma({ data }) {
-  return Float64Array.from({ length: data.length / 4 }, (_, i) => 0.299 * Number(data[4 * i]) + 0.587 * Number(data[4 * i + 1]) + 0.114 * Number(data[4 * i + 2]));
+function luma({data}) {
+	return Float64Array.from(
+		{length: data.length / 4},
+		(_, i) => 0.299 * Number(data[4 * i]) + 0.587 * Number(data[4 * i + 1]) + 0.114 * Number(data[4 * i + 2])
+	);
 }
 
 /** Gaussian means where the whole window lies inside. @param {Float64Array} values @param {number} width @param {number} height */
 function blur(values, width, height) {
-  const kernel = gaussian();
-  const outWidth = width - WINDOW + 1;
-  const outHeight = height - WINDOW + 1;
-  const rows = new Float64Array(outWidth * height);
-  for (let y = 0; y < height; y++) {
-    for (let x = 0; x < outWidth; x++) {
-      let sum = 0;
-      for (let k = 0; k < WINDOW; k++) {
-        sum += Number(kernel[k]) * Number(values[y * width + x + k]);
-      }
-      rows[y * outWidth + x] = sum;
-    }
-  }
-  const result = new Float64Array(outWidth * outHeight);
-  for (let y = 0; y < outHeight; y++) {
-    for (let x = 0; x < outWidth; x++) {
-      let sum = 0;
-      for (let k = 0; k < WINDOW; k++) {
-        sum += Number(kernel[k]) * Number(rows[(y + k) * outWidth + x]);
-      }
-      result[y * outWidth + x] = sum;
-    }
-  }
-  return result;
+	const rows = weighted(values, width - WINDOW + 1, height, width, 1);
+	return weighted(rows, width - WINDOW + 1, height - WINDOW + 1, width - WINDOW + 1, width - WINDOW + 1);
 }
 
-function gaussian() {
-  const half = (WINDOW - 1) / 2;
-  const weights = Array.from({ length: WINDOW }, (_, i) => Math.exp(-((i - half) ** 2) / (2 * SIGMA ** 2)));
-  const total = weights.reduce((sum, weight) => sum + weight, 0);
-  return weights.map((weight) => weight / total);
+/** Sums along rows (`step` 1) or columns (`step` the width). @param {Float64Array} values @param {number} width of the result @param {number} height @param {number} stride of a row @param {number} step */
+function weighted(values, width, height, stride, step) {
+	const result = new Float64Array(width * height);
+	for (let y = 0; y < height; y++) {
+		for (let x = 0; x < width; x++) {
+			let sum = 0;
+			for (let k = 0; k < WINDOW; k++) sum += Number(KERNEL[k]) * Number(values[y * stride + x + k * step]);
+			result[y * width + x] = sum;
+		}
+	}
+	return result;
 }
+
+const BELL = Array.from({length: WINDOW}, (_, i) => Math.exp(-((i - (WINDOW - 1) / 2) ** 2) / (2 * SIGMA ** 2)));
+const TOTAL = BELL.reduce((sum, weight) => sum + weight, 0);
+const KERNEL = BELL.map(weight => weight / TOTAL);
+
+/** @param {Pixels} picture */
+const sizeOf = ({width, height}) => ({width, height});
 
 /** @param {Pixels} a @param {Pixels} b */
 function requireSameSize(a, b) {
-  if (a.width !== b.width || a.height !== b.height) {
-    throw new Error(`the pictures differ in size: ${a.width} × ${a.height} and ${b.width} × ${b.height}`);
-  }
+	const words = [a, b].map(({width, height}) => `${width} × ${height}`);
+	if (words[0] !== words[1]) throw new Error(`the pictures differ in size: ${words.join(" and ")}`);
 }

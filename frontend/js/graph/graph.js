@@ -1,183 +1,144 @@
 /** Questions about a graph. */
 
-/** @import { End, Graph, GraphNode, NodeKind, SocketType, Value, Wire } from "../../types/graph" */
-
-import { NODE_TYPES, initialValues, inputOf, outputOf } from "./table.js";
+import {NODE_TYPES, initialValues, inputOf, outputOf} from "./table.js";
 
 /** @type {Graph} */
-export const EMPTY_GRAPH = Object.freeze({ nodes: Object.freeze({}), wires: Object.freeze({}) });
+export const EMPTY_GRAPH = {nodes: {}, wires: {}};
 
-/**
- * @param {string} id
- * @param {NodeKind} kind
- * @param {{x: number, y: number}} place
- * @param {Record<string, Value>} [values]
- * @returns {GraphNode}
- */
-export function newNode(id, kind, { x, y }, values = {}) {
-  return { id, kind, x: Math.round(x), y: Math.round(y), collapsed: false, values: { ...initialValues(kind), ...values } };
+/** @param {string} id @param {NodeKind} kind @param {Point} place @param {Record<string, Value>} [values] @returns {GraphNode} */
+export function newNode(id, kind, {x, y}, values) {
+	return {id, kind, x: Math.round(x), y: Math.round(y), collapsed: false, values: {...initialValues(kind), ...values}};
 }
 
 /** The next free ids: `n7` for nodes, `w7` for wires. @param {Graph} graph @param {"nodes" | "wires"} part */
 export function freeIds(graph, part) {
-  const letter = part === "nodes" ? "n" : "w";
-  let last = Math.max(0, ...Object.keys(graph[part]).map(numberOf));
-  return () => `${letter}${++last}`;
+	let last = Math.max(0, ...Object.keys(graph[part]).map(numberOf));
+	return () => `${part[0]}${++last}`;
 }
 
-/** Nodes and wires in the order in which they were made. @param {Graph} graph @returns {GraphNode[]} */
+/** @param {string} text "n1.model" @returns {End} */
+export function endOf(text) {
+	const [node = "", socket = ""] = text.split(".");
+	return {node, socket};
+}
+
+/** Nodes and wires in the order in which they were made. @param {Graph} graph */
 export function nodesOf(graph) {
-  return Object.values(graph.nodes).sort(byAge);
+	return Object.values(graph.nodes).sort(byAge);
 }
 
-/** @param {Graph} graph @returns {Wire[]} */
+/** @param {Graph} graph */
 export function wiresOf(graph) {
-  return Object.values(graph.wires).sort(byAge);
+	return Object.values(graph.wires).sort(byAge);
 }
 
-/** Wires by the nodes at their ends. @type {WeakMap<Graph["wires"], {into: Map<string, Wire[]>, outOf: Map<string, Wire[]>}>} */
+/** Wires by the nodes at their ends. @type {WeakMap<Graph["wires"], Record<"to" | "from", Map<string, Wire[]>>>} */
 const indexes = new WeakMap();
 
-/** Made once for each state of the wires: every view of a node asks, at every change. @param {Graph} graph */
-function indexOf(graph) {
-  let index = indexes.get(graph.wires);
-  if (!index) {
-    index = { into: new Map(), outOf: new Map() };
-    for (const wire of wiresOf(graph)) {
-      index.into.set(wire.to.node, [...(index.into.get(wire.to.node) ?? []), wire]);
-      index.outOf.set(wire.from.node, [...(index.outOf.get(wire.from.node) ?? []), wire]);
-    }
-    indexes.set(graph.wires, index);
-  }
-  return index;
+/** Made once for each state of the wires: every view of a node asks, at every change. @param {Graph} graph @param {"to" | "from"} end @param {string} node @param {string} [socket] */
+function wiresAt(graph, end, node, socket) {
+	let index = indexes.get(graph.wires);
+	if (!index) {
+		index = {to: new Map(), from: new Map()};
+		for (const wire of wiresOf(graph)) {
+			for (const [side, map] of /** @type {["to" | "from", Map<string, Wire[]>][]} */ (Object.entries(index))) {
+				map.set(wire[side].node, [...(map.get(wire[side].node) ?? []), wire]);
+			}
+		}
+		indexes.set(graph.wires, index);
+	}
+	const wires = index[end].get(node) ?? NONE;
+	return socket === undefined ? wires : wires.filter(wire => wire[end].socket === socket);
 }
+
+/** @type {Wire[]} */
+const NONE = [];
 
 /** Wires into a node, or into one socket of it, oldest first. @param {Graph} graph @param {string} node @param {string} [socket] */
-export function wiresInto(graph, node, socket) {
-  const wires = indexOf(graph).into.get(node) ?? [];
-  return socket === undefined ? wires : wires.filter(({ to }) => to.socket === socket);
-}
+export const wiresInto = (graph, node, socket) => wiresAt(graph, "to", node, socket);
 
 /** @param {Graph} graph @param {string} node @param {string} [socket] */
-export function wiresOutOf(graph, node, socket) {
-  const wires = indexOf(graph).outOf.get(node) ?? [];
-  return socket === undefined ? wires : wires.filter(({ from }) => from.socket === socket);
-}
+export const wiresOutOf = (graph, node, socket) => wiresAt(graph, "from", node, socket);
 
-/** What is wired to an input, oldest first. @param {Graph} graph @param {string} node @param {string} socket @returns {GraphNode[]} */
+/** What is wired to an input, oldest first. @param {Graph} graph @param {string} node @param {string} socket */
 export function sourcesOf(graph, node, socket) {
-  return wiresInto(graph, node, socket).flatMap(({ from }) => graph.nodes[from.node] ?? []);
+	return wiresInto(graph, node, socket).flatMap(({from}) => graph.nodes[from.node] ?? []);
 }
 
-/** @param {Graph} graph @param {string} node @param {string} socket @returns {GraphNode | null} */
+/** @param {Graph} graph @param {string} node @param {string} socket */
 export function sourceOf(graph, node, socket) {
-  return sourcesOf(graph, node, socket)[0] ?? null;
+	return sourcesOf(graph, node, socket)[0] ?? null;
 }
 
-/** The type of what flows out of a socket, or into it. @param {Graph} graph @param {End} end @param {"in" | "out"} side @returns {SocketType | null} */
+/** The type of what flows out of a socket, or into it. @param {Graph} graph @param {End} end @param {Way} side */
 export function typeAt(graph, end, side) {
-  const kind = graph.nodes[end.node]?.kind;
-  if (!kind) {
-    return null;
-  }
-  return (side === "out" ? outputOf(kind, end.socket) : inputOf(kind, end.socket))?.type ?? null;
+	const kind = graph.nodes[end.node]?.kind;
+	return (kind && (side === "out" ? outputOf : inputOf)(kind, end.socket)?.type) ?? null;
 }
 
-/**
- * Why a wire cannot go from an output to an input; "" when it can.
- * @param {Graph} graph
- * @param {End} from
- * @param {End} to
- */
+const CIRCLE = "The wire would lead back to where it starts.";
+
+/** Why a wire cannot go from an output to an input; "" when it can. @param {Graph} graph @param {End} from @param {End} to */
 export function whyNoWire(graph, from, to) {
-  const given = typeAt(graph, from, "out");
-  const taken = typeAt(graph, to, "in");
-  if (!given || !taken) {
-    return "There is no such socket.";
-  }
-  if (given !== taken) {
-    return `An output for ${given} does not fit an input for ${taken}.`;
-  }
-  if (from.node === to.node || leadsTo(graph, to.node, from.node)) {
-    return "The wire would lead back to where it starts.";
-  }
-  return "";
+	const given = typeAt(graph, from, "out");
+	const taken = typeAt(graph, to, "in");
+	if (!given || !taken) return "There is no such socket.";
+	if (given !== taken) return `An output for ${given} does not fit an input for ${taken}.`;
+	return from.node === to.node || leadsTo(graph, to.node, from.node) ? CIRCLE : "";
 }
 
 /** Whether wires lead from one node to another. @param {Graph} graph @param {string} start @param {string} end */
 export function leadsTo(graph, start, end) {
-  const wires = Object.values(graph.wires);
-  const seen = new Set([start]);
-  const open = [start];
-  for (let node = open.pop(); node !== undefined; node = open.pop()) {
-    for (const { from, to } of wires) {
-      if (from.node === node && !seen.has(to.node)) {
-        if (to.node === end) {
-          return true;
-        }
-        seen.add(to.node);
-        open.push(to.node);
-      }
-    }
-  }
-  return false;
+	const seen = new Set([start]);
+	for (const node of seen) {
+		for (const {to} of wiresOutOf(graph, node)) seen.add(to.node);
+	}
+	seen.delete(start);
+	return seen.has(end);
 }
 
-/** Nodes in an order in which each comes after what it needs. @param {Graph} graph @returns {GraphNode[]} */
+/** Nodes in an order in which each comes after what it needs. @param {Graph} graph */
 export function inOrder(graph) {
-  /** @type {GraphNode[]} */
-  const ordered = [];
-  const seen = new Set();
-  /** @param {GraphNode} node */
-  const visit = (node) => {
-    if (!seen.has(node.id)) {
-      seen.add(node.id);
-      for (const { from } of wiresInto(graph, node.id)) {
-        const source = graph.nodes[from.node];
-        if (source) {
-          visit(source);
-        }
-      }
-      ordered.push(node);
-    }
-  };
-  nodesOf(graph).forEach(visit);
-  return ordered;
+	/** @type {Set<GraphNode>} */
+	const ordered = new Set();
+	const visit = (/** @type {GraphNode} */ node) => {
+		if (ordered.has(node)) return;
+		wiresInto(graph, node.id)
+			.flatMap(({from}) => graph.nodes[from.node] ?? [])
+			.forEach(visit);
+		ordered.add(node);
+	};
+	nodesOf(graph).forEach(visit);
+	return [...ordered];
 }
 
-/**
- * What is wrong with a graph, one sentence each: for tests and for files from elsewhere.
- * @param {Graph} graph
- * @returns {string[]}
- */
+/** What is wrong with a graph, one sentence each: for tests and for files from elsewhere. @param {Graph} graph @returns {string[]} */
 export function faultsOf(graph) {
-  const faults = [];
-  for (const [id, node] of Object.entries(graph.nodes)) {
-    if (node.id !== id || !(node.kind in NODE_TYPES)) {
-      faults.push(`node ${id} has the id ${node.id} and the kind ${node.kind}`);
-    }
-  }
-  const taken = new Set();
-  for (const [id, { from, to }] of Object.entries(graph.wires)) {
-    const others = { nodes: graph.nodes, wires: Object.fromEntries(Object.entries(graph.wires).filter(([name]) => name !== id)) };
-    const why = whyNoWire(others, from, to);
-    const kind = graph.nodes[to.node]?.kind;
-    const place = `${to.node}.${to.socket}`;
-    const isSecond = kind && !inputOf(kind, to.socket)?.many && taken.has(place);
-    taken.add(place);
-    if (why || isSecond) {
-      faults.push(`wire ${id}: ${why || `${place} takes one wire`}`);
-    }
-  }
-  return faults;
+	const nodes = Object.entries(graph.nodes).filter(([id, node]) => node.id !== id || !(node.kind in NODE_TYPES));
+	const faults = nodes.map(([id, node]) => `node ${id} has the id ${node.id} and the kind ${node.kind}`);
+	const taken = new Set();
+	const unwired = {...graph, wires: {}};
+	for (const [id, {from, to}] of Object.entries(graph.wires)) {
+		const place = `${to.node}.${to.socket}`;
+		const kind = graph.nodes[to.node]?.kind;
+		const isSecond = kind && !inputOf(kind, to.socket)?.many && taken.has(place);
+		const why = whyNoWire(unwired, from, to) || (isSecond && `${place} takes one wire`);
+		taken.add(place);
+		if (why) faults.push(`wire ${id}: ${why}`);
+	}
+	// What neither begins nor ends anywhere goes round.
+	let left = Object.values(graph.wires);
+	for (let before = -1; left.length !== before;) {
+		before = left.length;
+		const [sources, targets] = [new Set(left.map(({from}) => from.node)), new Set(left.map(({to}) => to.node))];
+		left = left.filter(({from, to}) => targets.has(from.node) && sources.has(to.node));
+	}
+	if (left[0]) faults.push(`wire ${left[0].id}: ${CIRCLE}`);
+	return faults;
 }
 
 /** @param {{id: string}} a @param {{id: string}} b */
-function byAge(a, b) {
-  return numberOf(a.id) - numberOf(b.id);
-}
+const byAge = (a, b) => numberOf(a.id) - numberOf(b.id);
 
 /** @param {string} id */
-function numberOf(id) {
-  return Number(id.slice(1));
-}
+const numberOf = id => Number(id.slice(1));

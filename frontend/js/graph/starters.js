@@ -1,13 +1,11 @@
 /** Graphs to begin with. */
 
-/** @import { Graph } from "../../types/graph" */
-
-import { SERVICE_NAMES } from "../config.js";
-import { Builder, graphOf } from "./restore.js";
+import {SERVICE_NAMES} from "../config.js";
+import {Builder, graphOf} from "./restore.js";
 
 /** Model → Prompt → Sampler → Image. @param {string} service @returns {Graph} */
 export function firstGraph(service) {
-  return graphOf({}, service);
+	return graphOf({}, service);
 }
 
 /**
@@ -15,31 +13,31 @@ export function firstGraph(service) {
  * @type {readonly {name: string, about: string, build: (service: string) => Graph}[]}
  */
 export const EXAMPLES = [
-  {
-    name: "Four at once",
-    about: "One prompt, four seeds, landscape",
-    build: (service) => graphOf({ prompt: "a red balloon on the left over green hills at sunset", num_images: 4, width: 288, height: 224, seed: 7 }, service),
-  },
-  {
-    name: "Keep something away",
-    about: "A negative prompt beside the prompt",
-    build: (service) => graphOf({ prompt: "three stars over a desert at night", negative_prompt: "a house", true_cfg_scale: 3, seed: 11 }, service),
-  },
-  {
-    name: SERVICE_NAMES.map((name) => name.toUpperCase()).join(" against "),
-    about: "The same seed at both precisions, compared",
-    build: () => {
-      const builder = new Builder();
-      const [one, other] = SERVICE_NAMES.map((service, i) => builder.node("model", 0, i * 390, { service }));
-      const prompt = builder.node("prompt", 0, 780, { text: "a blue house on the right in front of a wheat field at dawn" });
-      const values = { seed_mode: "fixed", seed: 3 };
-      const first = builder.node("sampler", 388, 0, values);
-      const second = builder.node("sampler", 388, 590, values);
-      const compare = builder.node("compare", 744, 160);
-      builder.wire(`${one}.model`, `${first}.model`).wire(`${other}.model`, `${second}.model`);
-      builder.wire(`${prompt}.text`, `${first}.prompt`).wire(`${prompt}.text`, `${second}.prompt`);
-      builder.wire(`${first}.image`, `${compare}.a`).wire(`${second}.image`, `${compare}.b`);
-      return builder.graph;
-    },
-  },
+	{
+		name: "Four at once",
+		about: "One prompt, four seeds, landscape",
+		build: service => graphOf({prompt: "a red balloon on the left over green hills at sunset", num_images: 4, width: 288, height: 224, seed: 7}, service)
+	},
+	{
+		name: "Keep something away",
+		about: "A negative prompt beside the prompt",
+		build: service => graphOf({prompt: "three stars over a desert at night", negative_prompt: "a house", true_cfg_scale: 3, seed: 11}, service)
+	},
+	{
+		name: SERVICE_NAMES.map(name => name.toUpperCase()).join(" against "),
+		about: "The same seed at both precisions, compared",
+		build: () => {
+			const builder = new Builder();
+			const [one, other] = SERVICE_NAMES.map((service, i) => builder.node("model", 0, i * 390, {service}));
+			const prompt = builder.node("prompt", 0, 780, {text: "a blue house on the right in front of a wheat field at dawn"});
+			const values = {seed_mode: "fixed", seed: 3};
+			const first = builder.node("sampler", 388, 0, values);
+			const second = builder.node("sampler", 388, 590, values);
+			const compare = builder.node("compare", 744, 160);
+			builder.wire(`${one}.model`, `${first}.model`).wire(`${other}.model`, `${second}.model`);
+			builder.wire(`${prompt}.text`, `${first}.prompt`).wire(`${prompt}.text`, `${second}.prompt`);
+			builder.wire(`${first}.image`, `${compare}.a`).wire(`${second}.image`, `${compare}.b`);
+			return builder.graph;
+		}
+	}
 ];

@@ -1,9 +1,8 @@
 /** A workflow as a file: our own JSON, with a version. */
 
-/** @import { End, Graph, GraphNode, NodeKind, Value, Wire } from "../../types/graph" */
-
-import { faultsOf, nodesOf, wiresOf } from "./graph.js";
-import { NODE_TYPES, faultOf, initialValues } from "./table.js";
+import {endOf, faultsOf, nodesOf, wiresOf} from "./graph.js";
+import {asObject} from "./restore.js";
+import {NODE_TYPES, faultOf, initialValues} from "./table.js";
 
 export const FORMAT = "flux-api workflow";
 export const VERSION = 1;
@@ -14,117 +13,89 @@ export class BadWorkflow extends Error {}
 
 /** @param {Graph} graph @param {string} name */
 export function serialise(graph, name) {
-  return {
-    format: FORMAT,
-    version: VERSION,
-    name,
-    nodes: nodesOf(graph),
-    wires: wiresOf(graph).map(({ id, from, to }) => ({ id, from: `${from.node}.${from.socket}`, to: `${to.node}.${to.socket}` })),
-  };
+	const wires = wiresOf(graph).map(({id, from, to}) => ({id, from: `${from.node}.${from.socket}`, to: `${to.node}.${to.socket}`}));
+	return {format: FORMAT, version: VERSION, name, nodes: nodesOf(graph), wires};
 }
 
-/** @param {unknown} data @returns {boolean} */
+/** @param {unknown} data */
 export function isWorkflow(data) {
-  return asObject(data).format === FORMAT;
+	return asObject(data).format === FORMAT;
 }
 
 /** @param {unknown} data @returns {{graph: Graph, name: string}} */
 export function parse(data) {
-  const file = asObject(data);
-  if (file.format !== FORMAT) {
-    throw new BadWorkflow(`format is ${JSON.stringify(file.format)}, not "${FORMAT}": this file is another program's`);
-  }
-  if (file.version !== VERSION) {
-    throw new BadWorkflow(`version is ${JSON.stringify(file.version)}; this page reads version ${VERSION}`);
-  }
-  const nodes = listOf(file, "nodes").map(nodeFrom);
-  const wires = listOf(file, "wires").map(wireFrom);
-  const graph = {
-    nodes: Object.fromEntries(nodes.map((node) => [node.id, node])),
-    wires: Object.fromEntries(wires.map((wire) => [wire.id, wire])),
-  };
-  if (Object.keys(graph.nodes).length < nodes.length || Object.keys(graph.wires).length < wires.length) {
-    throw new BadWorkflow("two nodes or two wires have one id");
-  }
-  const [fault] = faultsOf(graph);
-  if (fault) {
-    throw new BadWorkflow(fault);
-  }
-  return { graph, name: typeof file.name === "string" ? file.name.slice(0, 100) : "" };
+	const file = asObject(data);
+	require(file.format === FORMAT, "format", file.format, `, not "${FORMAT}": this file is another program's`);
+	require(file.version === VERSION, "version", file.version, `; this page reads version ${VERSION}`);
+	const nodes = listOf(file, "nodes").map(nodeFrom);
+	const wires = listOf(file, "wires").map(wireFrom);
+	const graph = {nodes: Object.fromEntries(nodes.map(node => [node.id, node])), wires: Object.fromEntries(wires.map(wire => [wire.id, wire]))};
+	const isTwice = Object.keys(graph.nodes).length < nodes.length || Object.keys(graph.wires).length < wires.length;
+	const fault = isTwice ? "two nodes or two wires have one id" : faultsOf(graph)[0];
+	if (fault) throw new BadWorkflow(fault);
+	return {graph, name: typeof file.name === "string" ? file.name.slice(0, 100) : ""};
 }
 
 /** @param {unknown} data @param {number} index @returns {GraphNode} */
 function nodeFrom(data, index) {
-  const { id, kind, x, y, collapsed, values } = asObject(data);
-  const where = `nodes[${index}]`;
-  if (typeof id !== "string" || !/^n[1-9]\d{0,8}$/.test(id)) {
-    throw new BadWorkflow(`${where}.id is ${JSON.stringify(id)}; ids are n1, n2 …`);
-  }
-  if (typeof kind !== "string" || !Object.hasOwn(NODE_TYPES, kind)) {
-    throw new BadWorkflow(`${where}.kind is ${JSON.stringify(kind)}; there is ${Object.keys(NODE_TYPES).join(", ")}`);
-  }
-  const known = /** @type {NodeKind} */ (kind);
-  return {
-    id,
-    kind: known,
-    x: place(x, `${where}.x`),
-    y: place(y, `${where}.y`),
-    collapsed: collapsed === true,
-    values: valuesFrom(known, asObject(values), where),
-  };
+	const {id, kind, x, y, collapsed, values} = asObject(data);
+	const where = `nodes[${index}]`;
+	require(isId(id, "n"), `${where}.id`, id, "; ids are n1, n2 …");
+	require(typeof kind === "string" && Object.hasOwn(NODE_TYPES, kind), `${where}.kind`, kind, `; there is ${Object.keys(NODE_TYPES).join(", ")}`);
+	const known = /** @type {NodeKind} */ (kind);
+	return {
+		id: String(id),
+		kind: known,
+		x: place(x, `${where}.x`),
+		y: place(y, `${where}.y`),
+		collapsed: collapsed === true,
+		values: valuesFrom(known, asObject(values), where)
+	};
 }
 
 /** @param {NodeKind} kind @param {Record<string, unknown>} given @param {string} where */
 function valuesFrom(kind, given, where) {
-  const values = initialValues(kind);
-  for (const [name, value] of Object.entries(given)) {
-    const spec = NODE_TYPES[kind].values[name];
-    const fault = spec ? faultOf(spec, value) : `is no value of a ${kind} node`;
-    if (fault) {
-      throw new BadWorkflow(`${where}.values.${name} ${fault}: ${JSON.stringify(value).slice(0, 80)}`);
-    }
-    values[name] = /** @type {Value} */ (value);
-  }
-  return values;
+	for (const [name, value] of Object.entries(given)) {
+		const spec = NODE_TYPES[kind].values[name];
+		const fault = spec ? faultOf(spec, value) : `is no value of a ${kind} node`;
+		if (fault) throw new BadWorkflow(`${where}.values.${name} ${fault}: ${JSON.stringify(value).slice(0, 80)}`);
+	}
+	return {...initialValues(kind), .../** @type {Record<string, Value>} */ (given)};
 }
 
 /** @param {unknown} data @param {number} index @returns {Wire} */
 function wireFrom(data, index) {
-  const { id, from, to } = asObject(data);
-  const where = `wires[${index}]`;
-  if (typeof id !== "string" || !/^w[1-9]\d{0,8}$/.test(id)) {
-    throw new BadWorkflow(`${where}.id is ${JSON.stringify(id)}; ids are w1, w2 …`);
-  }
-  return { id, from: endFrom(from, `${where}.from`), to: endFrom(to, `${where}.to`) };
+	const {id, from, to} = asObject(data);
+	const where = `wires[${index}]`;
+	require(isId(id, "w"), `${where}.id`, id, "; ids are w1, w2 …");
+	return {id: String(id), from: endFrom(from, `${where}.from`), to: endFrom(to, `${where}.to`)};
 }
 
-/** @param {unknown} text @param {string} where @returns {End} */
+/** @param {unknown} text @param {string} where */
 function endFrom(text, where) {
-  const [node, socket, ...rest] = typeof text === "string" ? text.split(".") : [];
-  if (!node || !socket || rest.length) {
-    throw new BadWorkflow(`${where} is ${JSON.stringify(text)}; an end is written n1.model`);
-  }
-  return { node, socket };
+	require(/^[^.]+\.[^.]+$/.test(String(text)), where, text, "; an end is written n1.model");
+	return endOf(String(text));
 }
 
 /** @param {unknown} value @param {string} where */
 function place(value, where) {
-  if (typeof value !== "number" || !Number.isFinite(value) || Math.abs(value) > 1e6) {
-    throw new BadWorkflow(`${where} is ${JSON.stringify(value)}, no place on the canvas`);
-  }
-  return Math.round(value);
+	require(Number.isFinite(value) && Math.abs(Number(value)) <= 1e6, where, value, ", no place on the canvas");
+	return Math.round(Number(value));
+}
+
+/** @param {unknown} id @param {"n" | "w"} letter */
+function isId(id, letter) {
+	return typeof id === "string" && id[0] === letter && /^[1-9]\d{0,8}$/.test(id.slice(1));
 }
 
 /** @param {Record<string, unknown>} file @param {string} name @returns {unknown[]} */
 function listOf(file, name) {
-  const list = file[name];
-  if (!Array.isArray(list) || list.length > MOST_NODES) {
-    throw new BadWorkflow(`${name} is no list of at most ${MOST_NODES}`);
-  }
-  return list;
+	const list = file[name];
+	if (!Array.isArray(list) || list.length > MOST_NODES) throw new BadWorkflow(`${name} is no list of at most ${MOST_NODES}`);
+	return list;
 }
 
-/** @param {unknown} value @returns {Record<string, unknown>} */
-function asObject(value) {
-  return typeof value === "object" && value !== null && !Array.isArray(value) ? { ...value } : {};
+/** @param {boolean} holds @param {string} where @param {unknown} value @param {string} words */
+function require(holds, where, value, words) {
+	if (!holds) throw new BadWorkflow(`${where} is ${JSON.stringify(value)}${words}`);
 }

@@ -1,108 +1,93 @@
 /** The Mask node: what is painted over is drawn anew. White on black, as large as the picture. */
 
-/** @import { MountNode } from "../../types/app" */
-
-import { button, make } from "../dom.js";
-import { keepAsset, readAsset } from "../assets.js";
-import { originOf } from "../graph/plan.js";
-import { notYet, showSource } from "./pictures.js";
-import { field, rangeField, watchValue } from "./fields.js";
+import {button, make} from "../dom.js";
+import {keepAsset, readAsset} from "../assets.js";
+import {originOf} from "../graph/plan.js";
+import {showSource, whyNotUsed} from "./pictures.js";
+import {field, rangeField, watchValue} from "./fields.js";
 
 /** @type {MountNode} */
 export function mountMask(body, context) {
-  const picture = make("img", { alt: "" });
-  const surface = make("canvas", { "aria-label": "Paint the mask here", role: "img" });
-  const hint = make("p", { class: "hint" }, "Wire a picture to this node, then paint on it");
-  const box = make("div", { class: "drop paint" }, picture, surface, hint);
-  const pen = surface.getContext("2d", { willReadFrequently: true });
+	const picture = make("img", {alt: ""});
+	const surface = make("canvas", {"aria-label": "Paint the mask here", role: "img"});
+	const hint = make("p.hint", "Wire a picture to this node, then paint on it");
+	const pen = surface.getContext("2d", {willReadFrequently: true});
 
-  context.watch(
-    (state) => [sourceOf(state)],
-    (source) => {
-      hint.hidden = Boolean(source);
-      picture.hidden = surface.hidden = !source;
-      void showSource(picture, context.app, source);
-    },
-  );
-  picture.addEventListener("load", () => {
-    if (surface.width !== picture.naturalWidth || surface.height !== picture.naturalHeight) {
-      [surface.width, surface.height] = [picture.naturalWidth, picture.naturalHeight];
-      void restore(context.node().values.mask);
-    }
-  });
-  watchValue(context, "mask", (mask) => void restore(mask));
+	context.watch(
+		state => [sourceOf(state)],
+		source => {
+			hint.hidden = Boolean(source);
+			picture.hidden = surface.hidden = !source;
+			void showSource(picture, context.app, source);
+		}
+	);
+	picture.addEventListener("load", () => {
+		const {naturalWidth: width, naturalHeight: height} = picture;
+		if (surface.width !== width || surface.height !== height) {
+			[surface.width, surface.height] = [width, height];
+			void restore(context.node().values.mask);
+		}
+	});
+	watchValue(context, "mask", mask => void restore(mask));
 
-  surface.addEventListener("pointerdown", (event) => {
-    if (event.button === 0) {
-      event.stopPropagation();
-      surface.setPointerCapture(event.pointerId);
-      paint(event);
-    }
-  });
-  surface.addEventListener("pointermove", (event) => {
-    if (surface.hasPointerCapture(event.pointerId)) {
-      paint(event);
-    }
-  });
-  surface.addEventListener("pointerup", () => void save());
-  body.append(
-    field(context, { name: "mask", label: "Mask", control: box, wide: true }),
-    rangeField(context, { name: "brush", label: "Brush, px" }),
-    make("div", { class: "row" }, button({ label: "Clear the mask", words: "Clear", act: () => context.set({ mask: null }) })),
-    notYet(context, "mask"),
-  );
+	surface.addEventListener("pointerdown", event => {
+		if (event.button === 0) {
+			event.stopPropagation();
+			surface.setPointerCapture(event.pointerId);
+			paint(event);
+		}
+	});
+	surface.addEventListener("pointermove", event => {
+		if (surface.hasPointerCapture(event.pointerId)) paint(event);
+	});
+	surface.addEventListener("pointerup", () => void save());
+	body.append(
+		field(context, {name: "mask", label: "Mask", control: make("div.drop.paint", picture, surface, hint), wide: true}),
+		rangeField(context, {name: "brush", label: "Brush, px"}),
+		make("div.row", button({label: "Clear the mask", words: "Clear", act: () => context.set({mask: null})})),
+		whyNotUsed(context, "mask")
+	);
 
-  /** @param {PointerEvent} event */
-  function paint(event) {
-    if (!pen) {
-      return;
-    }
-    const frame = surface.getBoundingClientRect();
-    const scale = surface.width / frame.width;
-    pen.fillStyle = "#fff";
-    pen.beginPath();
-    pen.arc((event.clientX - frame.left) * scale, (event.clientY - frame.top) * scale, Number(context.node().values.brush) / 2, 0, 2 * Math.PI);
-    pen.fill();
-  }
+	/** @param {PointerEvent} event */
+	function paint({clientX, clientY}) {
+		if (!pen) return;
+		const {left, top, width} = surface.getBoundingClientRect();
+		const scale = surface.width / width;
+		pen.fillStyle = "#fff";
+		pen.beginPath();
+		pen.arc((clientX - left) * scale, (clientY - top) * scale, Number(context.node().values.brush) / 2, 0, 2 * Math.PI);
+		pen.fill();
+	}
 
-  async function save() {
-    const flat = make("canvas");
-    [flat.width, flat.height] = [surface.width, surface.height];
-    const ink = flat.getContext("2d");
-    if (!ink || !surface.width) {
-      return;
-    }
-    ink.fillRect(0, 0, flat.width, flat.height);
-    ink.drawImage(surface, 0, 0);
-    const blob = await new Promise((/** @type {(blob: Blob | null) => void} */ resolve) => flat.toBlob(resolve, "image/png"));
-    if (blob) {
-      context.set({ mask: await keepAsset(blob) });
-      context.app.editor.endSeries();
-    }
-  }
+	async function save() {
+		const flat = make("canvas");
+		[flat.width, flat.height] = [surface.width, surface.height];
+		const ink = flat.getContext("2d");
+		if (!ink || !surface.width) return;
+		ink.fillRect(0, 0, flat.width, flat.height);
+		ink.drawImage(surface, 0, 0);
+		const blob = await new Promise((/** @type {(blob: Blob | null) => void} */ resolve) => flat.toBlob(resolve, "image/png"));
+		if (blob) {
+			context.set({mask: await keepAsset(blob)});
+			context.app.editor.endSeries();
+		}
+	}
 
-  /** White of the file onto a clear surface. @param {unknown} name */
-  async function restore(name) {
-    pen?.clearRect(0, 0, surface.width, surface.height);
-    const blob = typeof name === "string" ? await readAsset(name) : null;
-    if (blob && pen && surface.width) {
-      const bitmap = await createImageBitmap(blob);
-      pen.drawImage(bitmap, 0, 0, surface.width, surface.height);
-      const pixels = pen.getImageData(0, 0, surface.width, surface.height);
-      for (let i = 0; i < pixels.data.length; i += 4) {
-        pixels.data[i + 3] = Number(pixels.data[i]);
-      }
-      pen.putImageData(pixels, 0, 0);
-    }
-  }
+	/** White of the file onto a clear surface. @param {unknown} name */
+	async function restore(name) {
+		pen?.clearRect(0, 0, surface.width, surface.height);
+		const blob = typeof name === "string" ? await readAsset(name) : null;
+		if (!blob || !pen || !surface.width) return;
+		pen.drawImage(await createImageBitmap(blob), 0, 0, surface.width, surface.height);
+		const pixels = pen.getImageData(0, 0, surface.width, surface.height);
+		for (let i = 0; i < pixels.data.length; i += 4) pixels.data[i + 3] = Number(pixels.data[i]);
+		pen.putImageData(pixels, 0, 0);
+	}
 
-  /** @param {import("../../types/state").State} state */
-  function sourceOf({ document, shown }) {
-    const origin = originOf(document.graph, context.id, "image");
-    if (origin?.kind === "sampler") {
-      const last = shown[origin.id];
-      return last?.job.result?.images[last.index]?.id ?? "";
-    }
-    return String(origin?.values.image ?? "");
-  }
+	/** @param {State} state */
+	function sourceOf({document, shown}) {
+		const origin = originOf(document.graph, context.id, "image");
+		const last = origin?.kind === "sampler" ? shown[origin.id] : undefined;
+		return String((last ? last.job.result?.images[last.index]?.id : origin?.values.image) ?? "");
+	}
 }

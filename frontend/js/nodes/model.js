@@ -1,91 +1,120 @@
 /** The Model node: which service, which of its models. */
 
-/** @import { MountNode } from "../../types/app" */
-/** @import { State } from "../../types/state" */
-
-import { keep, make } from "../dom.js";
-import { inShort, precision } from "../format.js";
-import { modelOf } from "../models.js";
-import { servicesOf, serviceNamed } from "../services.js";
-import { field, segments, watchValue } from "./fields.js";
+import {keep, make} from "../dom.js";
+import {inShort, precision} from "../format.js";
+import {modelOf} from "../models.js";
+import {servicesOf, serviceNamed} from "../services.js";
+import {field, segments} from "./fields.js";
 
 /** @type {MountNode} */
 export function mountModel(body, context) {
-  const { store } = context.app;
-  const services = segments(context, {
-    name: "service",
-    label: "Service",
-    choices: servicesOf(store.state).map(({ name }) => ({ value: name, words: precision(name) })),
-    onChoose: (service) => context.set({ service, backend: null, model: null }),
-  });
-  const backend = make("select");
-  const model = make("select");
-  backend.addEventListener("change", () => context.set({ backend: backend.value || null, model: null }));
-  model.addEventListener("change", () => context.set({ model: model.value || null }));
-  const why = make("p", { class: "hint" });
-  const about = make("p", { class: "hint about" });
-  const backendBox = field(context, { name: "backend", label: "Backend", control: backend, wide: true });
+	const {store} = context.app;
+	const all = servicesOf(store.state).map(({name}) => name);
+	const services = segments(context, {
+		name: "service",
+		label: "Service",
+		choices: all.map(name => ({value: name, words: precision(name)})),
+		onChoose: service => context.set({service, backend: null, model: null})
+	});
+	const backend = make("select");
+	const model = make("select");
+	backend.addEventListener("change", () => context.set({backend: backend.value || null, model: null}));
+	model.addEventListener("change", () => context.set({model: model.value || null}));
+	const why = make("p.hint");
+	const about = make("p.hint.about");
+	const price = make("p.hint.warning");
+	const absent = make("ul.hint");
+	const absentCount = make("summary");
+	const absentBox = make("details.absent", absentCount, absent);
+	const backendBox = field(context, {name: "backend", label: "Backend", control: backend, wide: true});
 
-  context.watch(
-    (state) => [serviceOf(state), context.node().values],
-    (service, values) => {
-      const models = service?.models ?? [];
-      const backends = [...new Set(models.map((each) => each.backend))];
-      backendBox.hidden = backends.length < 2;
-      keep(backend, ["", ...backends], String, (value) => make("option", { value }, value || "any"));
-      backend.value = String(values.backend ?? "");
-      const offered = models.filter((each) => !values.backend || each.backend === values.backend);
-      const standard = models.find(({ is_default }) => is_default);
-      keep(model, [{ id: "", title: standard ? `${standard.title} (default)` : "the service’s default", available: true }, ...offered], ({ id }) => id, ({ id }) => make("option", { value: id }), (option, { title, available }) => {
-        option.textContent = available ? title : `${title} (cannot run here)`;
-        option.disabled = !available;
-      });
-      if (values.model && !offered.some(({ id }) => id === values.model)) {
-        model.append(make("option", { value: String(values.model), "data-key": String(values.model) }, `${values.model} (not here)`));
-      }
-      model.value = String(values.model ?? "");
-    },
-  );
-  context.watch(
-    (state) => [serviceOf(state), modelOf(state, context.node())],
-    (service, chosen) => {
-      why.textContent = wordsOf(service, chosen?.is_default ? inShort(service?.info?.default_model_reason ?? "") : "");
-      about.textContent = service?.phase === "ready" ? (chosen?.description ?? "") : "";
-      about.title = about.textContent;
-    },
-  );
-  watchValue(context, "service", (name) => services.setAttribute("data-service", String(name)));
-  for (const { name } of servicesOf(store.state)) {
-    context.watch(
-      (state) => [state.services[name]?.phase],
-      (phase) => services.querySelector(`[value=${name}] + span`)?.setAttribute("data-phase", phase ?? ""),
-    );
-  }
-  body.append(
-    field(context, { name: "service", label: "Service", control: services, wide: true }),
-    backendBox,
-    field(context, { name: "model", label: "Model", control: model, wide: true, errors: ["model", "loras"] }),
-    why,
-    about,
-  );
+	context.watch(
+		state => [serviceOf(state)?.models ?? NONE, context.node().values],
+		(models, {backend: wantedBackend, model: wanted}) => {
+			const backends = [...new Set(models.filter(({available}) => available).map(each => each.backend))];
+			if (wantedBackend && !backends.includes(String(wantedBackend))) backends.push(String(wantedBackend));
+			backendBox.hidden = backends.length < 2;
+			keep(backend, ["", ...backends], String, value => make("option", {value}, value || "any"));
+			backend.value = String(wantedBackend ?? "");
+			const offered = models.filter(each => (!wantedBackend || each.backend === wantedBackend) && (each.available || each.id === wanted));
+			const standard = models.find(({is_default}) => is_default);
+			const open = wantedBackend ? "the backend’s default" : standard ? `${standard.title} (default)` : "the service’s default";
+			const options = [{id: "", title: open, available: true}, ...offered];
+			if (wanted && !offered.some(({id}) => id === wanted)) options.push({id: String(wanted), title: `${wanted} (not here)`, available: true});
+			keep(
+				model,
+				options,
+				({id}) => id,
+				({id}) => make("option", {value: id}),
+				(option, {title, available}) => {
+					option.textContent = available ? title : `${title} (cannot run here)`;
+				}
+			);
+			model.value = String(wanted ?? "");
+			const others = models.filter(({available}) => !available);
+			absentBox.hidden = !others.length;
+			absentCount.textContent = `${others.length} more cannot run here`;
+			keep(
+				absent,
+				others,
+				({id}) => id,
+				({title, reason}) => make("li", make("strong", title), `: ${inShort(reason ?? "")}`)
+			);
+		}
+	);
+	context.watch(
+		state => [modelOf(state, context.node()), serviceOf(state)?.phase, serviceOf(state)?.reason],
+		(chosen, phase, _reason) => {
+			why.textContent = wordsOf(serviceOf(store.state), chosen);
+			about.textContent = phase === "ready" ? (chosen?.description ?? "") : "";
+			about.title = about.textContent;
+			price.textContent = priceOf(chosen);
+		}
+	);
+	for (const name of all) {
+		context.watch(
+			state => [state.services[name]?.phase],
+			phase => services.querySelector(`[value=${name}] + span`)?.setAttribute("data-phase", phase ?? "")
+		);
+	}
+	body.append(
+		field(context, {name: "service", label: "Service", control: services, wide: true}),
+		backendBox,
+		field(context, {name: "model", label: "Model", control: model, wide: true, errors: ["model", "loras"]}),
+		price,
+		why,
+		about,
+		absentBox
+	);
 
-  /** @param {State} state */
-  function serviceOf(state) {
-    return serviceNamed(state, state.document.graph.nodes[context.id]?.values.service);
-  }
+	/** @param {State} state */
+	function serviceOf(state) {
+		return serviceNamed(state, context.node().values.service);
+	}
 }
 
-/** @param {import("../../types/state").ServiceState | null} service @param {string} reason */
-function wordsOf(service, reason) {
-  if (!service) {
-    return "This page knows no such service.";
-  }
-  const words = {
-    connecting: "Connecting …",
-    down: "It does not answer. Runs wait until it does.",
-    locked: "It needs a key.",
-    waiting: `It cannot draw now: ${service.reason}`,
-    ready: reason && `${reason[0]?.toUpperCase()}${reason.slice(1)}.`.replace(/\.\.$/, "."),
-  };
-  return words[service.phase];
+/** The same each time, so that nothing seems to change. @type {readonly Model[]} */
+const NONE = [];
+
+/** @param {Model | null} model */
+function priceOf(model) {
+	return model?.price ? `Each picture costs ${model.price}.` : "";
+}
+
+/** @param {ServiceState | null} service @param {Model | null} model */
+function wordsOf(service, model) {
+	if (!service) return "This page knows no such service.";
+	const reason =
+		model?.available === false
+			? `It cannot run here: ${inShort(model.reason ?? "")}`
+			: model?.is_default
+				? inShort(service.info?.default_model_reason ?? "")
+				: "";
+	return {
+		connecting: "Connecting …",
+		down: "It does not answer. Runs wait until it does.",
+		locked: "It needs a key.",
+		waiting: `It cannot draw now: ${service.reason}`,
+		ready: reason && `${reason[0]?.toUpperCase()}${reason.slice(1)}.`.replace(/\.\.$/, ".")
+	}[service.phase];
 }

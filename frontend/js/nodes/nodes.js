@@ -1,66 +1,54 @@
 /** How each type of node looks, and how its view begins and ends. */
 
-/** @import { App, MountNode, NodeContext } from "../../types/app" */
-/** @import { GraphNode, NodeKind } from "../../types/graph" */
-
-import { whenRead } from "../lazy.js";
-import { mountImage } from "./image.js";
-import { mountModel } from "./model.js";
-import { mountPrompt } from "./prompt.js";
-import { mountSampler } from "./sampler.js";
+import {whenRead} from "../lazy.js";
+import {mountImage} from "./image.js";
+import {mountModel} from "./model.js";
+import {mountPrompt} from "./prompt.js";
+import {mountSampler} from "./sampler.js";
 
 /** Those of the first graph are there at once. @type {Readonly<Record<NodeKind, MountNode | (() => Promise<MountNode>)>>} */
 const MOUNTS = {
-  model: mountModel,
-  prompt: mountPrompt,
-  sampler: mountSampler,
-  image: mountImage,
-  lora: () => import("./lora.js").then(({ mountLora }) => mountLora),
-  negative: () => import("./negative.js").then(({ mountNegative }) => mountNegative),
-  "image-input": () => import("./image_input.js").then(({ mountImageInput }) => mountImageInput),
-  mask: () => import("./mask.js").then(({ mountMask }) => mountMask),
-  references: () => import("./references.js").then(({ mountReferences }) => mountReferences),
-  compare: () => import("./compare.js").then(({ mountCompare }) => mountCompare),
-  note: () => import("./note.js").then(({ mountNote }) => mountNote),
+	model: mountModel,
+	prompt: mountPrompt,
+	sampler: mountSampler,
+	image: mountImage,
+	lora: () => import("./lora.js").then(({mountLora}) => mountLora),
+	negative: () => import("./words.js").then(({mountNegative}) => mountNegative),
+	"image-input": () => import("./inputs.js").then(({mountImageInput}) => mountImageInput),
+	mask: () => import("./mask.js").then(({mountMask}) => mountMask),
+	references: () => import("./inputs.js").then(({mountReferences}) => mountReferences),
+	compare: () => import("./compare.js").then(({mountCompare}) => mountCompare),
+	note: () => import("./words.js").then(({mountNote}) => mountNote)
 };
 
-/**
- * Fills the body of a node. The view follows the state until it is ended.
- * @param {App} app
- * @param {GraphNode} node
- * @param {HTMLElement} body
- * @param {NodeContext["place"]} place
- * @returns {() => void} ends it
- */
+/** Fills the body of a node. The view follows the state until it is ended. @param {App} app @param {GraphNode} node @param {HTMLElement} body @param {NodeContext["place"]} place @returns {() => void} ends it */
 export function mountNode(app, node, body, place) {
-  const { context, end, isOver } = contextOf(app, node, place);
-  const mount = MOUNTS[node.kind];
-  if (mount.length) {
-    /** @type {MountNode} */ (mount)(body, context);
-  } else {
-    whenRead(app.store, /** @type {() => Promise<MountNode>} */ (mount)(), (read) => isOver() || read(body, context));
-  }
-  return end;
+	const {context, end, isOver} = contextOf(app, node, place);
+	const mount = MOUNTS[node.kind];
+	if (mount.length) /** @type {MountNode} */ (mount)(body, context);
+	else whenRead(app.store, /** @type {() => Promise<MountNode>} */ (mount)(), read => isOver() || read(body, context));
+	return end;
 }
 
 /** What a view of a node is given, and how it is ended. @param {App} app @param {GraphNode} node @param {NodeContext["place"]} place */
 export function contextOf(app, node, place) {
-  /** @type {(() => void)[]} */
-  const ends = [];
-  let last = node;
-  let isOver = false;
-  /** @type {NodeContext} */
-  const context = {
-    app,
-    id: node.id,
-    place,
-    node: () => (last = app.editor.graph.nodes[node.id] ?? last),
-    set: (values) => app.editor.setValues(node.id, values),
-    watch: (select, react) => void ends.push(app.store.watch(select, react)),
-  };
-  const end = () => {
-    isOver = true;
-    ends.splice(0).forEach((act) => act());
-  };
-  return { context, end, isOver: () => isOver };
+	const {id} = node;
+	/** @type {(() => void)[]} */
+	const ends = [];
+	let last = node;
+	let isOver = false;
+	/** @type {NodeContext} */
+	const context = {
+		app,
+		id,
+		place,
+		node: () => (last = app.editor.graph.nodes[id] ?? last),
+		set: values => app.editor.setValues(id, values),
+		watch: (select, react) => void ends.push(app.store.watch(select, react))
+	};
+	const end = () => {
+		isOver = true;
+		ends.splice(0).forEach(act => act());
+	};
+	return {context, end, isOver: () => isOver};
 }

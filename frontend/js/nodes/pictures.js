@@ -1,58 +1,66 @@
 /** What nodes with pictures of the page share. */
 
-/** @import { App, NodeContext } from "../../types/app" */
+import {isAsset, readAsset} from "../assets.js";
+import {make} from "../dom.js";
+import {modelAfter} from "../models.js";
+import {show} from "../pictures.js";
 
-import { isAsset, readAsset } from "../assets.js";
-import { make } from "../dom.js";
-import { show } from "../pictures.js";
-import { servicesOf } from "../services.js";
+/** What a service calls a picture that it began with. */
+const KEPT = /^[0-9a-f]{64}$/;
 
 /** Shows a picture of the page, or one of a service by its id; "" shows none. @param {HTMLImageElement} image @param {App} app @param {string} source */
 export async function showSource(image, app, source) {
-  if (image.dataset.source === source) {
-    return;
-  }
-  image.dataset.source = source;
-  if (!source) {
-    image.removeAttribute("src");
-  } else if (isAsset(source)) {
-    const blob = await readAsset(source);
-    if (blob && image.dataset.source === source) {
-      const url = URL.createObjectURL(blob);
-      image.addEventListener("load", () => URL.revokeObjectURL(url), { once: true });
-      image.src = url;
-    }
-  } else {
-    const known = app.store.state.gallery.images.find(({ id }) => id === source);
-    const connection = known ? app.connections[known.service] : Object.values(app.connections)[0];
-    if (connection) {
-      await show(image, `/images/${encodeURIComponent(source)}`, connection);
-    }
-  }
+	if (image.dataset.source === source) return;
+	image.dataset.source = source;
+	image.removeAttribute("src");
+	if (isAsset(source)) {
+		const blob = await readAsset(source);
+		if (blob && image.dataset.source === source) {
+			const url = URL.createObjectURL(blob);
+			image.addEventListener("load", () => URL.revokeObjectURL(url), {once: true});
+			image.src = url;
+		}
+	} else if (KEPT.test(source)) {
+		image.alt = `The picture ${source.slice(0, 8)}…, as the service keeps it for a while`;
+	} else if (source) {
+		const known = app.store.state.gallery.images.find(({id}) => id === source);
+		const connection = known ? app.connections[known.service] : Object.values(app.connections)[0];
+		if (connection) await show(image, `/images/${encodeURIComponent(source)}`, connection);
+	}
 }
 
-/** Pictures that are dropped on an element are its own. @param {HTMLElement} element @param {(files: File[]) => void} take */
+/** Pictures that are dropped on an element are its own. @param {HTMLElement} element @param {(files: readonly File[]) => void} take */
 export function takeDrops(element, take) {
-  element.addEventListener("dragover", (event) => event.preventDefault());
-  element.addEventListener("drop", (event) => {
-    const files = [...(event.dataTransfer?.files ?? [])].filter(({ type }) => type.startsWith("image/"));
-    if (files.length) {
-      event.preventDefault();
-      event.stopPropagation();
-      take(files);
-    }
-  });
+	element.addEventListener("dragover", event => event.preventDefault());
+	element.addEventListener("drop", event => {
+		const files = [...(event.dataTransfer?.files ?? [])].filter(({type}) => type.startsWith("image/"));
+		if (files.length) {
+			event.preventDefault();
+			event.stopPropagation();
+			take(files);
+		}
+	});
 }
 
-/** Says which services refuse a field of the request in this version. @param {NodeContext} context @param {string} name */
-export function notYet(context, name) {
-  const words = make("p", { class: "hint warning" });
-  context.watch(
-    (state) => [servicesOf(state).filter(({ info }) => info?.not_built?.fields.includes(name)).map((service) => service.name.toUpperCase()).join(" and ")],
-    (names) => {
-      words.hidden = !names;
-      words.textContent = names && `${names} cannot use this yet: the service refuses requests with “${name}”.`;
-    },
-  );
-  return words;
+/** Says when the model that a node leads to takes no such pictures, and which do. @param {NodeContext} context @param {string} way "image", "mask" or "references" */
+export function whyNotUsed(context, way) {
+	const words = make("p.hint.warning");
+	context.watch(
+		state => {
+			const model = modelAfter(state, context.id);
+			if (!model?.ways || model.ways.includes(way)) return [""];
+			const able = Object.values(state.services)
+				.flatMap(({models}) => models)
+				.filter(({ways, available}) => available && ways?.includes(way));
+			const others = [...new Set(able.map(({title}) => title))].join(", ");
+			return [
+				`${model.title} takes no ${way === "references" ? "reference images" : way}. ${others ? `These do: ${others}.` : "No model that runs here does."}`
+			];
+		},
+		text => {
+			words.hidden = !text;
+			words.textContent = text;
+		}
+	);
+	return words;
 }

@@ -1,27 +1,23 @@
 /** A Compare node, large. */
 
-/** @import { App } from "../../types/app" */
-
-import { find } from "../dom.js";
-import { focusSlider, mountCompare } from "../nodes/compare.js";
-import { contextOf } from "../nodes/nodes.js";
+import {find} from "../dom.js";
+import {mountCompare} from "../nodes/compare.js";
+import {contextOf} from "../nodes/nodes.js";
 
 /** @param {App} app @param {string} id of the node */
 export function showComparison(app, id) {
-  const node = app.editor.graph.nodes[id];
-  const dialog = find("#comparison", HTMLDialogElement);
-  const body = find("#comparison-body", HTMLElement);
-  if (!node || dialog.open) {
-    return;
-  }
-  const { context, end } = contextOf(app, node, "form");
-  mountCompare(body, context);
-  find("#comparison-close", HTMLButtonElement).onclick = () => dialog.close();
-  dialog.onclose = () => {
-    end();
-    body.replaceChildren();
-    app.store.set({ compared: null });
-  };
-  dialog.showModal();
-  focusSlider(body);
+	const node = app.editor.graph.nodes[id];
+	const dialog = find("#comparison", document, HTMLDialogElement);
+	const body = find("#comparison-body");
+	if (!node || dialog.open) return;
+	const {context, end} = contextOf(app, node, "form");
+	mountCompare(body, context);
+	find("#comparison-close").onclick = () => dialog.close();
+	dialog.onclose = () => {
+		end();
+		body.replaceChildren();
+		app.store.set({compared: null});
+	};
+	dialog.showModal();
+	find(".cut", body).focus();
 }

@@ -1,21 +1,19 @@
 /** A question that must be answered before something is gone. */
 
-import { find } from "../dom.js";
+import {find} from "../dom.js";
 
 /** @param {string} question @returns {Promise<boolean>} */
 export function confirmed(question) {
-  const dialog = find("#confirm", HTMLDialogElement);
-  find("#confirm-text", HTMLElement).textContent = question;
-  dialog.returnValue = "no";
-  dialog.showModal();
-  return new Promise((resolve) => {
-    const onClose = () => {
-      // The event comes a moment after the closing: one of the question before may come now.
-      if (!dialog.open) {
-        dialog.removeEventListener("close", onClose);
-        resolve(dialog.returnValue === "yes");
-      }
-    };
-    dialog.addEventListener("close", onClose);
-  });
+	const dialog = find("#confirm", document, HTMLDialogElement);
+	find("#confirm-text").textContent = question;
+	dialog.returnValue = "no";
+	dialog.showModal();
+	return new Promise(resolve => {
+		dialog.addEventListener("close", function onClose() {
+			// The event comes a moment after the closing: one of the question before may come now.
+			if (dialog.open) return;
+			dialog.removeEventListener("close", onClose);
+			resolve(dialog.returnValue === "yes");
+		});
+	});
 }

@@ -1,56 +1,51 @@
 /** Everything on disk, as thumbnails. */
 
-/** @import { App } from "../../types/app" */
-/** @import { GalleryImage } from "../../types/state" */
-
-import { find, keep, make } from "../dom.js";
-import { precision } from "../format.js";
-import { show } from "../pictures.js";
-import { servicesOf } from "../services.js";
+import {find, keep, make} from "../dom.js";
+import {precision} from "../format.js";
+import {show} from "../pictures.js";
+import {servicesOf} from "../services.js";
 
 const TYPING_MS = 250;
 
 /** @param {App} app @param {HTMLElement} panel */
-export function mountGallery({ store, connections, gallery }, panel) {
-  const search = make("input", { type: "search", placeholder: "Search prompts", "aria-label": "Search prompts", id: "gallery-search" });
-  const tiles = make("ul", { class: "tiles", id: "tiles" });
-  const note = make("p", { class: "hint empty" });
-  const end = make("div", { class: "end" });
-  panel.append(search, note, tiles, end);
+export function mountGallery({store, connections, gallery}, panel) {
+	const search = make("input", {type: "search", placeholder: "Search prompts", "aria-label": "Search prompts", id: "gallery-search"});
+	const tiles = make("ul.tiles", {id: "tiles"});
+	const note = make("p.hint.empty");
+	const end = make("div.end");
+	panel.append(search, note, tiles, end);
 
-  /** @type {ReturnType<typeof setTimeout> | undefined} */
-  let timer;
-  search.addEventListener("input", () => {
-    clearTimeout(timer);
-    timer = setTimeout(() => void gallery.search(search.value.trim()), TYPING_MS);
-  });
-  const observer = new IntersectionObserver(([entry]) => entry?.isIntersecting && void gallery.loadMore(), { root: find("#panel", HTMLElement), rootMargin: "600px" });
-  store.watch(
-    (state) => [state.gallery, servicesOf(state).length],
-    ({ images, words, isKnown, isComplete, error }, services) => {
-      panel.dataset.services = String(services);
-      keep(tiles, images, ({ key }) => key, tile);
-      note.textContent = error && !images.length ? error : "";
-      if (isKnown && !images.length) {
-        note.textContent = words ? "No prompt has these words." : "Every picture that is drawn is kept on disk and shows up here.";
-      }
-      note.hidden = !note.textContent;
-      observer.unobserve(end);
-      if (!isComplete && images.length) {
-        observer.observe(end); // told at once when it is in sight already
-      }
-    },
-  );
+	/** @type {ReturnType<typeof setTimeout> | undefined} */
+	let timer;
+	search.addEventListener("input", () => {
+		clearTimeout(timer);
+		timer = setTimeout(() => void gallery.search(search.value.trim()), TYPING_MS);
+	});
+	const observer = new IntersectionObserver(([entry]) => entry?.isIntersecting && void gallery.loadMore(), {root: find("#panel"), rootMargin: "600px"});
+	store.watch(
+		state => [state.gallery, servicesOf(state).length],
+		({images, words, isKnown, isComplete, error}, services) => {
+			panel.dataset.services = String(services);
+			keep(tiles, images, ({key}) => key, tile);
+			note.textContent = error && !images.length ? error : "";
+			if (isKnown && !images.length) {
+				note.textContent = words ? "No prompt has these words." : "Every picture that is drawn is kept on disk and shows up here.";
+			}
+			note.hidden = !note.textContent;
+			observer.unobserve(end);
+			if (!isComplete && images.length) {
+				observer.observe(end); // told at once when it is in sight already
+			}
+		}
+	);
 
-  /** @param {GalleryImage} image */
-  function tile(image) {
-    const thumbnail = make("img", { alt: image.prompt, loading: "lazy", width: 256, height: 256 });
-    const connection = connections[image.service];
-    if (connection) {
-      void show(thumbnail, image.thumbnail_url, connection);
-    }
-    const element = make("button", { class: "tile", type: "button", title: image.prompt }, thumbnail, make("span", { class: "badge" }, precision(image.precision)));
-    element.addEventListener("click", () => store.set({ viewed: image.key }));
-    return make("li", {}, element);
-  }
+	/** @param {GalleryImage} image */
+	function tile(image) {
+		const thumbnail = make("img", {alt: image.prompt, loading: "lazy", width: 256, height: 256});
+		const connection = connections[image.service];
+		if (connection) void show(thumbnail, image.thumbnail_url, connection);
+		const element = make("button.tile", {title: image.prompt}, thumbnail, make("span.badge", precision(image.precision)));
+		element.addEventListener("click", () => store.set({viewed: image.key}));
+		return make("li", element);
+	}
 }

@@ -1,113 +1,87 @@
 /** The notice when a service cannot draw; the question for a key. */
 
-/** @import { App } from "../../types/app" */
-/** @import { ServiceName, ServiceState, State } from "../../types/state" */
+import {SERVICE_NAMES} from "../config.js";
+import {find} from "../dom.js";
+import {precision} from "../format.js";
+import {servicesOf} from "../services.js";
 
-import { SERVICE_NAMES } from "../config.js";
-import { find } from "../dom.js";
-import { precision } from "../format.js";
-import { servicesOf } from "../services.js";
-
-/**
- * @param {App} app
- * @param {string} refused an address that was asked for and not taken, or ""
- */
-export function mountNotice({ store }, refused) {
-  const bar = find("#notice", HTMLElement);
-  const title = find("#notice-title", HTMLElement);
-  const text = find("#notice-text", HTMLElement);
-  const enter = find("#notice-key", HTMLButtonElement);
-  /** @type {ServiceName | null} */
-  let locked = null;
-  enter.addEventListener("click", () => store.set({ keyAsked: locked }));
-  store.watch(
-    (state) => [state.keyAsked, state.services, SERVICE_NAMES.map((name) => isUsed(state, name)).join()],
-    (keyAsked, _services, _used) => {
-      const notice = keyAsked ? null : noticeOf(store.state, refused);
-      bar.hidden = notice === null;
-      bar.dataset.phase = notice?.phase ?? "";
-      locked = notice?.phase === "locked" ? notice.service : null;
-      enter.hidden = locked === null;
-      // Set only when they change: an alert is read out each time it is written.
-      if (notice && `${title.textContent}${text.textContent}` !== `${notice.title}${notice.text}`) {
-        [title.textContent, text.textContent] = [notice.title, notice.text];
-      }
-    },
-  );
+/** @param {App} app @param {string} refused an address that was asked for and not taken, or "" */
+export function mountNotice({store}, refused) {
+	const bar = find("#notice");
+	const [title, text, enter] = [find("#notice-title"), find("#notice-text"), find("#notice-key")];
+	/** @type {ServiceName | null} */
+	let locked = null;
+	enter.addEventListener("click", () => store.set({keyAsked: locked}));
+	store.watch(
+		state => [state.keyAsked, state.services, SERVICE_NAMES.map(name => isUsed(state, name)).join()],
+		(keyAsked, _services, _used) => {
+			const notice = keyAsked ? null : noticeOf(store.state, refused);
+			bar.hidden = notice === null;
+			bar.dataset.phase = notice?.phase ?? "";
+			locked = notice?.phase === "locked" ? notice.service : null;
+			enter.hidden = locked === null;
+			// Set only when they change: an alert is read out each time it is written.
+			if (notice && `${title.textContent}${text.textContent}` !== notice.title + notice.text)
+				[title.textContent, text.textContent] = [notice.title, notice.text];
+		}
+	);
 }
 
 /** Whether a Model node draws with it. @param {State} state @param {ServiceName} name */
-function isUsed({ document }, name) {
-  return Object.values(document.graph.nodes).some(({ kind, values }) => kind === "model" && values.service === name);
+function isUsed({document}, name) {
+	return Object.values(document.graph.nodes).some(({kind, values}) => kind === "model" && values.service === name);
 }
 
 /** @param {State} state @param {string} refused @returns {{title: string, text: string, phase: string, service: ServiceName | null} | null} */
 function noticeOf(state, refused) {
-  const services = servicesOf(state);
-  // One that was never there and that nothing asks for is no news.
-  const inTrouble = services.filter((service) => service.phase !== "ready" && service.phase !== "connecting" && (service.wasUp || isUsed(state, service.name)));
-  const first = inTrouble[0];
-  if (first) {
-    const other = services.find(({ phase }) => phase === "ready");
-    return { ...wordsFor(first, other), phase: first.phase, service: first.name };
-  }
-  if (refused && services.some(({ phase }) => phase === "ready")) {
-    return { title: `The address ${refused} was not taken.`, text: "Only services on this machine are.", phase: "refused", service: null };
-  }
-  return null;
+	const services = servicesOf(state);
+	const ready = services.find(({phase}) => phase === "ready");
+	// One that was never there and that nothing asks for is no news.
+	const first = services.find(({phase, name, wasUp}) => phase !== "ready" && phase !== "connecting" && (wasUp || isUsed(state, name)));
+	if (first) return {...wordsFor(first, ready), phase: first.phase, service: first.name};
+	if (!refused || !ready) return null;
+	return {title: `The address ${refused} was not taken.`, text: "Only services on this machine are.", phase: "refused", service: null};
 }
 
 /** @param {ServiceState} service @param {ServiceState | undefined} other one that draws */
-function wordsFor({ name, phase, reason, address }, other) {
-  const title = precision(name);
-  if (phase === "locked") {
-    return { title: `The ${title} service needs a key.`, text: "Nothing you typed is lost." };
-  }
-  const instead = other ? ` ${precision(other.name)} still draws.` : "";
-  if (phase === "waiting") {
-    return { title: `The ${title} service cannot draw now.`, text: `It says: ${reason}.${instead}` };
-  }
-  const why = reason ? ` It said: ${reason}.` : "";
-  const origin = address === location.origin ? "" : ` If it runs, FLUX_PAGE_ORIGINS must hold ${location.origin}.`;
-  return {
-    title: `The ${title} service at ${address} does not answer.`,
-    text: `Trying again every second; nothing you typed is lost.${instead}${why}${origin}`,
-  };
+function wordsFor({name, phase, reason, address}, other) {
+	const title = `The ${precision(name)} service`;
+	const instead = other ? ` ${precision(other.name)} still draws.` : "";
+	if (phase === "locked") return {title: `${title} needs a key.`, text: "Nothing you typed is lost."};
+	if (phase === "waiting") return {title: `${title} cannot draw now.`, text: `It says: ${reason}.${instead}`};
+	const why = reason ? ` It said: ${reason}.` : "";
+	const origin = address === location.origin ? "" : ` If it runs, FLUX_PAGE_ORIGINS must hold ${location.origin}.`;
+	return {title: `${title} at ${address} does not answer.`, text: `Trying again every second; nothing you typed is lost.${instead}${why}${origin}`};
 }
 
 /** @param {App} app */
-export function mountKeyDialog({ store, connections }) {
-  const dialog = find("#key-dialog", HTMLDialogElement);
-  const field = find("#key", HTMLInputElement);
-  const error = find("#key-error", HTMLElement);
-  find("#key-form", HTMLFormElement).addEventListener("submit", (event) => {
-    event.preventDefault();
-    const key = field.value.trim();
-    const { keyAsked } = store.state;
-    if (/^[\x21-\x7e]+$/.test(key) && keyAsked) {
-      field.value = "";
-      connections[keyAsked]?.useKey(key);
-    } else {
-      store.set({ keyError: key ? "A key has letters, digits and signs without spaces." : "Enter the key." });
-    }
-  });
-  dialog.addEventListener("close", () => store.set({ keyAsked: null }));
-  store.watch(
-    ({ keyAsked, keyError }) => [keyAsked, keyError],
-    (keyAsked, keyError) => {
-      error.textContent = keyError;
-      error.hidden = !keyError;
-      field.setAttribute("aria-invalid", String(Boolean(keyError)));
-      if (keyAsked) {
-        find("#key-title", HTMLElement).textContent = `The ${precision(keyAsked)} service needs a key`;
-        find("#key-address", HTMLElement).textContent = store.state.services[keyAsked]?.address ?? "";
-      }
-      if (keyAsked && !dialog.open) {
-        dialog.showModal();
-        field.focus();
-      } else if (!keyAsked && dialog.open) {
-        dialog.close();
-      }
-    },
-  );
+export function mountKeyDialog({store, connections}) {
+	const dialog = find("#key-dialog", document, HTMLDialogElement);
+	const field = find("#key", document, HTMLInputElement);
+	const error = find("#key-error");
+	find("#key-form").addEventListener("submit", event => {
+		event.preventDefault();
+		const key = field.value.trim();
+		const {keyAsked} = store.state;
+		if (keyAsked && /^[\x21-\x7e]+$/.test(key)) {
+			field.value = "";
+			connections[keyAsked]?.useKey(key);
+		} else store.set({keyError: key ? "A key has letters, digits and signs without spaces." : "Enter the key."});
+	});
+	dialog.addEventListener("close", () => store.set({keyAsked: null}));
+	store.watch(
+		({keyAsked, keyError}) => [keyAsked, keyError],
+		(keyAsked, keyError) => {
+			error.textContent = keyError;
+			error.hidden = !keyError;
+			field.setAttribute("aria-invalid", String(Boolean(keyError)));
+			if (!keyAsked) return dialog.open && dialog.close();
+			find("#key-title").textContent = `The ${precision(keyAsked)} service needs a key`;
+			find("#key-address").textContent = store.state.services[keyAsked]?.address ?? "";
+			if (!dialog.open) {
+				dialog.showModal();
+				field.focus();
+			}
+		}
+	);
 }

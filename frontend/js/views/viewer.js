@@ -1,140 +1,112 @@
 /** One picture of the gallery, large. Arrows go on, Escape closes, Delete asks. */
 
-/** @import { App } from "../../types/app" */
-/** @import { GalleryImage } from "../../types/state" */
-
-import { button, find, keep, make } from "../dom.js";
-import { duration, fileSize, modelTitle, moment, precision, size } from "../format.js";
-import { clear, show } from "../pictures.js";
-import { actionsFor } from "./actions.js";
-import { confirmed } from "./confirm.js";
+import {button, find, keep, make} from "../dom.js";
+import {duration, fileSize, modelTitle, moment, precision, size} from "../format.js";
+import {clear, show} from "../pictures.js";
+import {actionsFor} from "./actions.js";
+import {confirmed} from "./confirm.js";
 
 /** @param {App} app */
 export function mountViewer(app) {
-  const { store, connections, gallery } = app;
-  const dialog = find("#viewer", HTMLDialogElement);
-  const picture = find("#viewer-picture", HTMLImageElement);
-  const prompt = find("#viewer-prompt", HTMLElement);
-  const facts = find("#viewer-facts", HTMLElement);
-  const previous = find("#viewer-previous", HTMLButtonElement);
-  const next = find("#viewer-next", HTMLButtonElement);
+	const {store, connections, gallery} = app;
+	const dialog = find("#viewer", document, HTMLDialogElement);
+	const picture = find("#viewer-picture", document, HTMLImageElement);
+	const [previous, next, facts] = [find("#viewer-previous"), find("#viewer-next"), find("#viewer-facts")];
+	const close = () => store.set({viewed: null});
+	const actions = actionsFor(app, () => imageAt(0), {onUsed: close});
+	actions.row.append(button({label: "Delete", words: "Delete", icon: "delete", act: () => void askAndDelete()}));
+	find("#viewer-actions").append(actions.row);
+	find("#viewer-close").addEventListener("click", close);
+	previous.addEventListener("click", () => void go(-1));
+	next.addEventListener("click", () => void go(1));
+	dialog.addEventListener("close", close);
+	dialog.addEventListener("keydown", event => {
+		/** @type {Record<string, () => Promise<void>>} */
+		const keys = {ArrowLeft: () => go(-1), ArrowRight: () => go(1), Delete: askAndDelete};
+		const act = keys[event.key];
+		if (act && !event.ctrlKey && !event.metaKey && !event.altKey) {
+			event.preventDefault();
+			void act();
+		}
+	});
 
-  const close = () => store.set({ viewed: null });
-  const actions = actionsFor(app, () => imageAt(0), { onUsed: close });
-  actions.row.append(button({ label: "Delete", words: "Delete", icon: "delete", act: () => void askAndDelete() }));
-  find("#viewer-actions", HTMLElement).append(actions.row);
+	store.watch(
+		({viewed, gallery: {images, isComplete}, services}) => [viewed, isComplete, images, services],
+		(viewed, isComplete, _images, _services) => {
+			const image = imageAt(0);
+			if (!viewed || !image) {
+				if (dialog.open) {
+					dialog.close();
+					clear(picture);
+				}
+				return;
+			}
+			// Not `disabled`: a disabled button would keep the focus and swallow the next arrow key.
+			previous.setAttribute("aria-disabled", String(!imageAt(-1)));
+			next.setAttribute("aria-disabled", String(!imageAt(1) && isComplete));
+			picture.alt = find("#viewer-prompt").textContent = image.prompt;
+			picture.style.setProperty("--ratio", String(image.width / image.height));
+			picture.style.setProperty("--widest", `${4 * image.width}px`);
+			const rows = factsOf(image, modelTitle(image.request.model, store.state.services[image.service]?.models ?? []));
+			keep(
+				facts,
+				rows,
+				([name]) => name,
+				([name]) => make("div", make("dt", name), make("dd")),
+				(row, [, value]) => {
+					const cell = find("dd", row);
+					if (cell.textContent !== value) cell.textContent = value;
+				}
+			);
+			actions.update();
+			const connection = connections[image.service];
+			if (connection) void show(picture, image.image_url, connection);
+			if (!dialog.open) dialog.showModal();
+		}
+	);
 
-  find("#viewer-close", HTMLButtonElement).addEventListener("click", close);
-  previous.addEventListener("click", () => void go(-1));
-  next.addEventListener("click", () => void go(1));
-  dialog.addEventListener("close", close);
-  dialog.addEventListener("keydown", (event) => {
-    /** @type {Record<string, () => void>} */
-    const keys = {
-      ArrowLeft: () => void go(-1),
-      ArrowRight: () => void go(1),
-      Delete: () => void askAndDelete(),
-    };
-    const act = keys[event.key];
-    if (act && !event.ctrlKey && !event.metaKey && !event.altKey) {
-      event.preventDefault();
-      act();
-    }
-  });
+	/** The picture so many places after the one that is looked at. @param {number} distance */
+	function imageAt(distance) {
+		const {
+			viewed,
+			gallery: {images}
+		} = store.state;
+		const place = images.findIndex(({key}) => key === viewed);
+		return place < 0 ? null : (images[place + distance] ?? null);
+	}
 
-  store.watch(
-    ({ viewed, gallery, services }) => [viewed, gallery.images, gallery.isComplete, services],
-    (viewed, _images, isComplete, services) => {
-      const image = imageAt(0);
-      if (!viewed || !image) {
-        if (dialog.open) {
-          dialog.close();
-          clear(picture);
-        }
-        return;
-      }
-      // Not `disabled`: a disabled button would keep the focus and swallow the next arrow key.
-      previous.setAttribute("aria-disabled", String(!imageAt(-1)));
-      next.setAttribute("aria-disabled", String(!imageAt(1) && isComplete));
-      picture.alt = image.prompt;
-      picture.style.setProperty("--ratio", String(image.width / image.height));
-      picture.style.setProperty("--widest", `${4 * image.width}px`);
-      prompt.textContent = image.prompt;
-      showFacts(facts, factsOf(image, modelTitle(image.request.model, services[image.service]?.models ?? [])));
-      actions.update();
-      const connection = connections[image.service];
-      if (connection) {
-        void show(picture, image.image_url, connection);
-      }
-      if (!dialog.open) {
-        dialog.showModal();
-      }
-    },
-  );
+	/** @param {number} distance */
+	async function go(distance) {
+		if (distance > 0 && !imageAt(distance)) await gallery.loadMore();
+		const image = imageAt(distance);
+		if (image) store.set({viewed: image.key});
+	}
 
-  /** The picture so many places after the one that is looked at. @param {number} distance @returns {GalleryImage | null} */
-  function imageAt(distance) {
-    const { viewed, gallery } = store.state;
-    const place = gallery.images.findIndex(({ key }) => key === viewed);
-    return place < 0 ? null : (gallery.images[place + distance] ?? null);
-  }
-
-  /** @param {number} distance */
-  async function go(distance) {
-    if (distance > 0 && !imageAt(distance)) {
-      await gallery.loadMore();
-    }
-    const image = imageAt(distance);
-    if (image) {
-      store.set({ viewed: image.key });
-    }
-  }
-
-  async function askAndDelete() {
-    const image = imageAt(0);
-    const neighbour = imageAt(1) ?? imageAt(-1);
-    if (!image || !(await confirmed("Delete this picture? Its file goes with it, for good."))) {
-      return;
-    }
-    store.set({ viewed: neighbour?.key ?? null });
-    if (!(await gallery.delete(image))) {
-      store.set({ viewed: image.key });
-    }
-  }
+	async function askAndDelete() {
+		const image = imageAt(0);
+		const neighbour = imageAt(1) ?? imageAt(-1);
+		if (!image || !(await confirmed("Delete this picture? Its file goes with it, for good."))) return;
+		store.set({viewed: neighbour?.key ?? null});
+		if (!(await gallery.delete(image))) store.set({viewed: image.key});
+	}
 }
 
 /** @param {GalleryImage} image @param {string} model @returns {[string, string][]} */
-function factsOf({ seed, width, height, request, precision: name, engine, size_bytes, created_at, generation_time_ms }, model) {
-  const loras = request.loras.map(({ name: lora, weight }) => `${lora} (${weight})`).join(", ");
-  return /** @type {[string, string][]} */ ([
-    ["Seed", String(seed)],
-    ["Size", size({ width, height })],
-    ["Steps", String(request.num_inference_steps)],
-    ["Model", model],
-    ["Precision", precision(name)],
-    ["Engine", engine],
-    ["Guidance", request.guidance_scale ? String(request.guidance_scale) : ""],
-    ["LoRAs", loras],
-    ["Negative prompt", request.negative_prompt ?? ""],
-    ["True CFG", request.negative_prompt ? String(request.true_cfg_scale) : ""],
-    ["Time", generation_time_ms ? duration(generation_time_ms) : ""],
-    ["File", `${request.output_format.toUpperCase()}, ${fileSize(size_bytes)}`],
-    ["Drawn", moment(created_at)],
-  ]).filter(([, value]) => value);
-}
-
-/** @param {Element} list @param {readonly [string, string][]} facts */
-function showFacts(list, facts) {
-  keep(
-    list,
-    facts,
-    ([name]) => name,
-    ([name]) => make("div", {}, make("dt", {}, name), make("dd")),
-    (row, [, value]) => {
-      const cell = row.lastElementChild;
-      if (cell && cell.textContent !== value) {
-        cell.textContent = value;
-      }
-    },
-  );
+function factsOf({seed, width, height, request, precision: name, engine, size_bytes, created_at, generation_time_ms}, model) {
+	const facts = {
+		Seed: String(seed),
+		Size: size({width, height}),
+		Steps: String(request.num_inference_steps),
+		Model: model,
+		Precision: precision(name),
+		Engine: engine,
+		Guidance: request.guidance_scale && String(request.guidance_scale),
+		LoRAs: request.loras.map(({name: lora, weight}) => `${lora} (${weight})`).join(", "),
+		"Negative prompt": request.negative_prompt,
+		"True CFG": request.negative_prompt && String(request.true_cfg_scale),
+		Time: generation_time_ms && duration(generation_time_ms),
+		File: `${request.output_format.toUpperCase()}, ${fileSize(size_bytes)}`,
+		Drawn: moment(created_at)
+	};
+	return Object.entries(facts).flatMap(([title, value]) => (value ? [[title, value]] : []));
 }

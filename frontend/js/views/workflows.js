@@ -1,136 +1,113 @@
 /** Workflows: save, open, examples. Named ones are kept in the browser, and nowhere else. */
 
-/** @import { App } from "../../types/app" */
-
-import { button, chooseFiles, find, keep, make } from "../dom.js";
-import { moment } from "../format.js";
-import { EXAMPLES, firstGraph } from "../graph/starters.js";
-import { serialise } from "../graph/workflow.js";
-import { firstService } from "../services.js";
-import { confirmed } from "./confirm.js";
+import {button, chooseFiles, find, keep, make} from "../dom.js";
+import {messageOf, moment} from "../format.js";
+import {EXAMPLES, firstGraph} from "../graph/starters.js";
+import {serialise} from "../graph/workflow.js";
+import {save} from "../pictures.js";
+import {firstService} from "../services.js";
+import {confirmed} from "./confirm.js";
 
 const PREFIX = "flux workflow ";
 
 /** @param {App} app @param {HTMLElement} panel @param {() => void} onOpened */
-export function mountWorkflows(app, panel, onOpened) {
-  const { store, editor, opener } = app;
-  const name = make("input", { type: "text", maxlength: 100, placeholder: "Name of this workflow", "aria-label": "Name of this workflow" });
-  const list = make("ul", { class: "library", id: "saved-workflows" });
-  const note = make("p", { class: "hint" });
-  const text = () => JSON.stringify(serialise(editor.graph, store.state.workflow), null, 2);
-  const form = make("form", { class: "row" }, name, make("button", { class: "quiet", type: "submit" }, "Save"));
-  form.addEventListener("submit", (event) => {
-    event.preventDefault();
-    save();
-  });
-  const examples = make("ul", { class: "library" });
-  for (const { name: title, about, build } of EXAMPLES) {
-    examples.append(
-      make(
-        "li",
-        { class: "lora" },
-        make("p", { class: "lora-name" }, title),
-        make("p", { class: "hint" }, about),
-        make("div", { class: "row" }, button({ label: `Open ${title}`, words: "Open", act: () => open(() => editor.replace(build(firstService(store.state)), `open ${title}`, title)) })),
-      ),
-    );
-  }
-  panel.append(
-    form,
-    make(
-      "div",
-      { class: "row" },
-      button({ label: "New", words: "New", icon: "plus", act: () => open(() => editor.replace(firstGraph(firstService(store.state)), "new workflow")) }),
-      button({ label: "Open a file", words: "Open a file", icon: "upload", act: () => void openFile() }),
-      button({ label: "Save as a file", words: "Save as a file", icon: "download", act: saveFile }),
-    ),
-    make("h3", {}, "In this browser"),
-    note,
-    list,
-    make("h3", {}, "Examples"),
-    examples,
-  );
-  store.watch(
-    ({ workflow }) => [workflow],
-    (title) => {
-      name.value = title;
-    },
-  );
-  render();
+export function mountWorkflows({store, editor, opener}, panel, onOpened) {
+	const title = "Name of this workflow";
+	const name = make("input", {type: "text", maxlength: 100, placeholder: title, "aria-label": title});
+	const list = make("ul.library", {id: "saved-workflows"});
+	const note = make("p.hint");
+	const form = make("form.row", name, make("button.quiet", {type: "submit"}, "Save"));
+	form.addEventListener("submit", event => {
+		event.preventDefault();
+		keepHere(name.value.trim() || "Untitled");
+	});
+	/** @param {(service: ServiceName) => Graph} build @param {string} label @param {string} [workflow] */
+	const open = (build, label, workflow) => {
+		editor.replace(build(firstService(store.state)), label, workflow);
+		onOpened();
+	};
+	const text = () => JSON.stringify(serialise(editor.graph, store.state.workflow), null, 2);
+	const saveFile = () => save(new Blob([text()], {type: "application/json"}), `${(store.state.workflow || "workflow").replace(/[^\p{L}\p{N} _-]/gu, "")}.json`);
+	const examples = EXAMPLES.map(({name: words, about, build}) => row(words, about, () => open(build, `open ${words}`, words)));
+	panel.append(
+		form,
+		make(
+			"div.row",
+			button({label: "New", words: "New", icon: "plus", act: () => open(firstGraph, "new workflow")}),
+			button({label: "Open a file", words: "Open a file", icon: "upload", act: async () => opener.open(await chooseFiles(".json,.png,.jpg,.jpeg,.webp"))}),
+			button({label: "Save as a file", words: "Save as a file", icon: "download", act: saveFile})
+		),
+		make("h3", "In this browser"),
+		note,
+		list,
+		make("h3", "Examples"),
+		make("ul.library", ...examples)
+	);
+	store.watch(
+		({workflow}) => [workflow],
+		now => void (name.value = now)
+	);
+	render();
 
-  function save() {
-    const title = name.value.trim() || "Untitled";
-    store.set({ workflow: title });
-    try {
-      localStorage.setItem(PREFIX + title, JSON.stringify({ saved: new Date().toISOString(), text: text() }));
-      store.say(`${title} is saved in this browser.`);
-    } catch {
-      store.say("The browser keeps nothing here. Save it as a file.");
-    }
-    render();
-  }
+	/** @param {string} workflow */
+	function keepHere(workflow) {
+		store.set({workflow});
+		try {
+			localStorage.setItem(PREFIX + workflow, JSON.stringify({saved: new Date().toISOString(), text: text()}));
+			store.say(`${workflow} is saved in this browser.`);
+		} catch {
+			store.say("The browser keeps nothing here. Save it as a file.");
+		}
+		render();
+	}
 
-  function saveFile() {
-    const url = URL.createObjectURL(new Blob([text()], { type: "application/json" }));
-    const link = make("a", { href: url, download: `${(store.state.workflow || "workflow").replace(/[^\p{L}\p{N} _-]/gu, "")}.json` });
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(url), 60_000); // the browser may still be reading it
-  }
+	function render() {
+		const saved = savedWorkflows();
+		note.textContent = saved.length ? "" : "Saved workflows are listed here.";
+		keep(
+			list,
+			saved,
+			each => each.title,
+			card,
+			(element, {when, count}) => void (find(".hint", element).textContent = `${count} nodes · ${when}`)
+		);
+	}
 
-  async function openFile() {
-    await opener.open(await chooseFiles({ accept: ".json,.png", many: false }));
-  }
+	/** @param {{title: string}} saved */
+	function card({title: words}) {
+		const openIt = async () => {
+			try {
+				await opener.openText(savedWorkflows().find(each => each.title === words)?.text ?? "", words);
+			} catch (error) {
+				store.say(`${words} was not opened: ${messageOf(error)}.`);
+			}
+		};
+		const remove = async () => {
+			if (await confirmed(`Delete the workflow ${words} from this browser?`)) {
+				localStorage.removeItem(PREFIX + words);
+				render();
+			}
+		};
+		return row(words, "", openIt, button({label: `Delete ${words}`, icon: "delete", kind: "bare", act: () => void remove()}));
+	}
+}
 
-  /** @param {() => void} act */
-  function open(act) {
-    act();
-    onOpened();
-  }
-
-  function render() {
-    const saved = savedWorkflows();
-    note.textContent = saved.length ? "" : "Saved workflows are listed here.";
-    keep(list, saved, ({ title }) => title, card, (element, { when, count }) => {
-      find(".hint", HTMLElement, element).textContent = `${count} nodes · ${when}`;
-    });
-  }
-
-  /** @param {{title: string}} saved */
-  function card({ title }) {
-    const openIt = async () => {
-      try {
-        await opener.openText(savedWorkflows().find((each) => each.title === title)?.text ?? "", title);
-      } catch (error) {
-        store.say(`${title} was not opened: ${error instanceof Error ? error.message : error}.`);
-      }
-    };
-    const remove = async () => {
-      if (await confirmed(`Delete the workflow ${title} from this browser?`)) {
-        localStorage.removeItem(PREFIX + title);
-        render();
-      }
-    };
-    return make(
-      "li",
-      { class: "lora" },
-      make("p", { class: "lora-name" }, title),
-      make("p", { class: "hint" }),
-      make("div", { class: "row" }, button({ label: `Open ${title}`, words: "Open", act: () => void openIt() }), button({ label: `Delete ${title}`, icon: "delete", kind: "bare", act: () => void remove() })),
-    );
-  }
+/** @param {string} title @param {string} about @param {() => void} act @param {...Node} more */
+function row(title, about, act, ...more) {
+	return make("li.lora", make("p.lora-name", title), make("p.hint", about), make("div.row", button({label: `Open ${title}`, words: "Open", act}), ...more));
 }
 
 /** @returns {{title: string, when: string, count: number, text: string}[]} */
 function savedWorkflows() {
-  try {
-    return Object.keys(localStorage)
-      .filter((key) => key.startsWith(PREFIX))
-      .sort()
-      .flatMap((key) => {
-        const { saved, text } = JSON.parse(localStorage.getItem(key) ?? "{}");
-        return typeof text === "string" ? [{ title: key.slice(PREFIX.length), when: moment(saved), count: JSON.parse(text).nodes.length, text }] : [];
-      });
-  } catch {
-    return []; // storage is off, or holds what another program wrote
-  }
+	try {
+		const keys = Object.keys(localStorage)
+			.filter(key => key.startsWith(PREFIX))
+			.sort();
+		return keys.flatMap(key => {
+			const {saved, text} = JSON.parse(localStorage.getItem(key) ?? "{}");
+			return typeof text === "string" ? [{title: key.slice(PREFIX.length), when: moment(saved), count: JSON.parse(text).nodes.length, text}] : [];
+		});
+	} catch {
+		return []; // storage is off, or holds what another program wrote
+	}
 }

@@ -4,7 +4,7 @@ import { deflateSync } from "node:zlib";
 
 import { fromComfy, isComfy } from "../../../frontend/js/graph/comfy.js";
 import { fromInfotext } from "../../../frontend/js/graph/infotext.js";
-import { pngTexts } from "../../../frontend/js/graph/png.js";
+import { pictureTexts } from "../../../frontend/js/graph/picture_texts.js";
 import { EXAMPLES } from "../../../frontend/js/graph/starters.js";
 import { parse, serialise } from "../../../frontend/js/graph/workflow.js";
 import { generator, randomCommand } from "./random_edits.mjs";
@@ -58,7 +58,7 @@ function png(...chunks) {
 }
 
 test("texts of all three kinds are read", async () => {
-  const texts = await pngTexts(
+  const texts = await pictureTexts(
     png(
       ["tEXt", Buffer.from("a\0caf\xe9", "latin1")],
       ["zTXt", Buffer.concat([Buffer.from("b\0\0"), deflateSync(Buffer.from("packed"))])],
@@ -70,15 +70,15 @@ test("texts of all three kinds are read", async () => {
 });
 
 test("a file that is no PNG or is cut off is an error", async () => {
-  await assert.rejects(pngTexts(new ArrayBuffer(3)), /no PNG/);
+  await assert.rejects(pictureTexts(new ArrayBuffer(3)), /no PNG/);
   const whole = png(["tEXt", Buffer.from("a\0b")]);
-  await assert.rejects(pngTexts(whole.slice(0, 20)), /cut off/);
-  await assert.rejects(pngTexts(whole.slice(0, whole.byteLength - 12)), /cut off/);
+  await assert.rejects(pictureTexts(whole.slice(0, 20)), /cut off/);
+  await assert.rejects(pictureTexts(whole.slice(0, whole.byteLength - 12)), /cut off/);
 });
 
 test("a text that unpacks to far too much is an error", async () => {
   const bomb = Buffer.concat([Buffer.from("b\0\0"), deflateSync(Buffer.alloc(2 ** 23))]);
-  await assert.rejects(pngTexts(png(["zTXt", bomb])), /too large/);
+  await assert.rejects(pictureTexts(png(["zTXt", bomb])), /too large/);
 });
 
 // A1111
