@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from api.app import create_app
-from api.patience import PatientProtocol
+from api.connection import PatientProtocol
 from api.services import make_plan
 from config.errors import ConfigurationError
 from config.settings import Settings, load_settings

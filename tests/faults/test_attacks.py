@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import re
 import socket
 import time
@@ -367,6 +368,28 @@ def test_chunks_beside_a_length_end_the_connection(engine_service: RunningServic
     answer = sent(engine_service, request.encode() + hidden.encode())
     assert status_of(answer) == 400 and answer.count(b"HTTP/1.1 ") == 1
     assert state(engine_service) == before
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GARBAGE\r\n\r\n",
+        b"GET /\x00 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: a\x00b\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"a" * 300 + b"\r\n\r\n",
+        b"POST /generate HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+def test_what_is_no_http_is_answered_like_every_wrong_request(
+    engine_service: RunningService, request_: bytes
+) -> None:
+    answer = sent(engine_service, request_)
+    head, _, content = answer.lower().partition(b"\r\n\r\n")
+    assert status_of(answer) == 400
+    for name in (b"x-request-id: ", b"x-content-type-options: nosniff", b"connection: close"):
+        assert name in head
+    assert json.loads(content)["code"] == "invalid_request"
+    assert "Traceback" not in engine_service.log()
 
 
 @pytest.mark.parametrize(
