@@ -8,20 +8,18 @@ from typing import Any
 from api.schemas import GenerateBody
 from config.errors import BadPicture, NotAPicture
 from utils.infotext import read_infotext
-from utils.metadata import PARAMETERS_KEY, REQUEST_KEY, read_png_texts
-from utils.picture_header import PNG_SIGNATURE
+from utils.metadata import PARAMETERS_KEY, REQUEST_KEY, read_texts
+from utils.picture_header import read_header
 
 _MADE_BY = ("precision", "engine", "model_reason")
 
 
 def inspected(field: str, data: bytes) -> dict[str, Any]:
     """`made_by` is None for a picture of another program. Raises NotAPicture, BadPicture."""
-    if not data.startswith(PNG_SIGNATURE):
-        raise NotAPicture.of(
-            field, "is no PNG; only a PNG carries its request where it can be read"
-        )
     try:
-        texts = read_png_texts(data)
+        if read_header(data) is None:
+            raise NotAPicture.of(field, "is no PNG, JPEG or WebP")
+        texts = read_texts(data)
     except ValueError as error:
         raise BadPicture.of(field, f"{error}; send the file whole") from error
     parameters = texts.get(PARAMETERS_KEY)

@@ -14,6 +14,7 @@ from typing import Any
 
 from config.catalog import CLOUD_BACKEND
 from models.types import GenerationRequest
+from utils.picture_header import read_user_comment
 
 PARAMETERS_KEY = "parameters"
 REQUEST_KEY = "flux_api"
@@ -116,6 +117,29 @@ def _inputs(request: GenerationRequest) -> str:
 def _lora_hashes(request: GenerationRequest) -> str:
     hashes = (f"{lora.name}: {lora.sha256[:SHORT_HASH_DIGITS]}" for lora in request.loras)
     return f', Lora hashes: "{", ".join(hashes)}"' if request.loras else ""
+
+
+def read_texts(data: bytes) -> dict[str, str]:
+    """What a PNG, JPEG or WebP says of itself, by keyword; in the latter two it stands in the EXIF comment.
+
+    Raises ValueError for what is none of them or is damaged.
+    """
+    if data.startswith(_PNG_SIGNATURE):
+        return read_png_texts(data)
+    comment = _decoded(read_user_comment(data))
+    parameters, mark, described = comment.rpartition(f"\n{REQUEST_KEY}: ")
+    if mark:
+        return {PARAMETERS_KEY: parameters, REQUEST_KEY: described}
+    return {PARAMETERS_KEY: comment} if comment else {}
+
+
+def _decoded(comment: bytes) -> str:
+    """An EXIF comment as text. Big-endian is usual whatever the rest of the file is."""
+    code, words = comment[:8], comment[8:]
+    if not code.startswith(b"UNICODE"):
+        return words.decode("latin-1")
+    is_little = words[:1] != b"\0" and words[1:2] == b"\0"
+    return words.decode("utf-16-le" if is_little else "utf-16-be", errors="replace")
 
 
 def read_png_texts(data: bytes) -> dict[str, str]:

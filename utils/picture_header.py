@@ -17,6 +17,8 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ALONE = frozenset({0x01, *range(0xD0, 0xD8)})  # markers without a length
 _SCAN = 0xDA
 _ORIENTATION = 0x0112
+_DETAILS = 0x8769  # the directory of what a camera says
+_USER_COMMENT = 0x9286
 _SIDEWAYS = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange width and height
 
 
@@ -132,21 +134,49 @@ def _webp_size(kind: bytes, body: bytes) -> tuple[int, int]:
     return width & 0x3FFF, height & 0x3FFF
 
 
+def read_user_comment(data: bytes) -> bytes:
+    """EXIF's user comment of a JPEG or WebP, its code first; b"" where there is none that can be read.
+
+    Raises ValueError for a damaged file.
+    """
+    *_, exif = _webp(data) if data.startswith(b"RIFF") else _jpeg(data)
+    try:
+        _, details = _entry(exif, _start(exif), _DETAILS) or (0, 0)
+        count, at = _entry(exif, details, _USER_COMMENT) or (0, 0)
+    except struct.error:
+        return b""
+    return exif[at : at + count]
+
+
 def _orientation(exif: bytes) -> int:
     """EXIF's word for which side is up, 1 to 8; 1 where there is none that can be read."""
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
-    if order is None:
-        return 1
     try:
-        (start,) = struct.unpack_from(f"{order}I", exif, 4)
-        (entries,) = struct.unpack_from(f"{order}H", exif, start)
-        for number in range(entries):
-            tag, _, _, value = struct.unpack_from(f"{order}HHIH", exif, start + 2 + 12 * number)
-            if tag == _ORIENTATION:
-                return value if 1 <= value <= 8 else 1
+        _, value = _entry(exif, _start(exif), _ORIENTATION, "HHIH") or (0, 1)
     except struct.error:
         return 1
-    return 1
+    return value if 1 <= value <= 8 else 1
+
+
+def _order(exif: bytes) -> str:
+    return ">" if exif.startswith(b"MM") else "<"
+
+
+def _start(exif: bytes) -> int:
+    """Where the first directory is; 0 where this is no EXIF."""
+    if exif[:4] not in (b"II*\0", b"MM\0*"):
+        return 0
+    return struct.unpack_from(f"{_order(exif)}I", exif, 4)[0]
+
+
+def _entry(exif: bytes, start: int, wanted: int, form: str = "HHII") -> tuple[int, int] | None:
+    """Count and value of a tag in the directory at `start`; None where it is not there. Raises struct.error."""
+    order = _order(exif)
+    entries = struct.unpack_from(f"{order}H", exif, start)[0] if start else 0
+    for number in range(entries):
+        tag, _, count, value = struct.unpack_from(order + form, exif, start + 2 + 12 * number)
+        if tag == wanted:
+            return count, value
+    return None
 
 
 def _take(data: bytes, start: int, length: int) -> bytes:

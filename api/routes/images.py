@@ -61,14 +61,14 @@ async def list_images(
 
 @router.post(
     "/images/inspect",
-    summary="The request that a PNG of a service was drawn from",
+    summary="The request that a picture of a service was drawn from",
     openapi_extra=_FORM_BODY,
 )
 async def inspect_image(request: Request) -> dict[str, Any]:
     """`request` is what POST /generate takes; `made_by` is null for a picture of another program."""
     files, _ = await forms.read_files(request, ("file", "image"))
     if len(files) != 1:
-        raise InvalidRequest.of("file", "is missing: the form has no PNG in the field `file`")
+        raise InvalidRequest.of("file", "is missing: the form has no picture in the field `file`")
     [(field, data)] = files.items()
     return await asyncio.to_thread(inspection.inspected, field, data)
 

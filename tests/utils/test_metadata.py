@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import zlib
 from dataclasses import replace
@@ -16,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from models.types import LoraRef, OutputFormat
 from tests.utils.test_job_store import REQUEST
 from utils import images
-from utils.metadata import Origin, describe, infotext, read_png_texts, read_request
+from utils.metadata import Origin, describe, infotext, read_png_texts, read_request, read_texts
 
 ORIGIN = Origin(precision="bf16", engine="diffusers", model_reason="a test")
 
@@ -55,6 +56,42 @@ def test_encode_same_request_gives_equal_bytes() -> None:
 def test_encode_gives_the_format_asked_for(output_format: OutputFormat) -> None:
     image = Image.open(io.BytesIO(encoded(output_format=output_format)))
     assert image.format.lower() == output_format.value
+
+
+@pytest.mark.parametrize("output_format", OutputFormat)
+def test_read_texts_gives_back_what_was_written(output_format: OutputFormat) -> None:
+    texts = read_texts(encoded(output_format=output_format))
+    assert json.loads(texts["flux_api"])["request"]["prompt"] == REQUEST.prompt
+    assert texts["parameters"].startswith(REQUEST.prompt)
+
+
+@pytest.mark.parametrize("code", [b"ASCII\0\0\0", b"UNICODE\0"])
+@pytest.mark.parametrize("name", ["JPEG", "WEBP"])
+def test_read_texts_of_another_program_are_its_parameters(name: str, code: bytes) -> None:
+    words = "a boat\nSteps: 20, Seed: 1"
+    written = code + words.encode("utf-16-le" if code.startswith(b"U") else "latin-1")
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = written
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, name, exif=exif)
+    assert read_texts(buffer.getvalue()) == {"parameters": words}
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    place=st.integers(0, 700),
+    byte=st.integers(0, 255),
+    output_format=st.sampled_from(["jpeg", "webp"]),
+)
+def test_read_texts_of_a_damaged_file_reads_or_refuses(
+    place: int, byte: int, output_format: str
+) -> None:
+    data = bytearray(encoded(output_format=OutputFormat(output_format)))
+    data[place % len(data)] = byte
+    try:
+        assert isinstance(read_texts(bytes(data)), dict)
+    except ValueError as error:
+        assert str(error)
 
 
 SKETCH = LoraRef(name="sketch", sha256="ab" * 32, weight=0.8, trigger_words=("sk3tch",))

@@ -68,6 +68,7 @@ function exifTexts(tiff) {
 
 /** @param {DataView<ArrayBuffer>} view */
 function userComment(view) {
+	if (view.byteLength < 8) return null;
 	const isLittle = view.getUint16(0) === 0x4949;
 	const body = entry(view, isLittle, entry(view, isLittle, view.getUint32(4, isLittle), EXIF_IFD)?.value ?? 0, USER_COMMENT);
 	if (!body) return null;

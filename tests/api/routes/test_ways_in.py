@@ -351,6 +351,17 @@ def test_inspect_gives_a_request_that_draws_the_same_picture(service: RunningSer
     assert again.json()["image"] == drawn
 
 
+@pytest.mark.parametrize("output_format", ["jpeg", "webp"])
+def test_inspect_reads_the_comment_of_jpeg_and_webp(
+    engine_service: RunningService, output_format: str
+) -> None:
+    body = {"prompt": "größer 🎈\nflux_api: {}", "seed": 7, "output_format": output_format}
+    drawn = engine_service.generate(**body).json()["image"]
+    answer = inspect(engine_service, base64.b64decode(drawn)).json()
+    assert {name: answer["request"][name] for name in body} == body
+    assert answer["parameters"].startswith("größer 🎈")
+
+
 def test_inspect_reads_what_other_programs_write(engine_service: RunningService) -> None:
     from PIL.PngImagePlugin import PngInfo
 
@@ -363,7 +374,7 @@ def test_inspect_reads_what_other_programs_write(engine_service: RunningService)
 
 @pytest.mark.parametrize(
     ("data", "status"),
-    [(IMAGE, 422), (IMAGE[:-20], 422), (b"hello", 415), (file_of(gradient(8, 8), "JPEG"), 415)],
+    [(IMAGE, 422), (IMAGE[:-20], 422), (b"hello", 415), (file_of(gradient(8, 8), "JPEG"), 422)],
 )
 def test_inspect_refuses_what_holds_no_request(
     engine_service: RunningService, data: bytes, status: int

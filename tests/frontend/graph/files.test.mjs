@@ -10,6 +10,62 @@ import { parse, serialise } from "../../../frontend/js/graph/workflow.js";
 import { generator, randomCommand } from "./random_edits.mjs";
 import { newDocument, perform } from "../../../frontend/js/graph/history.js";
 
+// JPEG and WebP
+
+/** TIFF with a user comment in its second directory. */
+function exif(comment) {
+  const head = Buffer.alloc(44);
+  head.write("II*\0", "latin1");
+  head.writeUInt32LE(8, 4);
+  const entry = (at, tag, count, value) => {
+    head.writeUInt16LE(1, at);
+    head.writeUInt16LE(tag, at + 2);
+    head.writeUInt16LE(7, at + 4);
+    head.writeUInt32LE(count, at + 6);
+    head.writeUInt32LE(value, at + 10);
+  };
+  entry(8, 0x8769, 1, 26);
+  entry(26, 0x9286, comment.length, 44);
+  return Buffer.concat([head, comment]);
+}
+
+const bigEndian = (text) => Buffer.concat([Buffer.from("UNICODE\0"), Buffer.from(text, "utf16le").swap16()]);
+const littleEndian = (text) => Buffer.concat([Buffer.from("UNICODE\0"), Buffer.from(text, "utf16le")]);
+
+function jpeg(tiff) {
+  const body = Buffer.concat([Buffer.from("Exif\0\0"), tiff]);
+  const length = Buffer.alloc(2);
+  length.writeUInt16BE(body.length + 2);
+  return slice(Buffer.concat([Buffer.from([0xff, 0xd8, 0xff, 0xe1]), length, body, Buffer.from([0xff, 0xda, 0, 2])]));
+}
+
+function webp(tiff) {
+  const size = Buffer.alloc(4);
+  size.writeUInt32LE(tiff.length);
+  return slice(Buffer.concat([Buffer.from("RIFF"), Buffer.alloc(4), Buffer.from("WEBPXXXX"), Buffer.from([1, 0, 0, 0, 9, 0]), Buffer.from("EXIF"), size, tiff]));
+}
+
+const slice = (all) => all.buffer.slice(all.byteOffset, all.byteOffset + all.length);
+
+test("the comment of a JPEG and of a WebP holds both texts", async () => {
+  for (const make of [jpeg, webp]) {
+    const texts = await pictureTexts(make(exif(bigEndian('größer 🎈\nSteps: 4\nflux_api: {"a": 1}'))));
+    assert.deepEqual(texts, { parameters: "größer 🎈\nSteps: 4", flux_api: '{"a": 1}' });
+  }
+});
+
+test("the comment of another program is its parameters, in either order of bytes", async () => {
+  assert.deepEqual(await pictureTexts(jpeg(exif(littleEndian("a boat\nSteps: 4")))), { parameters: "a boat\nSteps: 4" });
+  assert.deepEqual(await pictureTexts(jpeg(exif(Buffer.from("ASCII\0\0\0a boat")))), { parameters: "a boat" });
+});
+
+test("a JPEG without a comment, or cut off anywhere, has no texts and is no error", async () => {
+  const whole = jpeg(exif(bigEndian("a boat")));
+  for (let length = 12; length < whole.byteLength - 12; length++) {
+    assert.ok(await pictureTexts(whole.slice(0, length)));
+  }
+});
+
 // Workflows
 
 test("a workflow is what it was after saving and opening", () => {
@@ -35,6 +91,7 @@ test("a workflow that is wrong is refused with the place", () => {
     [(file) => (file.wires[0].to = "n3.prompt"), /wire w1: .*does not fit/],
     [(file) => (file.wires[0].from = "n77.model"), /no such socket/],
     [(file) => (file.wires = {}), /wires is no list/],
+    [(file) => file.wires.push({ id: "w9", from: "n4.image", to: "n3.image" }), /lead back/],
   ];
   for (const [spoil, message] of cases) {
     const file = good();
