@@ -14,8 +14,10 @@ Source: Rombach et al. 2022; Ho and Salimans 2022; Karras et al. 2022; diffusers
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -96,9 +98,9 @@ class StableDiffusionModel(PipelineModel):
             request.width // pixels,
         )
         sources = self._generators(drawings)
-        # In FP32 first: a seed means the same noise whatever the weights are.
+        # In FP32, whatever the weights are: see `_in_full_precision`.
         noise = torch.stack([torch.randn(shape, generator=source) for source in sources])
-        return noise.to(self._device, dtype)  # (B, 4, height/8, width/8)
+        return noise.to(self._device)  # (B, 4, height/8, width/8)
 
     def _start(self, drawings: Sequence[Drawing], noise: torch.Tensor) -> Start | None:
         request, scheduler = drawings[0].request, self._image.scheduler
@@ -162,12 +164,13 @@ class StableDiffusionModel(PipelineModel):
         if "image" in arguments:
             pipeline = self.FROM_LATENTS(**pipeline.components, **self._facts())
             pipeline.set_progress_bar_config(disable=True)
-        return pipeline(
-            **arguments,
-            output_type="latent",
-            callback_on_step_end=self._after_step(latents, begin, drawings[0].request, on_step),
-            callback_on_step_end_tensor_inputs=["latents"],
-        ).images
+        with _in_full_precision(pipeline.scheduler, pipeline.unet.dtype):
+            return pipeline(
+                **arguments,
+                output_type="latent",
+                callback_on_step_end=self._after_step(latents, begin, drawings[0].request, on_step),
+                callback_on_step_end_tensor_inputs=["latents"],
+            ).images
 
     def _facts(self) -> dict[str, Any]:
         """What the pipeline's class is told beside its components."""
@@ -219,6 +222,32 @@ class StableDiffusionModel(PipelineModel):
     def _decode(self, latents: torch.Tensor, request: GenerationRequest) -> Any:
         vae = self._image.vae
         return self._picture(latents.to(vae.dtype) / vae.config.scaling_factor, request)
+
+
+@contextmanager
+def _in_full_precision(scheduler: Any, dtype: torch.dtype) -> Iterator[None]:
+    """Within it the sampler adds up its steps in FP32, for a network that computes in `dtype`.
+
+    In 16 bits what a step adds is rounded each time; diffusers' older schedulers leave it at that.
+    """
+    if dtype is torch.float32:
+        yield
+        return
+    scale, step = scheduler.scale_model_input, scheduler.step
+
+    @functools.wraps(scale)
+    def scale_model_input(*args: Any, **more: Any) -> torch.Tensor:
+        return scale(*args, **more).to(dtype)
+
+    @functools.wraps(step)
+    def full_step(model_output: torch.Tensor, *args: Any, **more: Any) -> Any:
+        return step(model_output.float(), *args, **more)
+
+    scheduler.scale_model_input, scheduler.step = scale_model_input, full_step
+    try:
+        yield
+    finally:
+        del scheduler.scale_model_input, scheduler.step
 
 
 @dataclass(frozen=True, slots=True)

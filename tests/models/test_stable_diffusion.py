@@ -280,6 +280,34 @@ def test_frugal_draws_in_tiles(tiny: Tiny) -> None:
     assert picture.size == (96, 64)
 
 
+def test_sampler_adds_up_in_fp32_also_where_the_network_computes_in_16_bits(tiny: Tiny) -> None:
+    more = {"image": gradient(), "strength": 0.5}
+    full, begun = draw(tiny), draw(tiny, **more)
+    parts = (tiny.model._image.unet, tiny.model._text.text_encoder)
+    kept = [{name: tensor.clone() for name, tensor in part.state_dict().items()} for part in parts]
+    seen: list[torch.dtype] = []
+    step = type(tiny.model._image.scheduler).step
+
+    def watched(self: Any, output: torch.Tensor, *args: Any, **more: Any) -> Any:
+        result = step(self, output, *args, **more)
+        seen.append(result[0].dtype)
+        return result
+
+    try:
+        for part in parts:
+            torch.nn.Module.to(part, torch.bfloat16)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(tiny.model._image.scheduler), "step", watched)
+            pictures = (draw(tiny, seed=3), draw(tiny, **more))
+    finally:
+        for part, state in zip(parts, kept, strict=True):
+            torch.nn.Module.to(part, torch.float32)
+            part.load_state_dict(state)
+    assert set(seen) == {torch.float32}
+    assert all(difference(*pair) <= 24 for pair in zip(pictures, (full, begun), strict=True))
+    assert draw(tiny).tobytes() == full.tobytes()
+
+
 def test_autoencoder_that_is_not_made_for_16_bits_is_widened() -> None:
     class Vae(torch.nn.Linear):
         config = type("Config", (), {"force_upcast": True})
