@@ -253,7 +253,8 @@ class GenerateBody(LorasBody):
     )
     guidance_scale: Guidance | None = Field(
         None,
-        description="Embedded guidance, for models that have it: 0 to 20, for some models more. Also called "
+        description="Guidance, for models that have it: embedded in FLUX, classifier-free in Stable Diffusion. "
+        "0 to 20, for some models more. Also called "
         "`guidance`.",
     )
     true_cfg_scale: Scale | None = Field(
