@@ -33,9 +33,12 @@ from tests.service import RunningService
 def fp4(
     service: RunningService, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningService]:
-    """An FP4 service that the page of the BF16 one may call."""
+    """An FP4 service that the page of the BF16 one may call, with the same library."""
     running = RunningService(
-        tmp_path_factory.mktemp("fp4"), precision="fp4", FLUX_PAGE_ORIGINS=service.url
+        tmp_path_factory.mktemp("fp4"),
+        precision="fp4",
+        FLUX_PAGE_ORIGINS=service.url,
+        FLUX_LORA_DIR=str(service.lora_dir),
     ).start()
     try:
         running.wait_for_workers()
@@ -256,6 +259,20 @@ def test_results_three_loras_dropped_at_once_are_wired_and_change_the_picture(
     wires = [wire for wire in graph(page)["wires"] if wire["to"] == "n1.loras"]
     assert len(wires) == 3
     expect(page.locator("i")).to_have_count(0)
+
+
+def test_results_lora_goes_once_to_services_that_share_a_library(
+    service: RunningService, fp4: RunningService, open_page: OpenPage, no_loras: None
+) -> None:
+    page = open_page(ui(service, fp4), origins=(service.url, fp4.url))
+    is_ready(page)
+    is_ready(page, "fp4")
+    sent: list[str] = []
+    page.on("request", lambda each: sent.append(each.url) if each.method == "PUT" else None)
+    drop(page, "#canvas", [("shared.safetensors", "", lora(0.7, EMBEDDED))])
+    expect(field(page, "lora", "name")).to_have_value("shared", timeout=15_000)
+    assert len(sent) == 1
+    assert {each.client.get("/loras/shared").status_code for each in (service, fp4)} == {200}
 
 
 def test_results_bad_lora_files_say_why_on_their_nodes(

@@ -1,0 +1,204 @@
+"""What makes the page pleasant: fingers, notices, progress, themes, nothing that jumps, pictures read back."""
+
+from __future__ import annotations
+
+import base64
+import re
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.frontend.conftest import OpenPage
+from tests.frontend.page import (
+    PHONE,
+    drop,
+    expect_picture,
+    field,
+    is_ready,
+    node,
+    prompt,
+    small,
+    ui,
+)
+from tests.lora_files import EMBEDDED, lora
+from tests.service import RunningService
+
+# Chromium's own score; from 0.1 on its makers call it poor.
+MOST_SHIFT = 0.02
+
+
+def test_comfort_two_fingers_zoom_and_move_the_view(
+    service: RunningService, open_page: OpenPage
+) -> None:
+    page = open_page(ui(service), has_touch=True)
+    is_ready(page)
+    scale = page.locator(".scale")
+    page.get_by_role("button", name=re.compile("actual size")).click()
+    expect(scale).to_have_text("100 %")
+    head = node(page, "image").locator("h2")
+    before = head.bounding_box()
+    touch = page.context.new_cdp_session(page)
+
+    def fingers(kind: str, *points: tuple[float, float]) -> None:
+        listed = [{"x": x, "y": y, "id": index} for index, (x, y) in enumerate(points)]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": listed})
+
+    fingers("touchStart", (660, 840), (760, 840))
+    for step in range(1, 6):
+        fingers("touchMove", (660 - 10 * step, 840), (760 + 10 * step, 840))
+    fingers("touchEnd")
+    expect(scale).to_have_text("200 %")
+    expect(page.locator(".node[data-selected=true]")).to_have_count(0)
+    # What was between the fingers is there still.
+    middle = page.locator("#canvas").bounding_box()["x"] + 710
+    assert abs((head.bounding_box()["x"] - middle) - 2 * (before["x"] - middle)) < 4
+
+
+def test_comfort_notification_comes_when_nobody_looks(
+    service: RunningService, open_page: OpenPage
+) -> None:
+    page = open_page(ui(service), permissions=["notifications"])
+    is_ready(page)
+    # A browser without a screen has no notifications to show: what would be shown is written down.
+    page.evaluate("""() => {
+            window.told = [];
+            window.Notification = class {
+                static permission = "granted";
+                constructor(title, options) { window.told.push([title, options.body]); }
+            };
+            Object.defineProperty(document, "hidden", { get: () => window.isElsewhere ?? false });
+        }""")
+    small(page, num_inference_steps=1)
+    page.keyboard.type("a star")
+    page.keyboard.press("Enter")
+    expect_picture(page, 128)
+    assert page.evaluate("told") == []
+    page.evaluate("window.isElsewhere = true")
+    page.keyboard.press("Enter")
+    expect(node(page, "image").locator(".run-stage")).not_to_have_text("Finished")
+    expect(node(page, "image").locator(".run-stage")).to_have_text("Finished", timeout=30_000)
+    assert page.evaluate("told") == [["The picture is finished", "a star"]]
+
+
+def test_comfort_upload_tells_how_far_it_is(service: RunningService, open_page: OpenPage) -> None:
+    page = open_page(ui(service))
+    is_ready(page)
+    seen = page.evaluate_handle("""() => {
+            const seen = [];
+            new MutationObserver(() => {
+                const bar = document.querySelector(".upload progress");
+                if (bar && !bar.hidden && bar.value !== seen.at(-1)) seen.push(bar.value);
+            }).observe(document.body, { subtree: true, childList: true, attributes: true, characterData: true });
+            return seen;
+        }""")
+    cdp = page.context.new_cdp_session(page)
+    slow = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 1_000_000}
+    cdp.send("Network.emulateNetworkConditions", slow)
+    before = {each["name"] for each in service.client.get("/loras").json()["loras"]}
+    drop(page, "#canvas", [("large.safetensors", "", lora(0.2, EMBEDDED, rank=400))])
+    expect(field(page, "lora", "name")).to_have_value("large", timeout=30_000)
+    fractions = seen.evaluate("seen => seen")
+    assert fractions == sorted(fractions) and any(0 < each < 1 for each in fractions), fractions
+    assert "large" not in before
+    service.client.delete("/loras/large")
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_comfort_theme_is_kept_over_a_reload(
+    service: RunningService, open_page: OpenPage, scheme: str
+) -> None:
+    page = open_page(ui(service), color_scheme=scheme)
+    is_ready(page)
+    ground = "getComputedStyle(document.body).backgroundColor"
+    first = page.evaluate(ground)
+    page.get_by_role("button", name="Dark or light").click()
+    chosen = page.evaluate(ground)
+    assert chosen != first
+    page.reload()
+    assert page.evaluate(ground) == chosen
+
+
+@pytest.mark.parametrize("viewport", [{"width": 1440, "height": 900}, PHONE], ids=["desk", "phone"])
+def test_comfort_nothing_jumps_from_opening_to_the_picture(
+    service: RunningService, open_page: OpenPage, viewport: dict[str, int]
+) -> None:
+    page = open_page(ui(service), viewport=viewport)
+    page.evaluate("""() => {
+            window.shift = 0;
+            new PerformanceObserver((list) => {
+                for (const { hadRecentInput, value } of list.getEntries()) shift += hadRecentInput ? 0 : value;
+            }).observe({ type: "layout-shift", buffered: true });
+        }""")
+    is_ready(page)
+    prompt(page).fill("a red ball")
+    page.keyboard.press("Enter")
+    expect_picture(page, 256)
+    expect(node(page, "image").locator(".run-stage")).to_have_text("Finished")
+    assert page.evaluate("shift") <= MOST_SHIFT
+
+
+def test_comfort_tools_cover_no_node_of_the_first_graph(
+    service: RunningService, open_page: OpenPage
+) -> None:
+    page = open_page(ui(service))
+    is_ready(page)
+    expect(page.locator(".examples button")).to_have_count(3)
+    tools = page.locator("#canvas-tools")
+    last = node(page, "prompt").locator(".keys")
+    expect(last).to_be_in_viewport(ratio=1)
+    service.wait_until(lambda: _is_above(last, tools), 10, "has its tools over the Prompt node")
+
+
+def _is_above(upper, lower) -> bool:
+    box = upper.bounding_box()
+    return box["y"] + box["height"] <= lower.bounding_box()["y"]
+
+
+@pytest.mark.parametrize("output_format", ["jpeg", "webp"])
+def test_comfort_jpeg_and_webp_of_ours_bring_their_graph_back(
+    service: RunningService, open_page: OpenPage, output_format: str
+) -> None:
+    body = {"width": 128, "height": 144, "steps": 1, "seed": 9, "output_format": output_format}
+    drawn = service.generate(prompt="größer <b> 🎈", **body).json()
+    page = open_page(ui(service))
+    is_ready(page)
+    content = base64.b64decode(drawn["image"])
+    drop(page, "#canvas", [(f"a.{output_format}", f"image/{output_format}", content)])
+    expect(prompt(page)).to_have_value("größer <b> 🎈")
+    expect(field(page, "sampler", "height")).to_have_value("144")
+    expect(field(page, "sampler", "seed")).to_have_value("9")
+    expect(field(page, "sampler", "output_format")).to_have_value(output_format)
+
+
+def test_comfort_picture_that_began_with_another_is_drawn_again_the_same(
+    service: RunningService, open_page: OpenPage
+) -> None:
+    start = service.generate(width=128, height=128, steps=1, seed=2).json()["images"][0]["id"]
+    again = {"image": start, "strength": 0.5, "seed": 3, "width": 128, "height": 128, "steps": 2}
+    drawn = service.generate(prompt="a blue ball", **again).json()
+    picture = base64.b64decode(drawn["image"])
+    page = open_page(ui(service))
+    is_ready(page)
+    drop(page, "#canvas", [("a.png", "image/png", picture)])
+    expect(field(page, "image-input", "strength")).to_have_value("0.5")
+    _run(page)
+    newest = service.client.get("/images?limit=1").json()["images"][0]
+    assert newest["id"] != drawn["images"][0]["id"]
+    assert service.client.get(newest["image_url"]).content == picture
+
+
+def _run(page: Page) -> None:
+    page.keyboard.press("Control+Enter")
+    stage = node(page, "image").locator(".run-stage")
+    expect(stage).to_have_text("Finished", timeout=60_000)
+
+
+def test_comfort_screen_of_4k_shows_the_whole_graph_large(
+    service: RunningService, open_page: OpenPage
+) -> None:
+    page = open_page(ui(service), viewport={"width": 3840, "height": 2160})
+    is_ready(page)
+    for kind in ("model", "prompt", "sampler", "image"):
+        expect(node(page, kind)).to_be_in_viewport(ratio=1)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.evaluate("getComputedStyle(document.documentElement).fontSize") == "20px"
