@@ -68,14 +68,36 @@ def row_of(service: RunningService, model: str) -> dict:
     return next(row for row in rows if row["id"] == model)
 
 
-def test_model_is_fetched_when_a_job_needs_it_and_its_listener_is_told(
+def hold(hub: Hub) -> None:
+    """Weights stop before their end until `hub.gate` is set."""
+    hub.held.add(f"{ROW.source}/unet/diffusion_pytorch_model.safetensors")
+    hub.gate.clear()
+
+
+def test_job_that_is_cancelled_while_its_model_is_fetched_ends_and_its_worker_lives(
     service: RunningService, hub: Hub
 ) -> None:
     """The first test: nothing is here yet."""
+    hold(hub)
+    (before,) = service.workers()
+    job_id = service.submit(model=ROW.id, **SIZE)
+    service.wait_until(lambda: hub.got and service.job(job_id)["status"] == "running")
+    assert service.client.post(f"/jobs/{job_id}/cancel").json()["cancelled"] is True
+    service.wait_for_workers()
+    hub.gate.set()
+    (after,) = service.workers()
+    assert after["pid"] == before["pid"] and after["last_death"] is None
+    assert service.job(job_id)["status"] == "cancelled"
+    assert row_of(service, ROW.id)["downloaded"] is False
+
+
+def test_model_is_fetched_when_a_job_needs_it_and_its_listener_is_told(
+    service: RunningService, hub: Hub
+) -> None:
+    """Nothing is in use yet."""
     before = row_of(service, ROW.id)
     assert (before["downloaded"], before["disk_bytes"]) == (False, 0)
-    hub.held.add(f"{ROW.source}/unet/diffusion_pytorch_model.safetensors")
-    hub.gate.clear()
+    hold(hub)
     job_id = service.submit(model=ROW.id, **SIZE)
     told = []
     with service.client.stream("GET", f"/jobs/{job_id}/events") as events:
