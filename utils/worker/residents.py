@@ -107,10 +107,12 @@ class Residents:
         """Let go of one model, or of all."""
         names = list(self._residents) if model_id is None else [model_id]
         gone = [self._residents.pop(name) for name in names if name in self._residents]
+        expected, before = sum(each.gib for each in gone), self._memory.used_gib()
         for each in gone:
             each.model.unload()
         gone.clear()
         self._memory.give_back()
+        self._inherit(expected - (before - self._memory.used_gib()))
         self._on_change()
 
     def keep_only(self, model_id: str | None) -> bool:
@@ -120,23 +122,42 @@ class Residents:
             self.unload(name)
         return bool(others)
 
+    def _inherit(self, kept_gib: float) -> None:
+        """What a model left behind is shared with one that stays: it counts as that one's from now on.
+
+        At most up to what it would take by itself: a process gives memory back a little late.
+        """
+        if kept_gib <= 0 or not self._residents:
+            return
+        heir = max(self._residents.values(), key=lambda each: each.used_at)
+        most = heir.row.memory_gib.get(self._precision, 0.0)
+        heir.gib = max(heir.gib, min(heir.gib + kept_gib, most))
+
     def _make_room(self, row: ModelRow) -> bool | None:
         """Have models leave for a row; returns whether its weights must wait in main memory (None: either).
 
-        Raises ModelUnavailable where it does not fit, whoever leaves.
+        One after the other, because what one gives back is known when it has left. Raises
+        ModelUnavailable where the row does not fit, whoever leaves.
         """
-        held = self.held
-        limits = self._memory.limits(sum(each.gib for each in held))
-        plan = model_memory.plan(row, self._precision, held, limits, self._offload)
-        if plan is None:
-            words = model_memory.refusal(row, self._precision, limits, self._offload, self._catalog)
-            raise ModelUnavailable(words, retry_after_seconds=60)
-        for name in plan.leaving:
+        while True:
+            held = self.held
+            limits = self._memory.limits(sum(each.gib for each in held))
+            plan = model_memory.plan(row, self._precision, held, limits, self._offload)
+            if plan is None:
+                words = model_memory.refusal(
+                    row, self._precision, limits, self._offload, self._catalog
+                )
+                raise ModelUnavailable(words, retry_after_seconds=60)
+            if not plan.leaving:
+                return plan.offload if limits.can_offload else None
+            name = plan.leaving[0]
             log.info(
-                "%s leaves the memory for %s", name, row.id, extra={"action": "model_leaves", "model": name}
-            )  # fmt: skip
+                "%s leaves the memory for %s",
+                name,
+                row.id,
+                extra={"action": "model_leaves", "model": name},
+            )
             self.unload(name)
-        return plan.offload if limits.can_offload else None
 
     def _load_with_room(self, row: ModelRow, offload: bool | None) -> ImageModel:
         """Load; a device that is full all the same has the other models leave, and is tried once more."""

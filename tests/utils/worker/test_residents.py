@@ -28,7 +28,7 @@ class Model:
         bench.used += gib
 
     def unload(self) -> None:
-        self._bench.used -= self._gib
+        self._bench.used -= max(0.0, self._gib - self._bench.left_behind)
 
 
 class Bench:
@@ -44,6 +44,7 @@ class Bench:
         rows["b"] = rows["b"].model_copy(update={"offloaded_gib": {"bf16": 2.0}})
         self.used = 0.0
         self.given_back = 0
+        self.left_behind = 0.0  # of each model that is unloaded, because another shares it
         self.loads: list[tuple[str, bool | None]] = []
         self.fails: list[Exception] = []
         self.changes: list[list[str]] = []
@@ -129,6 +130,29 @@ def test_model_takes_what_was_measured_and_not_what_was_expected() -> None:
     bench.residents.load("b")
     bench.residents.load("c")
     assert bench.names == ["c", "b", "a"]
+
+
+def test_model_that_stays_inherits_what_it_shares_with_one_that_left() -> None:
+    """`b` was measured without the 3 GiB that `a` had brought; they stay with it, and count."""
+    bench = Bench(budget=12)
+    bench.real_sizes = {"b": 3.0}
+    bench.residents.load("a")
+    bench.residents.load("b")
+    bench.left_behind = 3.0
+    bench.residents.unload("a")
+    assert [held.gib for held in bench.residents.held] == [6.0] and bench.used == 6.0
+    bench.left_behind = 0.0
+    bench.residents.load("c")  # 8 beside 6 is too much
+    assert bench.names == ["c"]
+
+
+def test_model_inherits_no_more_than_it_would_take_by_itself() -> None:
+    bench = Bench()
+    bench.residents.load("a")
+    bench.residents.load("b")
+    bench.left_behind = 100.0
+    bench.residents.unload("a")
+    assert [held.gib for held in bench.residents.held] == [6.0]
 
 
 def test_model_that_never_fits_is_refused_and_nobody_leaves() -> None:
