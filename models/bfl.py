@@ -94,10 +94,12 @@ class Bfl:
 
     async def submit(self, model: str, body: Mapping[str, Any]) -> CloudTask:
         """Have a picture drawn. Raises CloudError; CloudUnclear when it may have been taken all the same."""
+        # In a thread: a body with pictures has many megabytes.
+        content = await asyncio.to_thread(lambda: json.dumps(body).encode())
         try:
             async with asyncio.timeout(SUBMIT_SECONDS):
                 async with self._answer(
-                    self._submits, "POST", f"{self._base}/{model}", json=body
+                    self._submits, "POST", f"{self._base}/{model}", content=content
                 ) as answer:
                     data, text = await _read(answer)
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
@@ -192,6 +194,8 @@ class Bfl:
     ) -> AsyncIterator[httpx2.Response]:
         """An answer to a call with the key; only ever to an address that may have it."""
         headers = {"x-key": self._key, "accept": "application/json"}
+        if "content" in options:
+            headers["content-type"] = "application/json"
         async with client.stream(method, url, headers=headers, **options) as answer:
             yield answer
 

@@ -3,44 +3,41 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from config.catalog import ModelRow
 from config.errors import NotFound, StorageUnavailable
 from models.bfl_errors import MAY_COST, CloudError, CloudRefused
-from models.bfl_request import MAX_PICTURE_BYTES
+from models.bfl_request import MAX_PICTURE_BYTES, body_of
 from models.types import GenerationRequest, ImageFile
 from utils import images, metadata
-from utils.input_pictures import FORMATS, MAX_PIXELS
+from utils.input_pictures import FORMATS, MAX_PIXELS, reference_field
 from utils.picture_header import read_header
 
 ENGINE = "bfl"
 PRECISION = "cloud"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SentPictures:
-    """What goes along with a request: the files, and how many pixels each of `pictures` has."""
-
-    pictures: tuple[bytes, ...]
-    pixels: tuple[int, ...]
-    mask: bytes | None
+def pixels_of(folder: Path, request: GenerationRequest) -> list[int]:
+    """How many pixels each picture has that goes along. Raises FluxError. Blocks; for a thread."""
+    return [_pixels(_read(folder, field, sha256)) for field, sha256 in _sent(request)]
 
 
-def read_inputs(folder: Path, request: GenerationRequest) -> SentPictures:
-    """The pictures of a request, undecoded. Raises FluxError naming the field. Blocks; for a thread."""
-    fields = [("image", request.image)]
-    fields += [
-        (f"reference_images.{i}", sha256) for i, sha256 in enumerate(request.reference_images)
-    ]
-    files = [_read(folder, field, sha256) for field, sha256 in fields if sha256 is not None]
-    return SentPictures(
-        pictures=tuple(files),
-        pixels=tuple(map(_pixels, files)),
-        mask=None if request.mask is None else _read(folder, "mask", request.mask),
-    )
+def body_with(folder: Path, row: ModelRow, request: GenerationRequest, seed: int) -> dict[str, Any]:
+    """The body for one picture with the files that go along, as they came.
+
+    Raises FluxError naming the field. Blocks; for a thread.
+    """
+    pictures = [_read(folder, field, sha256) for field, sha256 in _sent(request)]
+    mask = None if request.mask is None else _read(folder, "mask", request.mask)
+    return body_of(row, request, seed, pictures, mask)
+
+
+def _sent(request: GenerationRequest) -> list[tuple[str, str]]:
+    """(field, content) of each picture that goes along, but for a mask."""
+    looked_at = [(reference_field(i), each) for i, each in enumerate(request.reference_images)]
+    return looked_at if request.image is None else [("image", request.image), *looked_at]
 
 
 def _read(folder: Path, field: str, sha256: str) -> bytes:

@@ -31,10 +31,9 @@ from models.bfl_errors import (
     Moderated,
 )
 from models.bfl_prices import Prices
-from models.bfl_request import CloudTask, body_of
+from models.bfl_request import CloudTask
 from models.types import GenerationRequest, GenerationResult, ImageFile, Stage
 from utils import cloud_pictures, images
-from utils.cloud_pictures import SentPictures
 from utils.cloud_tasks import Asked, CloudTasks
 from utils.cloud_turns import CloudTurns, Place
 from utils.gpu_manager import WorkerSlot
@@ -48,10 +47,11 @@ T = TypeVar("T")
 
 MAX_PICTURES = 24  # of one account, in BFL's cloud at once
 MAX_DOWNLOADS = 4
+MAX_UPLOADS = 2  # of requests with pictures
 MAX_UNKNOWN = 100  # statuses that are told of
 UNREACHABLE_TRIES = 3
 PAUSE_SECONDS = 1.0  # doubled for each time in a row
-MAX_PAUSE_SECONDS = 15.0
+LEAST_PAUSE_SECONDS = 0.25  # grows with each time in a row
 STORE_PAUSE_SECONDS = 1.0
 LEAVE_SECONDS = 10.0  # a stop waits so long for the answer to a request that has left
 PERCENT = 100
@@ -68,7 +68,6 @@ class _Job:
     request: GenerationRequest
     row: ModelRow
     number: int  # in the order they came
-    sent: SentPictures
     price_usd: float  # of one picture, as far as can be told before
     progress: dict[int, float] = field(default_factory=dict)  # by picture, 0 to 1
     timings: dict[str, float] = field(
@@ -117,6 +116,7 @@ class CloudWorker:
         self._ends: set[asyncio.Task[None]] = set()
         self._asking: set[asyncio.Task[CloudTask]] = set()
         self._saving = asyncio.Semaphore(1)  # a picture of 4K takes 50 MB while it is decoded
+        self._sending = asyncio.Semaphore(MAX_UPLOADS)
         self._fetching = asyncio.Semaphore(MAX_DOWNLOADS)  # each is in memory as a whole
         self._unknown: set[str] = set()  # statuses that were told of
         self._is_stopped = False
@@ -243,9 +243,9 @@ class CloudWorker:
         self, job_id: str, request: GenerationRequest, number: int
     ) -> events.Finished:
         row = self._catalog[request.model]
-        sent = await asyncio.to_thread(cloud_pictures.read_inputs, self._inputs_dir, request)
-        price = self._prices.estimate(row, request, sent.pixels) / request.num_images
-        job = _Job(id=job_id, request=request, row=row, number=number, sent=sent, price_usd=price)
+        pixels = await asyncio.to_thread(cloud_pictures.pixels_of, self._inputs_dir, request)
+        price = self._prices.estimate(row, request, pixels) / request.num_images
+        job = _Job(id=job_id, request=request, row=row, number=number, price_usd=price)
         await self._tell_progress(job)
         files = await self._files(job)
         cost = sum(asked.usd for asked in await self._tasks.of_job(job_id))
@@ -306,9 +306,10 @@ class CloudWorker:
             except (CloudBusy, CloudUnreachable) as error:
                 now, tries = self._monotonic(), tries + 1
                 give_up_at = give_up_at or now + self._settings.bfl_poll_timeout
-                pause = error.retry_after_seconds
+                pause: float | None = error.retry_after_seconds
                 if pause is None:
-                    pause = min(MAX_PAUSE_SECONDS, PAUSE_SECONDS * 2 ** (tries - 1))
+                    pause = PAUSE_SECONDS * 2 ** (tries - 1)
+                pause = max(pause, LEAST_PAUSE_SECONDS * tries)  # also where the cloud says at once
                 is_late = isinstance(error, CloudUnreachable) and tries >= UNREACHABLE_TRIES
                 if is_late or now + pause > give_up_at:
                     raise
@@ -322,6 +323,16 @@ class CloudWorker:
 
     async def _ask(self, job: _Job, index: int) -> CloudTask:
         """One request, noted before and after. Raises CloudError."""
+        if not job.request.inputs:
+            return await self._ask_now(job, index)
+        async with self._sending:
+            return await self._ask_now(job, index)
+
+    async def _ask_now(self, job: _Job, index: int) -> CloudTask:
+        seed = job.request.seed + index
+        body = await asyncio.to_thread(
+            cloud_pictures.body_with, self._inputs_dir, job.row, job.request, seed
+        )
         asked, may_be_asked = await self._until_stored(
             lambda: self._tasks.begin(job.id, index, job.price_usd)
         )
@@ -333,8 +344,6 @@ class CloudWorker:
                 "the service ended while BFL was asked for this picture, and nobody knows whether BFL took it: "
                 f"{MAY_COST}. It is not asked for again by itself; POST /jobs/{job.id}/retry does"
             )
-        seed = job.request.seed + index
-        body = body_of(job.row, job.request, seed, job.sent.pictures, job.sent.mask)
         try:
             task = await self._bfl.submit(job.row.source, body)
         except CloudError as error:

@@ -24,7 +24,7 @@ from models.bfl_request import CloudTask
 from models.precision import profile_of
 from models.types import OutputFormat
 from tests.cloud import KEY, StandIn, cloud_queue, cloud_request, ended
-from utils import cloud_worker, metadata
+from utils import cloud_pictures, cloud_worker, metadata
 from utils.clock import Chance
 from utils.cloud_tasks import Asked, CloudTasks
 from utils.gpu_manager import WorkerSlot
@@ -247,7 +247,7 @@ def test_job_fails_internally_where_our_code_is_wrong(
     def wrong(*_: Any) -> Any:
         raise ZeroDivisionError("secret 4711")
 
-    monkeypatch.setattr(cloud_worker, "body_of", wrong)
+    monkeypatch.setattr(cloud_pictures, "body_of", wrong)
     job = end_of()
     assert job.error is not None and job.error.code == "internal"
     assert "ZeroDivisionError" in job.error.message and "4711" not in job.error.message
@@ -277,6 +277,14 @@ def test_job_429_is_asked_for_again_after_the_time_that_the_cloud_names(
     job = end_of("[[http=429:2]] [[retry-after=0]]")
     assert job.status is JobStatus.SUCCEEDED
     assert len(cloud.submits) == 3 and rows(tmp_path) == [(0, "taken", pytest.approx(0.014))]
+
+
+def test_job_429_that_says_at_once_is_not_asked_for_without_a_pause(
+    end_of: Callable[..., Job], cloud: StandIn
+) -> None:
+    job = end_of("[[http=429]] [[retry-after=0]]", settings={"bfl_poll_timeout": 1.0})
+    assert job.error is not None and job.error.code == "provider_busy"
+    assert 1 < len(cloud.submits) < 6
 
 
 def test_job_429_for_longer_than_anybody_waits_is_busy(
