@@ -1,7 +1,7 @@
 """The keys as one service knows them: those of its settings and those of the machine's file.
 
-The file is looked at with every request, at the cost of a few microseconds, and read again when
-somebody has changed it.
+The file is looked at when a request comes, at most once in `LOOK_SECONDS`, and read again when
+somebody has changed it. A key that is not known is looked for before it is refused.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# Each look lets other threads of the process go first, which a busy service would feel.
+LOOK_SECONDS = 0.02
 FLUSH_SECONDS = 30.0  # between notes of when keys were used last
 SETTINGS_NAME = "FLUX_API_KEYS"  # what the keys of the settings are called
 
@@ -44,6 +46,7 @@ class Keyring:
         self._in_use = self._fixed  # those that were not revoked
         self._by_id: dict[str, Key] = {key.id: key for key in self._fixed}
         self._db: sqlite3.Connection | None = None
+        self._next_look = 0.0  # monotonic
         self._seen: tuple[int, int] | None = (
             None  # the file's inode and version as of the last look
         )
@@ -93,8 +96,14 @@ class Keyring:
 
     def find(self, secrets: Iterable[str]) -> Key | None:
         """The key that one of the secrets is, unless it was revoked."""
-        self._look()
         sent = [digest_of(secret) for secret in secrets]
+        self._look()
+        found = self._among_those_in_use(sent)
+        if found is None and self._look(now=True):
+            found = self._among_those_in_use(sent)
+        return found
+
+    def _among_those_in_use(self, sent: list[bytes]) -> Key | None:
         # Every pair is compared to its end, so that the time says nothing about which was near.
         found = [
             key for digest in sent for key in self._in_use if compare_digest(digest, key.digest)
@@ -125,7 +134,7 @@ class Keyring:
 
     def all(self) -> list[tuple[Key, str | None]]:
         """Every key and when it was used last, those of the settings first."""
-        self._look()
+        self._look(now=True)
         return [(key, self._last_use(key)) for key in self._keys]
 
     def _last_use(self, key: Key) -> str | None:
@@ -157,16 +166,21 @@ class Keyring:
             return await asyncio.to_thread(change)
         except ConfigurationError as error:
             raise _refused(error) from error
+        finally:
+            self._next_look = 0.0
 
     # The file
 
-    def _look(self) -> None:
-        if self._db is None:
-            return
+    def _look(self, *, now: bool = False) -> bool:
+        """Read the file again if somebody has changed it; returns whether it was read."""
+        at = self._chance.monotonic()
+        if self._db is None or (at < self._next_look and not now):
+            return False
+        self._next_look = at + LOOK_SECONDS
         try:
             version = self._db.execute("PRAGMA data_version").fetchone()[0]
             if self._seen == (os.stat(self.file.path).st_ino, version):
-                return
+                return False
             self._read()
         except (sqlite3.Error, OSError):
             # Another file in its place, or none.
@@ -174,7 +188,9 @@ class Keyring:
                 self.file.create()
                 self._reopen()
             except ConfigurationError as error:
+                self._next_look = 0.0  # nobody is let in on what was read before
                 raise _refused(error) from error
+        return True
 
     def _reopen(self) -> None:
         if self._db is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -26,7 +27,8 @@ SCOPES = frozenset({Scope.GENERATE})
 class Clock:
     def __init__(self) -> None:
         self.now = START
-        self.chance = Chance(now=lambda: self.now)
+        # Always later than the pause between two looks at the file.
+        self.chance = Chance(now=lambda: self.now, monotonic=itertools.count().__next__)
 
 
 def settings(folder: Path, **environ: str) -> Settings:
@@ -86,6 +88,35 @@ async def test_keyring_key_revoked_meanwhile_ends_at_once_and_opens_no_door(tmp_
     assert ring.find([secret]) is None
     assert ring.are_needed
     assert ring.name_of(key_id) == "laptop", "what it used keeps its name"
+    await ring.close()
+
+
+@in_loop
+async def test_keyring_looks_at_the_file_now_and_then_and_before_it_refuses(tmp_path: Path) -> None:
+    key_id, secret = make(tmp_path)
+    now = [0.0]
+    ring = Keyring(settings(tmp_path), Chance(monotonic=lambda: now[0]))
+    await ring.open()
+    assert ring.find([secret]) is not None
+    key_file(tmp_path).revoke(key_id, rfc3339(START))
+    _, other = make(tmp_path, "made meanwhile")
+    assert ring.find([secret]) is not None, "not looked at yet"
+    assert ring.find([other]) is not None, "looked at, because it was not known"
+    assert ring.find([secret]) is None
+    now[0] += keyring.LOOK_SECONDS
+    key_file(tmp_path).revoke("made meanwhile", rfc3339(START))
+    assert ring.find([other]) is None
+    await ring.close()
+
+
+@in_loop
+async def test_keyring_own_change_is_seen_at_once(tmp_path: Path) -> None:
+    ring = Keyring(settings(tmp_path), Chance(monotonic=lambda: 0.0))
+    await ring.open()
+    key, secret = await ring.make(name="own", scopes=SCOPES, limits=Limits(), expires_at=None)
+    assert ring.are_needed and ring.find([secret]) == key
+    await ring.revoke(key.id)
+    assert ring.find([secret]) is None
     await ring.close()
 
 
