@@ -16,7 +16,8 @@ import torch
 from config.catalog import ModelRow
 from config.errors import ModelUnavailable
 from models.families import family_of
-from models.families.pipeline_model import device_of, place
+from models.families.pipeline_model import PipelineModel, device_of, place
+from models.hub import on_disk
 from models.hub.repository import first_line
 from models.hub.snapshot import snapshot
 from models.parts import Keys, keys_of
@@ -26,7 +27,11 @@ from models.types import ImageModel, LoadOptions
 PROFILE = profile_of("bf16")
 
 
-def compute_dtype(device: torch.device) -> torch.dtype:
+def compute_dtype(device: torch.device, family: type[PipelineModel] = PipelineModel) -> torch.dtype:
+    """The numbers that a family computes in. Never FP16: sums in these networks overflow in it."""
+    if device.type == "mps":
+        has_bf16 = torch.backends.mps.is_macos_or_newer(14, 0)
+        return torch.bfloat16 if family.BF16_ON_MPS and has_bf16 else torch.float32
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
@@ -43,7 +48,7 @@ def load(row: ModelRow, options: LoadOptions) -> ImageModel:
     if hasattr(family, "load"):
         return family.load(row, options, PROFILE)
     device = torch.device(options.devices[-1])
-    dtype = compute_dtype(device)
+    dtype = compute_dtype(device, family.MODEL)
     offloads = must_offload(row, options.devices) if options.offload is None else options.offload
     folder = row.folder if row.folder is not None else snapshot(row, options)
     keys: Keys = {}
@@ -59,7 +64,7 @@ def load(row: ModelRow, options: LoadOptions) -> ImageModel:
         **family.MODEL.READ_WITH | lent,
     )
     family.MODEL.prepare(pipeline)
-    compute = "BF16 weights widened to FP32" if device.type == "cpu" else "BF16"
+    compute = "BF16" if dtype == torch.bfloat16 else "BF16 weights widened to FP32"
     if offloads:
         compute = "BF16, weights waiting in main memory"
     else:
@@ -84,16 +89,44 @@ def open_pipeline(
 ) -> Any:
     """The row's pipeline from its folder, on the CPU; `parts` are components that are there already.
 
-    Raises ModelUnavailable, saying which files are missing and how to get them.
+    Raises ModelUnavailable, saying which files are missing or damaged, or that they are another model's.
     """
+    lacking = on_disk.missing_in(folder, parts)
+    if lacking:
+        raise ModelUnavailable(
+            f"model {row.id}: {folder.name} has no whole {' and no whole '.join(lacking)}; "
+            "fetch the model again"
+        )
     try:
-        return pipeline_class.from_pretrained(
+        pipeline = pipeline_class.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, local_files_only=True, **parts
         )
-    except (OSError, ValueError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # what a wrong value or file breaks inside has no common type
         raise ModelUnavailable(
-            f"model {row.id}: {row.source} cannot be loaded: {_in_short(error, folder)}"
+            f"model {row.id}: {folder.name} cannot be loaded: {_in_short(error, folder)}"
         ) from error
+    if reason := _why_not_whole(pipeline):
+        raise ModelUnavailable(
+            f"model {row.id}: {folder.name}: {reason}; the files are not of one model of this kind"
+        )
+    return pipeline
+
+
+def _why_not_whole(pipeline: Any) -> str | None:
+    """What diffusers only warns of: a component of another class, or weights that no file has."""
+    expected = type(pipeline)._get_signature_types()
+    for name, part in pipeline.components.items():
+        if not isinstance(part, torch.nn.Module):
+            continue
+        kinds = tuple(kind for kind in expected.get(name, ()) if isinstance(kind, type))
+        if kinds and not isinstance(part, kinds):
+            return f"{name} is of the class {type(part).__name__}, not {kinds[0].__name__}"
+        lacking = [tensor for tensor, value in part.named_parameters() if value.is_meta]
+        if lacking:
+            return f"{name} has no weights for {lacking[0]}, which its config.json says it has"
+    return None
 
 
 def must_offload(row: ModelRow, devices: Sequence[str]) -> bool:
