@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -207,7 +208,7 @@ class RequestResolver:
             return self._why_not_on_apple(row)
         if not slot.gpus:
             if row.device == "any":
-                return _why_no_room(row, needed * model_memory.WIDENING)
+                return self._why_no_room(row, needed * model_memory.WIDENING)
             return (
                 f"{row.id} needs a GPU with {needed:g} GiB, and this service runs on the CPU "
                 f"({self._placement.why_no_gpu})"
@@ -228,11 +229,22 @@ class RequestResolver:
             )
         return None
 
+    @functools.cached_property
+    def _main_memory_gib(self) -> float:
+        """Read once: files are opened for it, and every request asks."""
+        return main_memory.total_gib()
+
+    def _why_no_room(self, row: ModelRow, needed: float) -> str | None:
+        there = self._main_memory_gib
+        if needed <= there:
+            return None
+        return f"{row.id} needs {needed:g} GiB of main memory on a CPU, and there are {there:.1f}"
+
     def _why_not_on_apple(self, row: ModelRow) -> str | None:
         """Of its memory macOS gives the GPU a part, and weights have nowhere else to wait."""
         if self._profile.why_not_mps and row.device == "gpu":
             return f"{row.id}: {self._profile.why_not_mps}"
-        needed, there = row.memory_gib[self._profile.name], main_memory.total_gib()
+        needed, there = row.memory_gib[self._profile.name], self._main_memory_gib
         if needed <= there * model_memory.APPLE_SHARE:
             return None
         return (
@@ -475,10 +487,3 @@ def _is_side(row: ModelRow, value: int) -> bool:
 
 def _either(value: float | None, default: float) -> float:
     return default if value is None else float(value)
-
-
-def _why_no_room(row: ModelRow, needed: float) -> str | None:
-    there = main_memory.total_gib()
-    if needed <= there:
-        return None
-    return f"{row.id} needs {needed:g} GiB of main memory on a CPU, and there are {there:.1f}"
