@@ -23,6 +23,7 @@ ASK_TIMEOUT_SECONDS = 30.0
 _WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d{5}-of-\d{5})?\.safetensors")
 # Indexes of the variants: `model.safetensors.index.fp16.json`.
 _OTHER_INDEX = re.compile(r".*\.index\.[^.]+\.json|.*\.(bin|msgpack|h5|onnx)\.index\.json")
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _WORDS = (".json", ".txt", ".model", ".jinja")  # configurations and vocabularies
 _ANY_WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx", ".gguf")
 
@@ -69,13 +70,16 @@ def ask(repo: str) -> Repository:
 def _files(repo: str, siblings: Iterable[Any]) -> Iterator[RepoFile]:
     for each in siblings:
         lfs = each.lfs
-        if each.size is None or not each.blob_id or not _is_plain(each.rfilename):
+        if each.size is None or not _is_plain(each.rfilename):
             continue
+        # Its name in the cache; a Hub that says something else is none.
+        if not _DIGEST.fullmatch((each.blob_id if lfs is None else lfs.sha256) or ""):
+            raise ModelUnavailable(f"{repo}: the Hub tells no checksum of {each.rfilename}")
         yield RepoFile(
             path=each.rfilename,
             size_bytes=each.size if lfs is None else lfs.size,
             sha256=None if lfs is None else lfs.sha256,
-            git_sha1=each.blob_id,
+            git_sha1=each.blob_id or "",
         )
 
 

@@ -101,6 +101,8 @@ def wanted_files(
     fetch(repository, [index], cache, on_progress=lambda progress: None, patience=patience)
     try:
         parts = json.loads(cache.blob(index).read_text(encoding="utf-8"))
+        if not isinstance(parts, dict):
+            raise ValueError("no object")
     except ValueError as error:
         raise ModelUnavailable(f"{repository.id}: {INDEX} is no JSON: {error}") from error
     return select(repository, parts, without)

@@ -123,6 +123,27 @@ def test_server_that_sends_the_whole_file_again_is_understood(hub: Hub, cache: R
     assert cache.blob(file).read_bytes() == data
 
 
+def test_file_that_is_longer_than_the_hub_tells_is_refused(hub: Hub, cache: RepoCache) -> None:
+    hub.sizes[f"{REPO}/{VAE}"] = 1000
+    with pytest.raises(ModelUnavailable, match="more bytes came than the Hub tells"):
+        bring(cache, vae())
+    assert not cache.has(vae())
+
+
+def test_file_that_is_shorter_than_the_hub_tells_is_refused(hub: Hub, cache: RepoCache) -> None:
+    name = f"{REPO}/vae/config.json"
+    hub.sizes[name] = len(hub.files[name]) + 1
+    with pytest.raises(ModelUnavailable, match="vae/config.json.*3 times"):
+        bring(cache, ask(REPO).file("vae/config.json"))
+
+
+def test_file_without_a_byte_comes_too(hub: Hub, cache: RepoCache) -> None:
+    hub.files[f"{REPO}/tokenizer/empty.txt"] = b""
+    file = ask(REPO).file("tokenizer/empty.txt")
+    bring(cache, file)
+    assert cache.blob(file).read_bytes() == b""
+
+
 def test_server_in_trouble_is_asked_again(hub: Hub, cache: RepoCache) -> None:
     hub.statuses += [503, 429]
     bring(cache, vae())

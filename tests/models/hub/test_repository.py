@@ -9,6 +9,7 @@ from huggingface_hub import constants
 
 from config.errors import ModelUnavailable
 from models.hub.repository import RepoFile, Repository, ask, select
+from tests import hub as stand_in
 from tests.hub import COMMIT, Hub, git_sha1
 
 REPO = "somebody/tiny-flux"
@@ -41,6 +42,16 @@ def test_ask_leaves_out_names_that_leave_their_folder(hub: Hub) -> None:
     for name in ("../evil.json", "vae/../../evil.json", "vae\\evil.json", "/etc/evil.json"):
         hub.files[f"{REPO}/{name}"] = b"{}"
     assert not [file.path for file in ask(REPO).files if "evil" in file.path]
+
+
+@pytest.mark.parametrize("digest", ["", "../../../evil", "A" * 40, "a" * 41])
+def test_ask_takes_no_checksum_that_is_none(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, digest: str
+) -> None:
+    """Files are named by it."""
+    monkeypatch.setattr(stand_in, "git_sha1", lambda data: digest)
+    with pytest.raises(ModelUnavailable, match="tells no checksum of"):
+        ask(REPO)
 
 
 def test_ask_for_what_does_not_exist_says_so(hub: Hub) -> None:

@@ -104,8 +104,9 @@ def test_what_huggingface_hub_would_write_is_found(hub: Hub, tmp_path: Path) -> 
     assert folder.name == COMMIT
 
 
-def test_index_that_is_no_json_is_said(hub: Hub, tmp_path: Path) -> None:
-    hub.files[f"{REPO}/model_index.json"] = b"<html>"
+@pytest.mark.parametrize("index", [b"<html>", b"[1]", b"\xff"])
+def test_index_that_is_no_json_is_said(hub: Hub, tmp_path: Path, index: bytes) -> None:
+    hub.files[f"{REPO}/model_index.json"] = index
     with pytest.raises(ModelUnavailable, match="model_index.json is no JSON"):
         download(REPO, tmp_path)
 
