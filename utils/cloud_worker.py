@@ -333,6 +333,7 @@ class CloudWorker:
         body = await asyncio.to_thread(
             cloud_pictures.body_with, self._inputs_dir, job.row, job.request, seed
         )
+        self._leave_if_unwanted(job)
         asked, may_be_asked = await self._until_stored(
             lambda: self._tasks.begin(job.id, index, job.price_usd)
         )
@@ -344,6 +345,11 @@ class CloudWorker:
                 "the service ended while BFL was asked for this picture, and nobody knows whether BFL took it: "
                 f"{MAY_COST}. It is not asked for again by itself; POST /jobs/{job.id}/retry does"
             )
+        try:
+            self._leave_if_unwanted(job)
+        except asyncio.CancelledError:
+            await self._until_stored(lambda: self._tasks.ended(job.id, index, Asked.REFUSED))
+            raise
         try:
             task = await self._bfl.submit(job.row.source, body)
         except CloudError as error:
@@ -357,6 +363,12 @@ class CloudWorker:
             extra={"action": "cloud_asked", "job_id": job.id, "model": job.request.model},
         )
         return task
+
+    def _leave_if_unwanted(self, job: _Job) -> None:
+        """Until the request leaves nothing is paid, and nobody may want it any more."""
+        given = self.jobs.get(job.id)
+        if self._is_stopped or given is None or given.unwanted_since is not None:
+            raise asyncio.CancelledError
 
     async def _picture(
         self, job: _Job, index: int, place: Place, task: CloudTask, *, is_resumed: bool

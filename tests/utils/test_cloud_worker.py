@@ -409,6 +409,43 @@ def test_cancel_while_the_cloud_is_asked_keeps_what_it_answers(
     assert rows(tmp_path) == [(0, "taken", pytest.approx(0.014))]
 
 
+@pytest.mark.parametrize("name", ["begin", "body_with"])
+def test_cancel_before_the_request_has_left_costs_nothing(
+    in_queue: Callable[..., Any],
+    cloud: StandIn,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    """It is cancelled while its row is written, or while its pictures are read."""
+    owner = CloudTasks if name == "begin" else cloud_pictures
+    method, workers = getattr(owner, name), []
+
+    async def begin(self: CloudTasks, *given: Any) -> Any:
+        asked = await method(self, *given)
+        await workers[0].cancel(given[0])
+        return asked
+
+    def body_with(*given: Any) -> Any:
+        worker = workers[0]
+        asyncio.run_coroutine_threadsafe(worker.cancel(worker.job_id), worker.loop).result()
+        return method(*given)
+
+    monkeypatch.setattr(owner, name, begin if name == "begin" else body_with)
+
+    async def use(queue: QueueManager) -> None:
+        worker: Any = queue.workers[0]
+        worker.loop = asyncio.get_running_loop()
+        workers.append(worker)
+        job = await queue.wait(await queue.submit(cloud_request()))
+        assert job.status is JobStatus.CANCELLED
+        await until(lambda: not worker._asking)
+
+    in_queue(use)
+    assert cloud.calls == []
+    assert [row[1] for row in rows(tmp_path)] in ([], ["refused"])
+
+
 def test_cancel_before_a_job_has_begun_leaves_no_job_behind(
     in_queue: Callable[..., Any], cloud: StandIn
 ) -> None:
