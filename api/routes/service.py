@@ -45,7 +45,7 @@ async def health(services: ServicesDep, response: Response) -> dict[str, Any]:
         "service": plan.profile.service,
         "precision": plan.profile.name,
         "default_model": plan.default.id,
-        "model_loaded": any(worker.model is not None for worker in queue.local_workers),
+        "model_loaded": any(worker.model or worker.models for worker in queue.local_workers),
         "queued": queue.waiting,
         "running": len(queue.running_ids),
         "workers": [answers.worker_json(worker, services) for worker in queue.workers],
