@@ -12,12 +12,19 @@ from PIL import Image
 from api.services import Plan, make_plan
 from config.catalog import load_catalog
 from config.errors import ConfigurationError, InvalidRequest, UnsupportedHardware
-from config.settings import load_settings
+from config.settings import ROOT, load_settings
 from models.families import mflux_command
 from models.precision import profile_of
 from tests.service import RunningService
 from tests.tiny_models import tiny_model
+from utils import main_memory
 from utils.requests import Wanted
+
+
+@pytest.fixture(autouse=True)
+def much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What models need is refused elsewhere; here every machine has it."""
+    monkeypatch.setattr(main_memory, "total_gib", lambda: 256.0)
 
 
 def plan(precision: str = "bf16", **environ: str) -> Plan:
@@ -107,7 +114,11 @@ def sd_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServ
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text(COMMIT)
     tiny_model(row.id, cached / "snapshots" / COMMIT)
-    running = RunningService(folder, SD_MODEL_ID="stabilityai/stable-diffusion-2-1").start()
+    running = RunningService(
+        folder,
+        main=ROOT / "tests" / "main_roomy.py",
+        SD_MODEL_ID="stabilityai/stable-diffusion-2-1",
+    ).start()
     try:
         running.wait_for_workers()
         yield running
