@@ -5,34 +5,24 @@ Every route is also under `/api`. `GET /queue` is our own route, which tells Com
 
 from __future__ import annotations
 
-import platform
 import uuid
 from typing import Any
 
-import psutil
 from fastapi import APIRouter, Query, Request, Response
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from api.auth import owner_of
-from api.dialects import comfy_read, native
-from api.dialects.comfy_nodes import NODES, object_info
-from api.dialects.comfy_request import models_here, resolved
-from api.dialects.comfy_runs import Run, Runs, queue_fields
+from api.dialects import comfy_read, comfy_system, native
+from api.dialects.comfy_request import resolved
+from api.dialects.comfy_runs import Run, Runs, queue_fields, runs_of
 from api.forms import MAX_FIELD_BYTES
 from api.routes.images import file_of
 from api.services import Services, ServicesDep
-from api.version import VERSION
 from config.errors import InvalidRequest, NotFound
-from models.lora.names import SUFFIX
 from utils.job import JobStatus
 
-MIB = 2**20
 MAX_HISTORY_ITEMS = 10_000
-
-
-def runs_of(request: Request) -> Runs:
-    return request.app.state.comfy
 
 
 async def post_prompt(request: Request, services: ServicesDep) -> dict[str, Any]:
@@ -42,11 +32,11 @@ async def post_prompt(request: Request, services: ServicesDep) -> dict[str, Any]
         raise InvalidRequest.of("front", "is not here: the queue is first in, first out")
     targets = body.get("partial_execution_targets")
     found = comfy_read.read(body.get("prompt"), targets if isinstance(targets, list) else None)
-    prompt_id = _prompt_id(runs, body)
     extra = body.get("extra_data")
     wanted = await resolved(services, runs, found, owner_of(request))
     services.queue.require_worker()
     async with runs.registering:
+        prompt_id = _prompt_id(runs, body)
         job = await services.queue.submit(wanted, owner=owner_of(request))
         run = Run(
             prompt_id=prompt_id,
@@ -190,64 +180,6 @@ async def upload_image(request: Request, services: ServicesDep) -> dict[str, Any
     return {"name": f"{looked.picture.sha256}.png", "subfolder": "", "type": "input"}
 
 
-async def get_object_info(request: Request, services: ServicesDep) -> dict[str, Any]:
-    there = await _choices(request, services)
-    return {name: object_info(name, there) for name in NODES}
-
-
-async def object_info_of(request: Request, node: str, services: ServicesDep) -> dict[str, Any]:
-    if node not in NODES:
-        return {}
-    return {node: object_info(node, await _choices(request, services))}
-
-
-async def _choices(request: Request, services: Services) -> dict[str, list[str]]:
-    loras = [entry.name + SUFFIX for entry in await services.plan.loras.entries()]
-    images = runs_of(request).uploads(owner_of(request))
-    return {"models": models_here(services), "loras": loras, "images": images}
-
-
-async def system_stats(services: ServicesDep) -> dict[str, Any]:
-    ram = psutil.virtual_memory()
-    worker = next((each for each in services.queue.workers if each.versions), None)
-    return {
-        "system": {
-            "os": platform.system().lower(),
-            "ram_total": ram.total,
-            "ram_free": ram.available,
-            "comfyui_version": f"flux-api {VERSION}",
-            "python_version": platform.python_version(),
-            "pytorch_version": "" if worker is None else worker.versions.get("torch", ""),
-            "embedded_python": False,
-            "argv": [],
-        },
-        "devices": [_device(index, worker) for index, worker in enumerate(services.queue.workers)],
-    }
-
-
-def _device(index: int, worker: Any) -> dict[str, Any]:
-    gpus = worker.slot.gpus
-    total = sum(gpu.memory_total_mib for gpu in gpus) * MIB
-    free = max(0, total - (worker.memory_mib or 0) * MIB) if gpus else 0
-    return {
-        "name": " + ".join(gpu.name for gpu in gpus) or "cpu",
-        "type": "cuda" if gpus else "cpu",
-        "index": index if gpus else None,
-        "vram_total": total,
-        "vram_free": free,
-        "torch_vram_total": total,
-        "torch_vram_free": free,
-    }
-
-
-async def features() -> dict[str, Any]:
-    return {"supports_preview_metadata": False}
-
-
-async def nothing() -> list[Any]:
-    return []
-
-
 async def free(services: ServicesDep) -> dict[str, Any]:
     await services.queue.unload_model()
     return {}
@@ -265,12 +197,12 @@ def make_router() -> APIRouter:
         ("GET", "/history/{prompt_id}", history_of),
         ("GET", "/view", view),
         ("POST", "/upload/image", upload_image),
-        ("GET", "/object_info", get_object_info),
-        ("GET", "/object_info/{node}", object_info_of),
-        ("GET", "/system_stats", system_stats),
-        ("GET", "/features", features),
-        ("GET", "/embeddings", nothing),
-        ("GET", "/extensions", nothing),
+        ("GET", "/object_info", comfy_system.get_object_info),
+        ("GET", "/object_info/{node}", comfy_system.object_info_of),
+        ("GET", "/system_stats", comfy_system.system_stats),
+        ("GET", "/features", comfy_system.features),
+        ("GET", "/embeddings", comfy_system.nothing),
+        ("GET", "/extensions", comfy_system.nothing),
         ("POST", "/free", free),
     )
     for prefix in ("", "/api"):

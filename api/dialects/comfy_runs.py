@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from starlette.requests import HTTPConnection
+
 from api.auth import Access
 from api.dialects.comfy_read import Found
 from api.services import Services
@@ -161,6 +163,10 @@ class Runs:
 
     def uploads(self, owner: str) -> list[str]:
         return [name for whose, name in self._uploads if whose == owner]
+
+
+def runs_of(connection: HTTPConnection) -> Runs:
+    return connection.app.state.comfy
 
 
 def queue_fields(services: Services, runs: Runs) -> dict[str, Any]:

@@ -9,7 +9,6 @@ beside OpenAI's; fields that mean nothing here are ignored, as OpenAI's clients 
 from __future__ import annotations
 
 import base64
-import json
 import re
 import time
 from collections.abc import Mapping
@@ -18,13 +17,10 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 
 from api import drawing
 from api.delivery import delivery_of
-from api.dialects import native, openai_stream
-from api.forms import MAX_FIELD_BYTES, TEXT_FIELDS
+from api.dialects import native, openai_pictures, openai_stream
 from api.input_sources import decoded
 from api.services import Services, ServicesDep
 from config.catalog import ModelRow
@@ -37,8 +33,6 @@ from utils.retouch import Retouch, retouched
 router = APIRouter(prefix="/v1", include_in_schema=False)
 
 MAX_PARTIAL_IMAGES = 3
-MAX_PICTURES = 16  # of one edit
-MAX_FIELDS = 40
 NAMES = {
     "num_images": "n",
     "output_quality": "output_compression",
@@ -65,14 +59,15 @@ async def generations(request: Request, services: ServicesDep) -> Response:
 @router.post("/images/edits")
 async def edits(request: Request, services: ServicesDep) -> Response:
     if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        body, pictures, mask = await _form(request)
+        body, pictures, mask = await openai_pictures.of_form(request)
     else:
         body = await native.json_object(request)
-        pictures, mask = _pictures(body), _reference("mask", body.get("mask"))
+        pictures = openai_pictures.of_body(body)
+        mask = openai_pictures.reference("mask", body.get("mask"))
     if not pictures:
         raise InvalidRequest.of("image", "is missing: send the picture to edit")
     row, wanted = _wanted(services, body, has_picture=True)
-    wanted = _with_pictures(row, wanted, pictures, is_masked=mask is not None)
+    wanted = openai_pictures.with_pictures(row, wanted, pictures, is_masked=mask is not None)
     if mask is not None:
         data = mask if isinstance(mask, bytes) else decoded("mask", mask)
         mask = await retouched("mask", data, Retouch(mask_from="alpha"))
@@ -180,70 +175,3 @@ async def _datum(
         return {"url": link, "seed": image.seed}
     data = await drawing.picture(services, job, index)
     return {"b64_json": base64.b64encode(data).decode(), "seed": image.seed}
-
-
-def _with_pictures(
-    row: ModelRow, wanted: Wanted, pictures: list[str | bytes], *, is_masked: bool
-) -> Wanted:
-    """A model that edits by looking at pictures looks at all of them; others begin with the one."""
-    if "references" in row.ways and not is_masked:
-        return replace(wanted, image=None, reference_images=tuple(pictures))
-    first, *others = pictures
-    if others and "references" not in row.ways:
-        raise InvalidRequest.of("image", f"model {row.id} takes one picture, not {len(pictures)}")
-    return replace(wanted, image=first, reference_images=tuple(others))
-
-
-def _pictures(body: Mapping[str, Any]) -> list[str | bytes]:
-    """Of the JSON form: `images: [{image_url | file_id}]`; a lone `image` is taken, too."""
-    listed = body.get("images", body.get("image"))
-    if listed is None:
-        return []
-    entries = listed if isinstance(listed, list) else [listed]
-    found = [_reference(f"images.{number}", entry) for number, entry in enumerate(entries)]
-    return [picture for picture in found if picture is not None]
-
-
-def _reference(field: str, entry: Any) -> str | None:
-    """A picture in JSON: a data URL, base64 or the id of a picture of this service."""
-    if isinstance(entry, dict):
-        entry = entry.get("image_url") or entry.get("file_id")
-        entry = entry.get("url") if isinstance(entry, dict) else entry
-    if entry is not None and not isinstance(entry, str):
-        raise InvalidRequest.of(field, "must be {image_url: a data URL} or {file_id: an id}")
-    return entry or None
-
-
-async def _form(request: Request) -> tuple[dict[str, Any], list[str | bytes], bytes | None]:
-    """Fields, pictures (`image`, `image[]`) and the mask of a form."""
-    reading = request.form(
-        max_files=MAX_PICTURES + 1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
-    )
-    try:
-        await reading
-    except HTTPException as error:
-        raise InvalidRequest.of("body", f"is no whole form: {str(error.detail)[:200]}") from error
-    body: dict[str, Any] = {}
-    pictures: list[str | bytes] = []
-    mask: bytes | None = None
-    async with request.form() as form:  # the same: it is read once
-        for name, value in form.multi_items():
-            if not isinstance(value, UploadFile):
-                body[name] = _value(name, value)
-            elif name == "mask":
-                mask = await value.read()
-            elif re.fullmatch(r"image(\[[0-9]{0,2}\])?", name):
-                pictures.append(await value.read())
-            else:
-                raise InvalidRequest.of(name[:64], "is no file of this form; send image and mask")
-    return body, pictures, mask
-
-
-def _value(name: str, text: str) -> Any:
-    """A field of a form: numbers, switches and lists are JSON in it."""
-    if name in TEXT_FIELDS or text == "":
-        return text or None
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
