@@ -24,7 +24,7 @@ SECONDS_OF_DAY = 86_400
 class Asked(StrEnum):
     ASKING = "asking"  # it was about to be sent, or was; no answer yet
     TAKEN = "taken"  # the cloud has it, and said where to look after it
-    REFUSED = "refused"  # the cloud has it not, or charges nothing for it
+    REFUSED = "refused"  # the cloud has it not: it may be asked for again
     UNCLEAR = "unclear"  # nobody knows whether the cloud has it
 
 
@@ -96,6 +96,10 @@ class CloudTasks:
             polling_url=task.polling_url,
             cost_usd=task.cost_usd,
         )
+
+    async def blocked(self, job_id: str, picture: int) -> None:
+        """The cloud took it and charges nothing for it. It stays taken: it is not to be asked for again."""
+        await self._note(job_id, picture, state=Asked.TAKEN, cost_usd=0.0)
 
     async def ended(self, job_id: str, picture: int, state: Asked) -> None:
         """The picture was refused, or nobody knows."""

@@ -377,7 +377,7 @@ class CloudWorker:
         try:
             data = await self._fetched(job, index, task, is_resumed=is_resumed)
         except Moderated:
-            await self._until_stored(lambda: self._tasks.ended(job.id, index, Asked.REFUSED))
+            await self._until_stored(lambda: self._tasks.blocked(job.id, index))
             raise
         finally:
             await self._turns.leave(place)

@@ -179,6 +179,8 @@ def test_job_cloud_that_fails_for_a_while_is_looked_at_again(
 
 # Failures: one request, its own error, no file
 
+NOT_CHARGED = ("[[error]]", "[[503-body]]", "[[moderate")
+
 
 @pytest.mark.parametrize(
     ("words", "code", "state"),
@@ -193,8 +195,8 @@ def test_job_cloud_that_fails_for_a_while_is_looked_at_again(
         ("[[then=500]]", "provider_error", "unclear"),
         ("[[then=json]]", "provider_error", "unclear"),
         ("[[redirect]]", "provider_error", "refused"),
-        ("[[moderate=request]]", "moderated", "refused"),
-        ("[[moderate=content]]", "moderated", "refused"),
+        ("[[moderate=request]]", "moderated", "taken"),
+        ("[[moderate=content]]", "moderated", "taken"),
         ("[[error]]", "provider_error", "taken"),
         ("[[lost]]", "provider_lost", "taken"),
         ("[[503-body]]", "provider_error", "taken"),
@@ -219,8 +221,27 @@ def test_job_failure_has_its_code_and_was_asked_for_once(
     hosts = {call["host"] for call in cloud.calls if call["has_key"]}
     assert hosts == {f"127.0.0.1:{cloud.port}"}
     assert ("may have charged" in job.error.message) == (
-        state == "unclear" or (state == "taken" and words not in ("[[error]]", "[[503-body]]"))
+        state == "unclear" or (state == "taken" and not words.startswith(NOT_CHARGED))
     )
+
+
+def test_job_that_was_blocked_costs_nothing_and_is_not_asked_for_again(
+    cloud: StandIn, tmp_path: Path
+) -> None:
+    """Also when the service died before the job's end was written."""
+
+    async def in_loop() -> Job:
+        async with cloud_queue(cloud, tmp_path) as queue:
+            job = await ended(queue, cloud_request("[[moderate=content]]"))
+            assert rows(tmp_path) == [(0, "taken", 0.0)]
+            undo = "UPDATE job SET status = 'queued', finished_at = NULL, error_code = NULL"
+            await queue.store.write(lambda db: db.execute(undo))
+        async with cloud_queue(cloud, tmp_path) as queue:
+            return await queue.wait(await queue.get(job.id))
+
+    job = asyncio.run(in_loop())
+    assert job.error is not None and job.error.code == "moderated"
+    assert len(cloud.submits) == 1
 
 
 def test_job_without_a_picture_in_time_fails_as_timeout(
