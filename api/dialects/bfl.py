@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse
 from api.auth import owner_of
 from api.delivery import delivery_of
 from api.dialects import native
+from api.dialects.shapes import BLOCKED
 from api.services import Services, ServicesDep
 from config.catalog import ModelRow
 from config.errors import FluxError, InvalidRequest, NotFound
@@ -96,7 +97,7 @@ async def get_result(
         return JSONResponse(_answer(job.id, STATUSES[job.status], progress=round(share, 3)))
     code = job.error.code if job.error is not None else "cancelled"
     words = job.error.message if job.error is not None else "the job was cancelled"
-    status = "Content Moderated" if code == "moderated" else STATUSES[job.status]
+    status = "Content Moderated" if code in BLOCKED else STATUSES[job.status]
     return JSONResponse(_answer(job.id, status, details={"code": code, "error": words}))
 
 

@@ -26,19 +26,22 @@ Shape = Callable[[FluxError], Shaped]
 
 # Failures that may be gone at the next try; clients of OpenAI try every other 5xx and 409 again too.
 _PASSING = frozenset({429, 503})
+# A picture, or a request for one, that is not given out: by a cloud, or by the checker here.
+BLOCKED = frozenset({"moderated", "nsfw_blocked"})
 _OPENAI_CODES = {
     "unauthorized": "invalid_api_key",
     "rate_limited": "rate_limit_exceeded",
     "queue_full": "rate_limit_exceeded",
     "not_found": "model_not_found",
-    "moderated": "moderation_blocked",
+    **dict.fromkeys(BLOCKED, "moderation_blocked"),
     "provider_credits": "billing_hard_limit_reached",
 }
 
 
 def openai(error: FluxError) -> Shaped:
     """`{"error": {message, type, param, code}}`."""
-    status = 400 if error.status == 409 else error.status
+    is_theirs = error.status == 409 or error.code in BLOCKED
+    status = 400 if is_theirs else error.status
     kind = "invalid_request_error" if status < 500 else "server_error"
     if status == 429:
         kind = "rate_limit_error"

@@ -131,6 +131,14 @@ def test_queue_that_is_full_is_a_rate_limit_to_openai() -> None:
     assert "x-should-retry" not in shaped.headers
 
 
+@pytest.mark.parametrize(("code", "status"), [("moderated", 502), ("nsfw_blocked", 422)])
+def test_picture_that_was_blocked_is_the_clients_fault_to_openai(code: str, status: int) -> None:
+    error = FluxError("the picture was blocked")
+    error.code, error.status = code, status
+    shaped = shapes.openai(error)
+    assert (shaped.status, shaped.body["error"]["code"]) == (400, "moderation_blocked")
+
+
 def test_service_that_is_stopping_may_be_asked_again() -> None:
     assert "x-should-retry" not in shapes.openai(Unavailable("stopping")).headers
     assert shapes.openai(FluxError("broken")).headers == {"x-should-retry": "false"}
