@@ -61,6 +61,11 @@ export class ServiceClient {
 		return this.#json("/api/models");
 	}
 
+	/** @returns {Promise<{backends: Backend[]}>} */
+	backends() {
+		return this.#json("/api/backends");
+	}
+
 	/** @param {GenerateBody} body @param {string} idempotencyKey @returns {Promise<Submitted>} */
 	submit(body, idempotencyKey) {
 		return this.#send("POST", "/jobs", body, {headers: {"Idempotency-Key": idempotencyKey}});

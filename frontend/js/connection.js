@@ -105,8 +105,8 @@ export class Connection {
 			const health = await this.#client.ready();
 			if (phase !== "ready" && !(phase === "waiting" && health.reason)) {
 				// After an absence it may be another version, with other models.
-				const [info, {models}] = await Promise.all([this.#client.info(), this.#client.models()]);
-				this.#set({info, models, wasUp: true});
+				const [info, {models}, {backends}] = await Promise.all([this.#client.info(), this.#client.models(), this.#client.backends()]);
+				this.#set({info, models, backends, wasUp: true});
 			}
 			this.#set({phase: health.reason ? "waiting" : "ready", reason: health.reason ?? ""});
 		} catch (error) {

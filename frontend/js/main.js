@@ -134,7 +134,7 @@ function fitWhenKnown(store, camera, fitSoon) {
 	let isMoved = false;
 	for (const name of ["pointerdown", "wheel", "keydown"]) addEventListener(name, () => (isMoved = true), {once: true, capture: true});
 	const unwatch = store.watch(
-		({services}) => [Object.values(services).some(({models}) => models.length)],
+		({services}) => [Object.values(services).some(({phase}) => phase === "ready")],
 		isKnown => {
 			if (!isKnown) return;
 			queueMicrotask(() => unwatch());

@@ -7,7 +7,8 @@ import {serviceNamed} from "./services.js";
 /** The chosen one, else the default of the backend or the service. Null before the list is known. @param {State} state @param {GraphNode | null | undefined} node */
 export function modelOf(state, node) {
 	const service = serviceNamed(state, node?.values.service);
-	const wanted = node?.values.model ?? service?.info?.default_model;
+	const {backend, model} = node?.values ?? {};
+	const wanted = model ?? (backend ? service?.backends.find(({id}) => id === backend) : service?.info)?.default_model;
 	return service?.models.find(({id}) => id === wanted) ?? null;
 }
 

@@ -5,7 +5,21 @@ import {newDocument} from "./graph/history.js";
 
 /** @param {ServiceName} name @param {string} address @returns {ServiceState} */
 export function initialService(name, address) {
-	return {name, address, phase: "connecting", reason: "", wasUp: false, key: "", info: null, models: [], queue: null, gpus: [], loras: [], lorasError: ""};
+	return {
+		name,
+		address,
+		phase: "connecting",
+		reason: "",
+		wasUp: false,
+		key: "",
+		info: null,
+		models: [],
+		backends: [],
+		queue: null,
+		gpus: [],
+		loras: [],
+		lorasError: ""
+	};
 }
 
 /** @returns {State} */

@@ -76,6 +76,11 @@ interface StoredLora {
 /** A LoRA that is being fetched has a name and not much more. */
 type Lora = Pick<StoredLora, "name"> & Partial<StoredLora>;
 
+interface Backend {
+	id: string;
+	default_model?: string;
+}
+
 interface Model {
 	id: string;
 	title: string;
@@ -89,6 +94,12 @@ interface Model {
 	limits: {min_size: number; max_size: number; size_multiple: number};
 	/** What it can begin with: text, image, mask, references. */
 	ways?: string[];
+	/** Whether its weights are on disk. */
+	downloaded?: boolean;
+	takes_loras?: boolean;
+	takes_negative_prompt?: boolean;
+	uses_steps?: boolean;
+	uses_seed?: boolean;
 	/** What a picture costs at a cloud, in words; null or absent: nothing. */
 	price?: string | null;
 	uses_guidance_scale: boolean;

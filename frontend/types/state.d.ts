@@ -18,6 +18,7 @@ interface ServiceState {
 	key: string;
 	info: Info | null;
 	models: readonly Model[];
+	backends: readonly Backend[];
 	queue: QueueState | null;
 	gpus: readonly GpuEvent[];
 	loras: readonly Lora[];

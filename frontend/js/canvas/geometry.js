@@ -10,6 +10,8 @@ const MOST_SCALE = 2.5;
 /** Around a graph that is fitted into the view; below it the tools are. */
 const MARGIN = 40;
 const TOOLS = 72;
+/** On a larger screen a graph is larger too, px. */
+const USUAL_WIDTH = 1920;
 
 /** @param {GraphNode} node */
 export const widthOf = ({kind}) => NODE_TYPES[kind].width;
@@ -50,10 +52,13 @@ export function zoomed(camera, point, factor) {
 	return {scale, x: point.x - (point.x - camera.x) * ratio, y: point.y - (point.y - camera.y) * ratio};
 }
 
-/** All of a box in view, not larger than at scale 1, and none of it below the tools. @param {Box} box @param {{width: number, height: number}} room @returns {Camera} */
+/** All of a box in view, not larger than it is made for, and none of it below the tools. @param {Box} box @param {{width: number, height: number}} room @returns {Camera} */
 export function fitted(box, room) {
 	const [across, down] = [room.width - 2 * MARGIN, room.height - MARGIN - TOOLS];
-	const scale = Math.min(1, Math.max(LEAST_SCALE, Math.min(across / Math.max(1, box.width), down / Math.max(1, box.height))));
+	const scale = Math.min(
+		Math.max(1, room.width / USUAL_WIDTH),
+		Math.max(LEAST_SCALE, Math.min(across / Math.max(1, box.width), down / Math.max(1, box.height)))
+	);
 	return {
 		scale,
 		x: Math.round(MARGIN + (across - box.width * scale) / 2 - box.x * scale),

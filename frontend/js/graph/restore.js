@@ -56,7 +56,7 @@ export function graphOf(wanted, service) {
 	loras.forEach(({name, weight = 1, trigger_word = null}, index) => {
 		builder.wire(`${builder.node("lora", 0, index * 330, {name, weight, trigger_word})}.lora`, `${model}.loras`);
 	});
-	let y = 810;
+	let y = 840;
 	/** Below the prompt. @param {NodeKind} kind @param {Record<string, Value>} values @param {string} output @param {string} input @param {number} height */
 	const add = (kind, values, output, input, height) => {
 		const node = builder.node(kind, left, y, values);
@@ -73,7 +73,7 @@ export function graphOf(wanted, service) {
 }
 
 /** Below the Model node. */
-const PROMPT_TOP = 400;
+const PROMPT_TOP = 436;
 
 /** Values of a request as a client or a file gives it; what is of the wrong type is left out. @param {unknown} data @returns {Wanted} */
 export function wantedFrom(data) {

@@ -28,8 +28,8 @@ export const EXAMPLES = [
 		about: "The same seed at both precisions, compared",
 		build: () => {
 			const builder = new Builder();
-			const [one, other] = SERVICE_NAMES.map((service, i) => builder.node("model", 0, i * 390, {service}));
-			const prompt = builder.node("prompt", 0, 780, {text: "a blue house on the right in front of a wheat field at dawn"});
+			const [one, other] = SERVICE_NAMES.map((service, i) => builder.node("model", 0, i * 430, {service}));
+			const prompt = builder.node("prompt", 0, 860, {text: "a blue house on the right in front of a wheat field at dawn"});
 			const values = {seed_mode: "fixed", seed: 3};
 			const first = builder.node("sampler", 388, 0, values);
 			const second = builder.node("sampler", 388, 590, values);

@@ -104,12 +104,13 @@ function priceOf(model) {
 /** @param {ServiceState | null} service @param {Model | null} model */
 function wordsOf(service, model) {
 	if (!service) return "This page knows no such service.";
+	const fetched = model?.available && model.downloaded === false && !model.price ? "It is fetched when it is first used" : "";
 	const reason =
 		model?.available === false
 			? `It cannot run here: ${inShort(model.reason ?? "")}`
 			: model?.is_default
 				? inShort(service.info?.default_model_reason ?? "")
-				: "";
+				: fetched;
 	return {
 		connecting: "Connecting …",
 		down: "It does not answer. Runs wait until it does.",

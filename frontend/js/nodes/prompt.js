@@ -9,7 +9,7 @@ export function mountPrompt(body, context) {
 	const {box, area} = textField(context, {
 		name: "text",
 		label: "What should the picture show?",
-		rows: 4,
+		rows: 3,
 		placeholder: "a red balloon over green hills at sunset",
 		errors: ["prompt"]
 	});

@@ -11,10 +11,14 @@ export function mountSampler(body, context) {
 	const {store} = context.app;
 	/** @param {"width" | "height" | "num_inference_steps" | "guidance_scale"} name @param {string} label */
 	const number = (name, label) => numberField(context, {name, label, fallback: state => modelOfSampler(state, context.id)?.defaults[name] ?? null});
-	const guidance = number("guidance_scale", "Guidance");
+	const [guidance, steps, seedBox] = [number("guidance_scale", "Guidance"), number("num_inference_steps", "Steps"), seed()];
 	context.watch(
-		state => [modelOfSampler(state, context.id)?.uses_guidance_scale],
-		isUsed => void (guidance.hidden = !isUsed)
+		state => [modelOfSampler(state, context.id)],
+		model => {
+			guidance.hidden = !model?.uses_guidance_scale;
+			steps.hidden = model?.uses_steps === false;
+			seedBox.hidden = model?.uses_seed === false;
+		}
 	);
 	const swap = () => {
 		const {width, height} = sidesNow(store.state);
@@ -23,8 +27,8 @@ export function mountSampler(body, context) {
 	body.append(
 		shapes(),
 		make("div.sides", number("width", "Width"), button({label: "Swap width and height", icon: "swap", kind: "bare", act: swap}), number("height", "Height")),
-		make("div.fields", number("num_inference_steps", "Steps"), numberField(context, {name: "num_images", label: "Pictures"}), guidance, format()),
-		seed()
+		make("div.fields", steps, numberField(context, {name: "num_images", label: "Pictures"}), guidance, format()),
+		seedBox
 	);
 
 	/** @param {State} state */
@@ -94,7 +98,7 @@ export function mountSampler(body, context) {
 			({shown}) => [context.node().values, shown[context.id]],
 			(values, _shown) => {
 				write(input, values.seed_mode === "fixed" ? String(values.seed ?? "") : "");
-				input.placeholder = drawn() === undefined ? "drawn each time" : `last: ${drawn()}`;
+				input.placeholder = drawn() === undefined ? "any" : `last: ${drawn()}`;
 			}
 		);
 		const dice = button({label: "Another seed", icon: "seed", kind: "bare", act: () => fix(newSeed())});

@@ -1,5 +1,6 @@
 /** Nodes of words beside the Prompt: the Negative prompt, and the Note. */
 
+import {make} from "../dom.js";
 import {modelAfter} from "../models.js";
 import {numberField, textField} from "./fields.js";
 
@@ -13,7 +14,15 @@ export function mountNegative(body, context) {
 		errors: ["negative_prompt"]
 	});
 	const fallback = (/** @type {State} */ state) => modelAfter(state, context.id)?.defaults.true_cfg_scale ?? null;
-	body.append(box, numberField(context, {name: "true_cfg_scale", label: "Strength (true CFG)", fallback}));
+	const misfit = make("p.hint.warning");
+	context.watch(
+		state => [modelAfter(state, context.id)],
+		model => {
+			misfit.hidden = model?.takes_negative_prompt !== false;
+			misfit.textContent = `${model?.title} takes no negative prompt.`;
+		}
+	);
+	body.append(box, misfit, numberField(context, {name: "true_cfg_scale", label: "Strength (true CFG)", fallback}));
 }
 
 /** @type {MountNode} */
