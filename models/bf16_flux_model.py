@@ -31,7 +31,7 @@ def compute_dtype(device: torch.device, family: type[PipelineModel] = PipelineMo
     """The numbers that a family computes in. Never FP16: sums in these networks overflow in it."""
     if device.type == "mps":
         has_bf16 = torch.backends.mps.is_macos_or_newer(14, 0)
-        return torch.bfloat16 if family.BF16_ON_MPS and has_bf16 else torch.float32
+        return torch.bfloat16 if family.SIXTEEN_BITS_ON_MPS and has_bf16 else torch.float32
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from config.errors import ModelUnavailable
-from models.fp4.source import fingerprint
+from models.fingerprint import fingerprint
 
 Keys = Mapping[str, str]  # by the component's name
 

@@ -69,7 +69,7 @@ class PipelineModel:
     # What the pipeline is told when it is read, components that are left out included.
     READ_WITH: ClassVar[Mapping[str, Any]] = {}
     # On Apple's GPU: BF16, or FP32 where that is too coarse. FP16 overflows in these networks.
-    BF16_ON_MPS: ClassVar[bool] = True
+    SIXTEEN_BITS_ON_MPS: ClassVar[bool] = True
     # Whether pictures drawn together on a CPU have the bits they have alone (`exact_batches`).
     EXACT_BATCHES: ClassVar[bool] = False
 

@@ -63,7 +63,7 @@ class StableDiffusionModel(PipelineModel):
 
     IMAGE_PARTS: ClassVar = ("unet", "vae")
     DENOISER: ClassVar = "unet"
-    BF16_ON_MPS: ClassVar = False
+    SIXTEEN_BITS_ON_MPS: ClassVar = False
     # Whether a picture may be shown is decided for all families in one place.
     READ_WITH: ClassVar = {
         "safety_checker": None,

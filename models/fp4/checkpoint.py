@@ -32,9 +32,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from config.errors import ModelUnavailable
+from models.fingerprint import file_sha256
 from models.fp4.layers import LayerPlan
 from models.fp4.linear import Fp4Linear
-from models.fp4.source import file_sha256
 
 FORMAT, VERSION = "flux-api-fp4", 2
 MANIFEST, CONFIG = "fp4.json", "config.json"
@@ -58,7 +58,7 @@ class Manifest:
     model: str  # the catalog's id
     rank: int
     activations: int  # 4: smoothed, so that inputs may be rounded to four bits; 16: they may not
-    source: Mapping[str, Any]  # "name", and "files" as `source.fingerprint` gives them
+    source: Mapping[str, Any]  # "name", and "files" as `fingerprint.fingerprint` gives them
     components: Mapping[str, Component] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:

@@ -17,12 +17,12 @@ from config.catalog import ModelRow
 from config.errors import ModelUnavailable
 from models.families import family_of
 from models.families.pipeline_model import device_of
+from models.fingerprint import fingerprint
 from models.fp4 import hardware, offload, prompts
 from models.fp4.checkpoint import MANIFEST, Manifest, load_component
 from models.fp4.kinds import kind_of
 from models.fp4.linear import ComputePath, fp4_layers
 from models.fp4.quantize import Job, quantize_folder
-from models.fp4.source import fingerprint
 from models.fp4.streaming import empty_t5
 from models.fp4.work import locked
 from models.hub import on_disk

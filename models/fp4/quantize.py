@@ -25,6 +25,7 @@ from torch import nn
 
 from config.catalog import ModelRow
 from config.errors import ModelUnavailable
+from models.fingerprint import file_sha256, fingerprint
 from models.fp4 import calibration, lowrank, prompts, text_encoding
 from models.fp4.block_fit import Examination, Watch, fit_block
 from models.fp4.checkpoint import (
@@ -39,7 +40,7 @@ from models.fp4.checkpoint import (
 )
 from models.fp4.kinds import Kind, kind_of
 from models.fp4.layers import TEXT_ENCODER_RANK, LayerPlan, default_rank, plan_layers
-from models.fp4.source import SourceWeights, file_sha256, fingerprint
+from models.fp4.source import SourceWeights
 from models.fp4.streaming import Batch, empty_t5, side_px
 from models.fp4.work import NOTES_FILE, Notes
 

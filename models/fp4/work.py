@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from models.fingerprint import file_sha256
 from models.fp4.checkpoint import write_atomically
-from models.fp4.source import file_sha256
 
 NOTES_FILE = "progress.json"
 

@@ -27,7 +27,9 @@ from utils.metadata import read_request
 WORDS = re.compile(rf"(?<![a-z])(?:{'|'.join(known_precisions())})(?![a-z0-9])")
 # The places that are about precisions. Elsewhere code asks a profile for a property.
 PLACES = (
+    "config/abilities.py",  # what a model can, a column for each
     "config/models.toml",  # memory_gib of each
+    "config/reasons.toml",  # why a model has none
     "frontend/js/config.js",  # the addresses of the services
     "main_bf16.py",
     "main_fp4.py",
@@ -38,10 +40,13 @@ PLACES = (
     "scripts/benchmarks/",
     "scripts/diagnosis/",  # which engines run here: nunchaku's facts stand in models/fp4/
     "scripts/doctor.py",
+    "scripts/download_models.py",  # of which a copy is made besides
+    "scripts/fake_bfl.py",  # a service to try it with
     "scripts/quantize_fp4.py",
     "scripts/setup_env.sh",  # the requirements of one engine
     "scripts/take_screenshots.py",  # the addresses of the services
     "scripts/write_env_example.py",  # the names of the ports, for people
+    "scripts/write_models_table.py",  # a column for each
     "start.sh",
     "start_bf16_api.sh",
     "start_fp4_api.sh",

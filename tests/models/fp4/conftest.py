@@ -15,9 +15,9 @@ from diffusers import FluxTransformer2DModel
 
 from config.catalog import ModelRow, load_catalog
 from config.settings import ROOT
+from models.fingerprint import file_sha256
 from models.fp4 import lowrank
 from models.fp4.quantize import Job, quantize_folder
-from models.fp4.source import file_sha256
 from models.types import LoadOptions
 
 EMBEDDED = load_catalog()["embedded"]

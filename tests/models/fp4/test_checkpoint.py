@@ -15,9 +15,9 @@ from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 
 from config.errors import ModelUnavailable
+from models.fingerprint import file_sha256
 from models.fp4.checkpoint import MANIFEST, Manifest, load_component
 from models.fp4.linear import fp4_layers
-from models.fp4.source import file_sha256
 
 BLOCK = "transformer_blocks.0.safetensors"
 TO_Q = "transformer_blocks.0.attn.to_q"

@@ -12,11 +12,11 @@ import torch
 from diffusers import FluxPipeline
 
 from config.settings import ROOT
+from models.fingerprint import fingerprint
 from models.fp4 import nvfp4, nvfp4_engine
 from models.fp4.checkpoint import MANIFEST, Manifest
 from models.fp4.kinds import kind_of
 from models.fp4.linear import fp4_layers
-from models.fp4.source import fingerprint
 from models.types import LoadOptions
 from scripts.embedded.examination import draw_prompts, generate
 from tests.models.fp4.conftest import EMBEDDED

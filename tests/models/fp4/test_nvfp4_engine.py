@@ -18,11 +18,11 @@ from safetensors import SafetensorError
 from config.catalog import ModelRow
 from config.errors import ModelUnavailable
 from config.settings import ROOT
+from models.fingerprint import file_sha256
 from models.fp4 import checkpoint, layers, nvfp4_engine, prompts, quantize
 from models.fp4.checkpoint import MANIFEST, Manifest
 from models.fp4.compute import Dequantized, Fp8
 from models.fp4.linear import fp4_layers
-from models.fp4.source import file_sha256
 from models.types import LoadOptions
 from tests.models.fp4.conftest import EMBEDDED, PROMPTS, TINY
 

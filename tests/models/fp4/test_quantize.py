@@ -18,10 +18,10 @@ from diffusers import FluxPipeline
 
 from config.errors import ModelUnavailable
 from config.settings import ROOT
+from models.fingerprint import file_sha256
 from models.fp4 import block_fit, calibration, quantize, text_encoding
 from models.fp4.checkpoint import MANIFEST, Manifest
 from models.fp4.quantize import quantize_folder
-from models.fp4.source import file_sha256
 from models.fp4.streaming import StreamedFlux
 from models.fp4.work import locked
 from tests.models.fp4.conftest import PROMPTS, TINY, tiny_job

@@ -12,9 +12,10 @@ from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 
 from config.errors import ModelUnavailable
-from models.fp4 import source
+from models import fingerprint as digests
+from models.fingerprint import file_sha256, fingerprint
 from models.fp4.quantize import quantize_folder
-from models.fp4.source import SourceWeights, file_sha256, fingerprint
+from models.fp4.source import SourceWeights
 from models.fp4.streaming import StreamedFlux, empty_t5, empty_transformer
 from tests.models.fp4.conftest import tiny_job
 
@@ -166,8 +167,8 @@ def test_fingerprint_takes_the_hubs_own_digest(tiny_source: Path, tmp_path: Path
 
 
 def test_fingerprint_samples_large_files(tiny_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "_HASH_WHOLE_BYTES", 1000)
-    monkeypatch.setattr(source, "_SAMPLE_BYTES", 64)
+    monkeypatch.setattr(digests, "_HASH_WHOLE_BYTES", 1000)
+    monkeypatch.setattr(digests, "_SAMPLE_BYTES", 64)
     before = fingerprint(tiny_copy, ["transformer"])
     assert all("sampled_sha256" in entry for entry in before.values())
     for file in (tiny_copy / "transformer").glob("*.safetensors"):
