@@ -1,5 +1,6 @@
 /** The Image node: what happens to the run, the preview, then the picture. */
 
+import {FIRST_SERVICE} from "../config.js";
 import {button, keep, make} from "../dom.js";
 import {duration, eta, precision, runStatus, runStep, showProgress, size} from "../format.js";
 import {originOf} from "../graph/plan.js";
@@ -78,7 +79,7 @@ export function mountImage(body, context) {
 		}
 	);
 	context.watch(
-		all => [shownOf(all), runNow(all), all.services[runNow(all)?.service ?? "bf16"]?.phase],
+		all => [shownOf(all), runNow(all), all.services[runNow(all)?.service ?? FIRST_SERVICE]?.phase],
 		(shown, run, phase) => {
 			const image = imageOf(shown);
 			const isDrawing = run !== undefined && isOpen(run.phase);
@@ -132,7 +133,7 @@ export function mountImage(body, context) {
 	/** @param {JobImage} image */
 	function stripButton({id, seed, image_url}) {
 		const thumbnail = make("img", {alt: "", width: 48, height: 48});
-		const connection = app.connections[shownOf(now())?.service ?? "bf16"];
+		const connection = app.connections[shownOf(now())?.service ?? FIRST_SERVICE];
 		if (connection) void show(thumbnail, `${image_url}/thumbnail`, connection);
 		const element = make("button", {"aria-label": `Seed ${seed}`}, thumbnail);
 		element.addEventListener("click", () => {
