@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from config.settings import ROOT
 from tests.frontend.conftest import DESKTOP, OpenPage
 from tests.frontend.page import (
     PHONE,
+    drop,
     expect_picture,
     field,
     graph,
@@ -334,6 +336,41 @@ def test_page_gallery_is_looked_through_and_a_picture_deleted(
     expect(page.locator("#tiles img")).to_have_count(1)
     [newest] = service.client.get("/images?limit=1").json()["images"]
     assert newest["prompt"] == "the first"
+
+
+# Models and the machine
+
+
+def test_page_model_that_cannot_run_says_why_and_what_it_costs(
+    service: RunningService, open_page: OpenPage
+) -> None:
+    page = open_page(ui(service))
+    is_ready(page)
+    absent = node(page, "model").locator(".absent")
+    absent.locator("summary").click()
+    models = service.client.get("/api/models").json()["models"]
+    expect(absent.locator("li")).to_have_count(len([m for m in models if not m["available"]]))
+    expect(absent).to_contain_text("flux-schnell needs a GPU")
+    cloud = next(model for model in models if model["price"])
+    values = {"service": "bf16", "backend": cloud["backend"], "model": cloud["id"]}
+    listed = {"id": "n1", "kind": "model", "x": 0, "y": 0, "collapsed": False, "values": values}
+    file = {"format": "flux-api workflow", "version": 1, "name": "", "nodes": [listed], "wires": []}
+    drop(page, "#canvas", [("cloud.json", "application/json", json.dumps(file).encode())])
+    expect(node(page, "model")).to_contain_text(f"Each picture costs {cloud['price']}")
+    expect(node(page, "model")).to_contain_text("cannot run here")
+
+
+def test_page_machine_unloads_and_loads_a_model(
+    service: RunningService, open_page: OpenPage
+) -> None:
+    page = open_page(ui(service))
+    is_ready(page)
+    page.click("#panels [data-panel=machine]")
+    model = page.locator("#panel-machine .device-model")
+    page.get_by_role("button", name="Load", exact=True).click()
+    expect(model).not_to_contain_text("no model loaded", timeout=60_000)
+    page.get_by_role("button", name="Unload", exact=True).click()
+    expect(model).to_contain_text("no model loaded")
 
 
 # Addresses

@@ -332,3 +332,25 @@ def test_results_job_of_the_page_has_what_the_graph_says(
     metadata = json.loads(Image.open(io.BytesIO(png)).info["flux_api"])
     assert metadata["request"]["prompt"] == "a star" == image["prompt"]
     assert metadata["request"]["loras"] == []
+
+
+# One of two services goes
+
+
+def test_results_one_service_that_dies_is_told_and_the_other_one_draws_on(
+    service: RunningService, fp4: RunningService, open_page: OpenPage
+) -> None:
+    page = open_page(ui(service, fp4), origins=(service.url, fp4.url), errors_expected=True)
+    is_ready(page)
+    is_ready(page, "fp4")
+    fp4.kill()
+    notice = page.locator("#notice")
+    expect(notice).to_contain_text(f"at {fp4.url} does not answer", timeout=3000)
+    expect(notice).to_contain_text("BF16 still draws")
+    small(page, num_inference_steps=1)
+    page.keyboard.type("a fish")
+    page.keyboard.press("Enter")
+    expect_picture(page, 128)
+    fp4.start()
+    expect(notice).to_be_hidden(timeout=30_000)
+    is_ready(page, "fp4")
