@@ -6,7 +6,7 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,6 @@ from PIL import Image
 from tests.safety_weights import classifier
 from tests.service import ENGINE_MAIN, RunningService
 from utils.metadata import read_request
-
-Start = Callable[..., RunningService]
 
 
 def prompt_of(is_red: bool) -> str:
@@ -37,16 +35,16 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return classifier(tmp_path_factory.mktemp("weights") / "judge")
 
 
-def service_that(mode: str, weights: Path, folder: Path) -> RunningService:
+def service_that_flags(weights: Path, folder: Path) -> RunningService:
     return RunningService(
         folder, main=ENGINE_MAIN, TEST_ENGINE="scripted",
-        SD_SAFETY_CHECKER=mode, FLUX_SAFETY_MODEL=str(weights),
+        SD_SAFETY_CHECKER="flag", FLUX_SAFETY_MODEL=str(weights),
     ).start()  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def flagging(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    running = service_that("flag", weights, tmp_path_factory.mktemp("flag"))
+    running = service_that_flags(weights, tmp_path_factory.mktemp("flag"))
     try:
         running.wait_for_workers()
         yield running
@@ -110,20 +108,6 @@ def test_picture_that_nobody_looked_at_says_nothing(engine_service: RunningServi
     assert answer["nsfw_flagged"] is None
     stored = (engine_service.output_dir / answer["filename"]).read_bytes()
     assert "nsfw_flagged" not in read_request(stored)
-
-
-def test_blocked_picture_is_no_picture(weights: Path, tmp_path: Path) -> None:
-    service = service_that("block", weights, tmp_path)
-    try:
-        service.wait_for_workers()
-        answer = draw(service, RED)
-        assert (answer["http"], answer["code"]) == (422, "nsfw_blocked")
-        assert "FLUX_SAFETY_CHECKER is block" in answer["detail"]
-        several = draw(service, OTHER, num_images=1)
-        assert several["http"] == 200 and several["nsfw_flagged"] is False
-        assert service.files() == {several["filename"]}
-    finally:
-        service.close()
 
 
 @pytest.mark.parametrize(
