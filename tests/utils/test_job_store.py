@@ -589,9 +589,14 @@ def test_store_tells_the_inputs_of_open_jobs(tmp_path: Path) -> None:
         await store.insert("a", with_both, NOW)
         await store.insert("b", replace(REQUEST, image="ef" * 32, strength=0.5), NOW)
         await store.insert("c", REQUEST, NOW)
-        assert await store.inputs_of_open_jobs() == {"ab" * 32, "cd" * 32, "ef" * 32}
+        references = replace(REQUEST, reference_images=("12" * 32, "ef" * 32))
+        await store.insert("d", references, NOW)
+        looked_at = {"12" * 32, "ef" * 32}
+        assert await store.inputs_of_open_jobs() == {"ab" * 32, "cd" * 32} | looked_at
         await store.cancel("a", LATER)
         await claim_next(store, "cpu", NOW)
+        assert await store.inputs_of_open_jobs() == looked_at
+        await store.cancel("d", LATER)
         assert await store.inputs_of_open_jobs() == {"ef" * 32}
         await store.close()
 

@@ -344,6 +344,23 @@ def test_run_gives_the_model_each_jobs_own_pictures() -> None:
     assert model.inputs == [("opened x", "opened m"), (None, None), (None, None)]
 
 
+def test_run_gives_the_model_each_jobs_own_references() -> None:
+    seen: list[tuple[str, ...]] = []
+
+    class Looks(FakeModel):
+        def generate(self, drawings: Any, **how: Any) -> Any:
+            seen.extend(drawing.references for drawing in drawings)
+            return super().generate(drawings, **how)
+
+    run(job("a", reference_images=("x", "y")), job("b"), model=Looks())
+    assert seen == [("opened x", "opened y"), ()]
+
+
+def test_run_damaged_reference_is_the_end_of_its_job() -> None:
+    workshop = run(job("a", reference_images=("x", "damaged")), job("b"))
+    assert workshop.words() == {"a": "bad_file", "b": "finished"}
+
+
 def test_run_damaged_picture_is_the_end_of_its_own_job_alone() -> None:
     jobs = [job(name, image=image, strength=1.0) for name, image in [("a", "damaged"), ("b", "x")]]
     workshop = run(*jobs)
