@@ -45,9 +45,10 @@ async def ws(socket: WebSocket, clientId: str = "") -> None:
             for task in (telling, reading):
                 task.cancel()
             ended = await asyncio.gather(telling, reading, return_exceptions=True)
+    if ended[0] is None:
+        return  # everything was told, to the end of the service: what is said meanwhile has no answer
     for error in ended:
-        is_their_leaving = isinstance(error, WebSocketDisconnect | RuntimeError | OSError)
-        if isinstance(error, Exception) and not is_their_leaving:
+        if isinstance(error, Exception) and not isinstance(error, WebSocketDisconnect):
             raise error
 
 
