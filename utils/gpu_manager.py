@@ -79,6 +79,8 @@ def place_workers(settings: WorkerSettings, environ: Mapping[str, str] = os.envi
         slots = tuple(WorkerSlot(name=f"cpu{i}") for i in range(settings.fake_gpus))
         why = f"FLUX_FAKE_GPUS asks for {settings.fake_gpus} CPU workers"
         return Placement(_arranged(slots, settings), why)
+    if settings.gpus == "none" and settings.device == "cuda":
+        raise ConfigurationError("FLUX_DEVICE is cuda, and FLUX_GPUS is none; leave one out")
     if settings.gpus == "none":
         return Placement(_CPU, "FLUX_GPUS is none")
     gpus, why = list_gpus()

@@ -466,6 +466,11 @@ def test_device_that_contradicts_the_gpus_is_refused(name: str) -> None:
         place_workers(device(name, gpus="0"), {})
 
 
+def test_device_cuda_and_no_gpus_contradict_each_other() -> None:
+    with pytest.raises(ConfigurationError, match="FLUX_DEVICE is cuda, and FLUX_GPUS is none"):
+        place_workers(device("cuda", gpus="none"), {})
+
+
 def test_device_by_the_name_of_other_programs() -> None:
     assert load_settings("bf16", {"SD_DEVICE": "cpu"}).worker.device == "cpu"
 
