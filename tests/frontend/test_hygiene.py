@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import statistics
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from config.settings import ROOT
+from scripts.benchmarks.page import usable_after_ms
 from tests.frontend.conftest import OpenPage
 from tests.frontend.page import PHONE, drop, is_ready, node, prompt, ui
 from tests.service import RunningService
 
 AXE = ROOT / ".venv" / "page-tools" / "node_modules" / "axe-core" / "axe.min.js"
 MAX_PAGE_BYTES = 300_000
+INTERACTIVE_MS = 1000
 # With every part that is read when it is first used. It may shrink.
 MAX_ALL_BYTES = 340_000
 GRAVE = {"serious", "critical"}
@@ -86,6 +89,14 @@ def test_hygiene_first_look_is_light_and_quick(
     )
     assert len(loaded) > 20
     assert sum(size for _, size, _ in loaded) <= MAX_PAGE_BYTES
+
+
+@pytest.mark.timing
+def test_hygiene_prompt_can_be_typed_into_within_a_second(
+    service: RunningService, browser: Browser
+) -> None:
+    times_ms = [usable_after_ms(browser, ui(service)) for _ in range(3)]
+    assert statistics.median(times_ms) <= INTERACTIVE_MS, times_ms
 
 
 def test_hygiene_all_parts_together_have_grown_no_further() -> None:

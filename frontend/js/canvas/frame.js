@@ -31,7 +31,8 @@ export function frameOf(app, node) {
 
 /** @param {App} app @param {HTMLElement} element @param {GraphNode} node */
 export function updateFrame(app, element, node) {
-	element.style.transform = `translate(${node.x}px, ${node.y}px)`;
+	// Not a transform: nodes in places of their own are many layers, these are one.
+	[element.style.left, element.style.top] = [`${node.x}px`, `${node.y}px`];
 	element.dataset.collapsed = String(node.collapsed);
 	find(".fold", element).setAttribute("aria-expanded", String(!node.collapsed));
 	const {graph} = app.editor;
