@@ -3,7 +3,7 @@
 import {SERVICE_NAMES} from "./config.js";
 import {keepAsset} from "./assets.js";
 import {messageOf} from "./format.js";
-import {graphOf, wantedFrom} from "./graph/restore.js";
+import {asObject, graphOf, wantedFrom} from "./graph/restore.js";
 import {isWorkflow, parse} from "./graph/workflow.js";
 import {isLoraFile} from "./library.js";
 import {firstService} from "./services.js";
@@ -40,12 +40,8 @@ export class Opener {
 
 	/** @param {string} text of a workflow @param {string} name */
 	async openText(text, name) {
-		let data;
-		try {
-			data = JSON.parse(text);
-		} catch {
-			throw new Error("it is not JSON");
-		}
+		const data = parsed(text);
+		if (data === undefined) throw new Error("it is not JSON");
 		if (isWorkflow(data)) {
 			const {graph, name: own} = parse(data);
 			this.#replace(graph, own || name);
@@ -72,12 +68,13 @@ export class Opener {
 		const {flux_api: ours, parameters = "", prompt} = isOther ? {} : await pictureTexts(await file.arrayBuffer());
 		const infotext = fromInfotext(parameters);
 		if (ours !== undefined) {
-			const {request, precision} = JSON.parse(ours);
+			const {request, precision} = asObject(parsed(ours));
+			if (!asObject(request).prompt) throw new Error("its flux_api text holds no request");
 			const service = SERVICE_NAMES.find(name => name === precision) ?? firstService(this.#store.state);
 			this.#replace(graphOf(wantedFrom(request), service), "");
 			this.#store.say("The graph of this picture is back.");
 		} else if (infotext) this.#openForeign(infotext, []);
-		else if (prompt === undefined || !(await this.#openComfy(JSON.parse(prompt), ""))) {
+		else if (prompt === undefined || !(await this.#openComfy(parsed(prompt), ""))) {
 			const nodes = Object.values(this.#editor.graph.nodes);
 			const [left, bottom] = [Math.min(0, ...nodes.map(({x}) => x)), Math.max(0, ...nodes.map(({y}) => y))];
 			this.#editor.add("image-input", place ?? {x: left, y: bottom + 340}, {image: await keepAsset(file)});
@@ -110,5 +107,14 @@ export class Opener {
 	#replace(graph, name) {
 		this.#editor.replace(graph, "open", name);
 		this.#onOpened();
+	}
+}
+
+/** Undefined for what is no JSON. @param {string} text @returns {unknown} */
+function parsed(text) {
+	try {
+		return JSON.parse(text);
+	} catch {
+		return undefined;
 	}
 }

@@ -146,6 +146,24 @@ def test_results_picture_without_words_becomes_an_input_that_is_drawn_from(
     expect_picture(page, 128)  # the picture's size, as near as the model draws it
 
 
+@pytest.mark.parametrize("written", ["no JSON", "null", '{"request": 1}'])
+def test_results_forged_request_of_a_picture_leaves_the_graph_alone(
+    service: RunningService, open_page: OpenPage, written: str
+) -> None:
+    texts = PngImagePlugin.PngInfo()
+    texts.add_itxt("flux_api", written)
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG", pnginfo=texts)
+    page = open_page(ui(service))
+    is_ready(page)
+    prompt(page).fill("mine")
+    drop(page, "#canvas", [("forged.png", "image/png", buffer.getvalue())])
+    expect(page.locator("#message")).to_have_text(
+        "forged.png was not opened: its flux_api text holds no request."
+    )
+    expect(prompt(page)).to_have_value("mine")
+
+
 def test_results_mask_is_painted_on_the_picture_and_undone(
     service: RunningService, open_page: OpenPage
 ) -> None:
