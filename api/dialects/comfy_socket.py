@@ -25,7 +25,7 @@ from utils.job import JobStatus
 router = APIRouter()
 
 WAKE_SECONDS = 30.0
-GOING_AWAY = 1001
+GOING_AWAY, POLICY_VIOLATION = 1001, 1008
 PREVIEW, JPEG, PNG = 1, 1, 2
 
 
@@ -71,11 +71,13 @@ class Listener:
                 await self._send("feature_flags", {"supports_preview_metadata": False})
 
     async def tell(self, subscription: Subscription) -> None:
-        """Everything that happens, until the service stops."""
+        """Everything that happens, until the service stops or the client's key does not work any more."""
         await self._status(sid=self._client_id)
         await self._catch_up()
         while True:
             await subscription.wait(WAKE_SECONDS)
+            if not self._services.is_welcome():
+                return await self._socket.close(POLICY_VIOLATION)
             async with self._runs.registering:  # a prompt that is on its way is known after this
                 events = subscription.take()
             for event in events:

@@ -445,6 +445,22 @@ def test_flow_with_a_key(keyed: RunningService) -> None:
     assert keyed.client.get(f"/history/{answer['prompt_id']}").status_code == 401
 
 
+def test_socket_ends_with_its_key(keyed: RunningService) -> None:
+    """Whoever listens already hears nothing more."""
+    admin = {"X-API-Key": KEY}
+    made = keyed.client.post(
+        "/admin/keys", json={"name": "comfy listens", "scopes": ["admin"]}, headers=admin
+    ).json()
+    with socket_of(keyed, "revoked", Authorization=f"Bearer {made['key']}") as socket:
+        assert told(socket)["type"] == "status"
+        keyed.client.delete(f"/admin/keys/{made['id']}", headers=admin)
+        keyed.client.post("/queue/resume", headers=admin)  # something happens
+        with pytest.raises(websockets.ConnectionClosed) as raised:
+            while True:  # what was on its way before
+                told(socket)
+    assert raised.value.rcvd is not None and raised.value.rcvd.code == 1008
+
+
 def test_socket_that_says_much_is_closed(engine_service: RunningService) -> None:
     with socket_of(engine_service, "loud") as socket:
         socket.send("x" * 2**20)
