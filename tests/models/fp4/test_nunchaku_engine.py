@@ -414,7 +414,9 @@ def test_load_without_the_rest_of_the_model_names_its_repository(
 ) -> None:
     partial = shutil.copytree(hub, tmp_path / "hub")
     shutil.rmtree(partial / "models--black-forest-labs--FLUX.1-schnell")
-    with pytest.raises(ModelUnavailable, match="black-forest-labs/FLUX.1-schnell is not on this machine"):
+    with pytest.raises(
+        ModelUnavailable, match="black-forest-labs/FLUX.1-schnell is not on this machine"
+    ):
         load(models_dir=partial)
 
 
