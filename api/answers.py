@@ -223,6 +223,7 @@ def stored_image_json(image: StoredImage) -> dict[str, Any]:
         "prompt": image.request.prompt,
         "precision": image.precision,
         "engine": image.engine,
+        "pinned": image.is_pinned,
         "request": {**request_json(image.request), "seed": image.seed, "num_images": 1},
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,14 +14,15 @@ from api.dialects import installed
 from api.json_body import QuickPost
 from api.middleware import Gate, HeadAsGet
 from api.routes import (
+    cleanup,
     events,
     generate,
     images,
     jobs,
     keys,
     loras,
+    metrics,
     models,
-    not_built,
     older,
     page,
     queue,
@@ -71,15 +73,19 @@ def create_app(plan: Plan) -> FastAPI:
         keys,
         usage,
         older,
+        cleanup,
+        metrics,
         service,
         page,
-        not_built,
     ):
         app.include_router(module.router)
     page.mount(app)
 
     app.add_middleware(HeadAsGet)
     app.add_middleware(QuickPost, path="/jobs", endpoint=jobs.submit, status=202)
+    app.state.refusals = Counter()
     guard = Guard(plan.keys, plan.chance.monotonic)
-    app.add_middleware(Gate, settings=server, guard=guard)  # added last: outermost
+    app.add_middleware(
+        Gate, settings=server, guard=guard, refusals=app.state.refusals
+    )  # added last: outermost
     return app

@@ -136,7 +136,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(FluxError)
     async def flux_error(request: Request, error: FluxError) -> JSONResponse:
-        return answer(error, _request_id(request), request.scope["path"])
+        return _answered(request, error)
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, found: RequestValidationError) -> JSONResponse:
@@ -146,15 +146,21 @@ def install(app: FastAPI) -> None:
             fields += _faults_of_limits(request, found.body, fields)
         message = "; ".join(f"{item.field}: {item.message}" for item in fields)
         error = InvalidRequest(message, fields=fields)
-        return answer(error, _request_id(request), request.scope["path"])
+        return _answered(request, error)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        answered = answer(_from_http(request, error), _request_id(request), request.scope["path"])
+        answered = _answered(request, _from_http(request, error))
         answered.headers.update(error.headers or {})
         if error.status_code == 405:
             answered.headers["Allow"] = _methods_of_path(request)
         return answered
+
+
+def _answered(request: Request, error: FluxError) -> JSONResponse:
+    if hasattr(request.state, "answer"):  # a socket has none
+        request.state.answer.code = error.code  # what is counted
+    return answer(error, _request_id(request), request.scope["path"])
 
 
 def faults_of(items: Sequence[Any], *, is_picture: bool = False) -> list[FieldError]:

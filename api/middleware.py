@@ -12,6 +12,7 @@ import logging
 import re
 import secrets
 import time
+from collections import Counter
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -63,10 +64,17 @@ EXPOSED_HEADERS = (
 class Gate:
     """Everything that is decided before a route, in one layer: each layer more would cost every request its share."""
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings, guard: Guard) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: ServerSettings,
+        guard: Guard,
+        refusals: Counter[tuple[str, int]] | None = None,
+    ) -> None:
         self._app = app
         self._hosts = HostAndOrigin(settings)
         self._guard = guard
+        self._refusals = Counter() if refusals is None else refusals  # by error code and status
         self._limit = BodyLimit(settings)
         self._with_cors = CORSMiddleware(
             self._enter,
@@ -88,6 +96,7 @@ class Gate:
         try:
             error = self._hosts.why_not(scope, headers)
             if error is not None:
+                answer.code = error.code
                 await errors.answer(error, answer.request_id, scope["path"])(
                     scope, receive, answer.send
                 )
@@ -97,6 +106,8 @@ class Gate:
                 answer.vary = VARY_ORIGIN
                 await self._enter(scope, receive, answer.send)
         finally:
+            if answer.status >= 400:
+                self._refusals[answer.code, answer.status] += 1
             _log_answer(scope, answer, started)
 
     async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -115,6 +126,7 @@ class Gate:
                 raise
             answer.is_last |= isinstance(error, TooSlow)
             failure = error if isinstance(error, FluxError) else _unexpected(answer.request_id)
+            answer.code = failure.code
             await errors.answer(failure, answer.request_id, scope["path"])(scope, receive, send)
 
     async def _enter_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -150,11 +162,12 @@ class Gate:
 class _Answer:
     """What is known of an answer, and its way out: the headers that every answer has are added here."""
 
-    __slots__ = ("request_id", "status", "is_last", "vary", "_send")
+    __slots__ = ("request_id", "status", "code", "is_last", "vary", "_send")
 
     def __init__(self, send: Send) -> None:
         self.request_id = secrets.token_hex(8)
         self.status = 0  # 0: none has begun
+        self.code = "other"  # of its error, where it is one of ours
         self.is_last = False  # whether the connection ends with it
         self.vary: tuple[bytes, bytes] | None = None
         self._send = send

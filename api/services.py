@@ -33,6 +33,7 @@ from models.precision import PrecisionProfile, known_precisions, profile_of
 from models.types import GenerationRequest
 from utils import systemd
 from utils.allowance import Allowance
+from utils.cleanup_service import CleanupService
 from utils.clock import Chance
 from utils.cloud_tasks import CloudTasks
 from utils.gpu_manager import Placement, place_workers
@@ -75,6 +76,7 @@ class Services:
     queue: QueueManager
     sources: InputSources
     usage: Usage
+    cleanup: CleanupService
     access: Access = EVERYBODY
 
     async def job(self, job_id: str) -> Job:
@@ -304,11 +306,14 @@ async def running(plan: Plan) -> AsyncIterator[Services]:
         await plan.keys.close()
         await store.close()
         raise
+    cleanup = CleanupService(plan.settings, store, plan.chance.now)
+    cleanup.start()
     watchdog = asyncio.create_task(systemd.feed_watchdog(queue.is_well), name="watchdog")
     try:
         sources = InputSources(plan.settings, store, inputs)
-        yield Services(plan=plan, queue=queue, sources=sources, usage=usage)
+        yield Services(plan=plan, queue=queue, sources=sources, usage=usage, cleanup=cleanup)
     finally:
+        await cleanup.stop()
         await plan.loras.stop()
         await queue.stop()
         await plan.keys.close()

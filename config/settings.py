@@ -333,6 +333,68 @@ class CloudSettings(Section):
         return urlunsplit(parts._replace(path=parts.path.rstrip("/") or "/v1"))
 
 
+class CleanupSettings(Section):
+    cleanup_interval_minutes: float = Field(
+        60.0,
+        ge=0,
+        le=1_000_000,
+        description="How often a service removes what is too old or too much; 0: it does not, the flux-cleanup unit may.",
+    )
+    cleanup_output_days: float = Field(
+        7.0,
+        ge=0,
+        le=100_000,
+        description="Pictures older than this go, but for those that are pinned; 0: none.",
+    )
+    cleanup_max_outputs: int = Field(
+        0, ge=0, description="Pictures of a service beyond so many go, oldest first; 0: no limit."
+    )
+    cleanup_max_output_gib: float = Field(
+        0.0, ge=0, description="The same by what they take together, GiB; 0: no limit."
+    )
+    cleanup_thumbnail_days: float = Field(
+        30.0,
+        ge=0,
+        le=100_000,
+        description="Thumbnails older than this go; they are made again when asked for.",
+    )
+    cleanup_job_days: float = Field(
+        90.0,
+        ge=0,
+        le=100_000,
+        description="Jobs that ended longer ago and have no picture any more go; 0: none, else 2 at least.",
+    )
+    cleanup_max_jobs: int = Field(
+        0, ge=0, description="Such jobs beyond so many go, oldest first; 0: no limit."
+    )
+    cleanup_usage_days: float = Field(
+        400.0,
+        ge=0,
+        le=100_000,
+        description="What was used longer ago is not told any more; 0: always, else 32 at least.",
+    )
+    cleanup_log_days: float = Field(
+        30.0, ge=0, le=100_000, description="Rotated logs older than this go."
+    )
+    cleanup_log_dir: ProjectPath = Field(
+        ROOT / "logs", description="Where they lie: files such as service.log.1."
+    )
+
+    @field_validator("cleanup_job_days")
+    @classmethod
+    def _keys_are_remembered(cls, value: float) -> float:
+        if 0 < value < 2:
+            raise ValueError("expected 0 or 2 and more: idempotency keys are remembered for a day")
+        return value
+
+    @field_validator("cleanup_usage_days")
+    @classmethod
+    def _budgets_are_counted(cls, value: float) -> float:
+        if 0 < value < 32:
+            raise ValueError("expected 0 or 32 and more: budgets are counted by it")
+        return value
+
+
 SECTIONS: Mapping[str, type[Section]] = {
     "server": ServerSettings,
     "queue": QueueSettings,
@@ -340,6 +402,7 @@ SECTIONS: Mapping[str, type[Section]] = {
     "models": ModelSettings,
     "storage": StorageSettings,
     "cloud": CloudSettings,
+    "cleanup": CleanupSettings,
 }
 
 # What other programs call our settings. Ours come first; an empty one is none.
@@ -383,6 +446,7 @@ class Settings(BaseSettings):
     models: ModelSettings = ModelSettings()
     storage: StorageSettings = StorageSettings()
     cloud: CloudSettings = CloudSettings()
+    cleanup: CleanupSettings = CleanupSettings()
 
     @classmethod
     def settings_customise_sources(

@@ -77,3 +77,4 @@ class StoredImage:
     precision: str
     engine: str
     generation_time_ms: float  # of its whole job, waiting in line not counted
+    is_pinned: bool = False  # it stays, whatever its age

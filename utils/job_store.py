@@ -10,6 +10,7 @@ two queues that believe they are one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import itertools
 import json
@@ -18,6 +19,7 @@ import os
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,6 +38,10 @@ T = TypeVar("T")
 RETRY_AFTER_STORAGE_SECONDS = 5
 PROBE = "probe"  # the key of what is written to see whether it can be
 MAX_GROUP = 256  # changes of one transaction: more would make the first of them wait
+# A larger file is checked for damage while the service runs already: a year's jobs take longer than a start may.
+CHECKED_FIRST_BYTES = 64 * 2**20
+CLEANUP = "cleanup"  # who holds the lock, when it is no service
+LET_GO_SECONDS = 15.0  # within which a cleanup gives a database to a service that starts
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
@@ -47,7 +53,9 @@ class JobStore:
 
     def __init__(self, path: Path) -> None:
         self.refusal: str | None = None  # why the last change was not written; None when it was
+        self.damage: str | None = None  # what is wrong with the file, found after the start
         self._path = path
+        self._is_closed = False
         self._arrived: list[_Pending] = []  # in this turn of the loop
         self._changes: queue.SimpleQueue[list[_Pending] | None] = queue.SimpleQueue()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-write")
@@ -64,15 +72,20 @@ class JobStore:
         self._lock_file: Any
 
     @classmethod
-    async def open(cls, path: Path) -> JobStore:
-        """Raises ConfigurationError when the file is another process's, is damaged or is from a newer version."""
+    async def open(cls, path: Path, *, holder: str = "") -> JobStore:
+        """Raises ConfigurationError when the file is another process's (StoreInUse), is damaged or is from a newer version.
+
+        As `holder` CLEANUP it does not wait for another, and is to be closed when `is_wanted`.
+        """
         store = cls(path)
         try:
-            store._lock_file = _take_lock(path)
+            store._lock_file = await asyncio.to_thread(_take_lock, path, holder)
             store._write_db = await store._in(store._writer, lambda: _connect(path))
             await store._in(store._writer, lambda: _prepare(store._write_db, path))
             store._read_db = await store._in(store._reader, lambda: _connect(path, read_only=True))
             store._committer.start()
+            if path.stat().st_size > CHECKED_FIRST_BYTES:
+                threading.Thread(target=store._check, name="store-check", daemon=True).start()
         except ConfigurationError:
             await store._let_go()
             raise
@@ -92,8 +105,28 @@ class JobStore:
         await self._in(self._writer, self._committer.join)
         await self._let_go()
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a service waits for a database that a cleanup has."""
+        return _wanted(self._path).exists()
+
+    def _check(self) -> None:
+        """Look for damage in a large file, beside all other work."""
+        try:
+            with contextlib.closing(_connect(self._path, read_only=True)) as db:
+                db.set_progress_handler(lambda: self._is_closed, 10_000)
+                found = db.execute("PRAGMA quick_check").fetchone()[0]
+        except sqlite3.OperationalError:
+            return  # closed meanwhile, or the disk refuses, which others notice
+        except sqlite3.DatabaseError as error:
+            found = str(error)
+        if found != "ok":
+            self.damage = str(_damaged(self._path, found))
+            log.error("%s", self.damage, extra={"action": "store_damaged"})
+
     async def _let_go(self) -> None:
         """Close what is open: all of it, or what there was when opening failed."""
+        self._is_closed = True
         for executor, name in ((self._writer, "_write_db"), (self._reader, "_read_db")):
             if hasattr(self, name):
                 await self._in(executor, getattr(self, name).close)
@@ -346,6 +379,11 @@ class JobStore:
         rows = await self._all("list_images", values)
         return [_image_of(row) for row in rows]
 
+    async def pin_image(self, image_id: str, pinned: bool) -> None:
+        """A pinned picture is not removed for its age, nor because there are too many."""
+        values = {"id": image_id, "pinned": int(pinned)}
+        await self._write(lambda db: _fetch_one(db, "pin_image", values))
+
     async def delete_image(self, image_id: str, remove: Callable[[], None]) -> None:
         """Delete the row, then the file."""
 
@@ -547,20 +585,45 @@ def _refused(error: Exception) -> StorageUnavailable:
     return refused
 
 
-def _take_lock(path: Path) -> Any:
+class StoreInUse(ConfigurationError):
+    """Another process has the database."""
+
+
+def _take_lock(path: Path, holder: str) -> Any:
+    """A service waits for a cleanup, which ends as soon as it sees that; nobody waits for a service."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock_file = open(path.with_suffix(".lock"), "a")
+    lock_path = path.with_suffix(".lock")
+    lock_file = open(lock_path, "a")
+    give_up_at = time.monotonic() + LET_GO_SECONDS
+    is_waiting = False
     try:
-        fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock_file.close()
-        raise ConfigurationError(
-            f"{path} is in use by another instance of this service; stop it, or give this one its own FLUX_DATA_DIR"
-        ) from error
+        while True:
+            try:
+                fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                is_cleanup = lock_path.read_text(encoding="ascii").startswith(CLEANUP)
+                if holder or not is_cleanup or time.monotonic() > give_up_at:
+                    lock_file.close()
+                    whose = "a cleanup that does not end" if is_cleanup else "another instance"
+                    raise StoreInUse(
+                        f"{path} is in use by {whose} of this service; stop it, or give this one its own FLUX_DATA_DIR"
+                    ) from error
+                is_waiting = True
+                _wanted(path).touch()
+                time.sleep(0.05)
+    finally:
+        if is_waiting:
+            _wanted(path).unlink(missing_ok=True)
     lock_file.truncate(0)
-    lock_file.write(str(os.getpid()))
+    lock_file.write(f"{holder} {os.getpid()}".strip())
     lock_file.flush()
     return lock_file
+
+
+def _wanted(path: Path) -> Path:
+    """The file that a service lays down while it waits for a cleanup."""
+    return path.with_suffix(".wanted")
 
 
 def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
@@ -583,9 +646,14 @@ def _damaged(path: Path, what: str) -> ConfigurationError:
 
 def _prepare(db: sqlite3.Connection, path: Path) -> None:
     try:
-        damage = db.execute("PRAGMA quick_check").fetchone()[0]
+        # A large one is only opened here, and checked beside the work.
+        is_large = path.exists() and path.stat().st_size > CHECKED_FIRST_BYTES
+        look = "PRAGMA schema_version" if is_large else "PRAGMA quick_check"
+        damage = db.execute(look).fetchone()[0]
     except sqlite3.DatabaseError as error:
         damage = str(error)
+    if is_large and isinstance(damage, int):
+        damage = "ok"
     if damage != "ok":
         raise _damaged(path, damage)
     version = db.execute("PRAGMA user_version").fetchone()[0]
@@ -673,5 +741,6 @@ def _image_of(row: sqlite3.Row) -> StoredImage:
         owner=row["owner"],
         precision=row["precision"],
         engine=row["engine"],
+        is_pinned=bool(row["pinned"]),
         generation_time_ms=round(timings.get("total", 0.0) - timings.get("queued", 0.0), 1),
     )

@@ -36,6 +36,7 @@ from utils.job_store import JobStore
 from utils.ledger import Ledger, to_the_end
 from utils.line import Lane
 from utils.lora_pins import LoraPins
+from utils.meter import Meter
 from utils.pace import Pace
 from utils.worker import events
 from utils.worker.parent import DEATHS_DEGRADED, Death, Worker, WorkerState
@@ -89,6 +90,7 @@ class QueueManager:
         self.store = store
         self.bus = EventBus(int(chance.now().timestamp() * 1000))
         self.pace = Pace()
+        self.meter = Meter()
         self.workers = make_workers(self)
         self.local_workers = [each for each in self.workers if each.lane is Lane.LOCAL]
         self.is_draining = False
@@ -223,7 +225,8 @@ class QueueManager:
         return await to_the_end(with_its_loras())
 
     def _let_go(self, job: Job) -> None:
-        """A job has ended: what it alone had may go."""
+        """A job has ended: it is counted, and what it alone had may go."""
+        self.meter.job_ended(job)
         if self._pins is not None:
             self._pins.job_ended(job.request.loras)
         if self._inputs is not None:
@@ -384,7 +387,7 @@ class QueueManager:
             )
             return f"every worker died again and again ({deaths}); jobs wait, the service's log has the reason"
         no_room = disk.why_no_room(self._output_dir, self._settings.storage.min_free_mib)
-        return no_room or self.store.refusal
+        return no_room or self.store.damage or self.store.refusal
 
     def is_well(self) -> bool:
         """Whether the queue's own work goes on and no worker is stuck beyond the time it is ended after.
@@ -432,6 +435,9 @@ class QueueManager:
                 self._note_progress(worker, event)
                 return  # nobody waits for a step
             case events.Begun():
+                for job_id in event.job_ids:
+                    if job_id in worker.jobs:
+                        self.meter.job_begun(worker.name, worker.jobs[job_id].request)
                 return
             case events.Drawn():
                 kind = Kind(event.model, event.width, event.height)
@@ -446,6 +452,7 @@ class QueueManager:
             case events.Loaded():
                 if not event.milliseconds:
                     return await self._notify()  # it was there already
+                self.meter.model_loaded(event.model, event.milliseconds)
                 log.info(
                     "worker %s loaded %s in %.0f ms",
                     worker.name,
@@ -476,6 +483,8 @@ class QueueManager:
         await self._notify()
 
     async def on_death(self, worker: Worker, death: Death) -> None:
+        if worker.state is WorkerState.RESTARTING:
+            self.meter.worker_died(worker.name)
         for given in death.jobs:
             images.discard_staged(self._output_dir, given.id)
             self._progress.pop(given.id, None)
@@ -495,7 +504,9 @@ class QueueManager:
         if before is not None and event.stage == before.stage == Stage.DENOISING:
             steps = event.step - before.step
             if steps > 0:
-                self.pace.step_took(kind, (now - before.at) * 1000 / steps)
+                milliseconds = (now - before.at) * 1000 / steps
+                self.pace.step_took(kind, milliseconds)
+                self.meter.step_took(kind.model, kind.width, kind.height, milliseconds)
         left = (event.steps - event.step) / event.steps
         pictures_left = max(1, math.ceil(left * given.request["num_images"]))
         eta = self.pace.eta_ms(kind, event.steps - event.step, pictures_left)

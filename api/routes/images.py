@@ -89,6 +89,22 @@ async def read_thumbnail(image_id: ImageId, services: ServicesDep) -> Response:
     return FileResponse(path, media_type="image/jpeg", headers={"Cache-Control": _CACHE})
 
 
+@router.put(
+    "/images/{image_id}/pin", status_code=204, summary="Keep a picture from being cleaned up"
+)
+async def pin_image(image_id: ImageId, services: ServicesDep) -> None:
+    image = await services.image(image_id)
+    await services.queue.store.pin_image(image.id, True)
+
+
+@router.delete(
+    "/images/{image_id}/pin", status_code=204, summary="Let cleanup have a picture again"
+)
+async def unpin_image(image_id: ImageId, services: ServicesDep) -> None:
+    image = await services.image(image_id)
+    await services.queue.store.pin_image(image.id, False)
+
+
 @router.delete("/images/{image_id}", status_code=204, summary="Delete a picture")
 async def delete_image(image_id: ImageId, services: ServicesDep) -> None:
     image = await services.image(image_id)

@@ -8,7 +8,6 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from api import answers
-from api.routes.not_built import NOT_BUILT
 from api.services import Services, ServicesDep
 from api.version import VERSION
 from config.catalog import CLOUD_BACKEND
@@ -80,10 +79,7 @@ async def info(services: ServicesDep) -> dict[str, Any]:
         "output_formats": ["png", "jpeg", "webp"],
         "safety_checker": _safety_json(services),
         "key_needed": plan.keys.are_needed,
-        "not_built": {
-            "fields": [],
-            "routes": [f"{method} {path}" for method, path, _ in NOT_BUILT],
-        },
+        "not_built": {"fields": [], "routes": []},
     }
 
 

@@ -20,7 +20,7 @@ from config.errors import NoRoom, StorageUnavailable, TooLarge
 from models.lora.header import START_BYTES, check_start
 
 FOLDER = ".incoming"
-_SUFFIX = ".part"
+SUFFIX = ".part"
 _LOOK_EVERY_BYTES = 64 * 2**20
 
 
@@ -50,7 +50,7 @@ class Incoming:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._require_room(folder, expected_bytes or 0)
-            self.path = folder / f"{secrets.token_hex(16)}{_SUFFIX}"
+            self.path = folder / f"{secrets.token_hex(16)}{SUFFIX}"
             self._file = _locked(self.path)
         except OSError as error:
             raise refused(library, error) from error
@@ -140,7 +140,7 @@ def _locked(path: Path) -> BinaryIO:
 
 def sweep(library: Path) -> None:
     """Remove what processes that are gone left half-way."""
-    for path in (library / FOLDER).glob(f"*{_SUFFIX}"):
+    for path in (library / FOLDER).glob(f"*{SUFFIX}"):
         with contextlib.suppress(OSError), open(path, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its process lives
             path.unlink(missing_ok=True)

@@ -71,6 +71,16 @@ OTHER: dict[str, tuple[str, Any]] = {
     "bfl_poll_timeout": ("60", 60.0),
     "bfl_concurrency": ("3", 3),
     "bfl_daily_budget_usd": ("2.5", 2.5),
+    "cleanup_interval_minutes": ("0", 0.0),
+    "cleanup_output_days": ("30", 30.0),
+    "cleanup_max_outputs": ("1000", 1000),
+    "cleanup_max_output_gib": ("10.5", 10.5),
+    "cleanup_thumbnail_days": ("0", 0.0),
+    "cleanup_job_days": ("2", 2.0),
+    "cleanup_max_jobs": ("5000", 5000),
+    "cleanup_usage_days": ("32", 32.0),
+    "cleanup_log_days": ("0", 0.0),
+    "cleanup_log_dir": ("/var/log/flux", Path("/var/log/flux")),
 }
 WRONG = [
     ("FLUX_PORT", "0"),
@@ -112,6 +122,15 @@ WRONG = [
     ("FLUX_BFL_POLL_TIMEOUT", "0"),
     ("FLUX_BFL_CONCURRENCY", "25"),
     ("FLUX_BFL_DAILY_BUDGET_USD", "-1"),
+    ("FLUX_CLEANUP_INTERVAL_MINUTES", "-1"),
+    ("FLUX_CLEANUP_OUTPUT_DAYS", "-1"),
+    ("FLUX_CLEANUP_OUTPUT_DAYS", "inf"),
+    ("FLUX_CLEANUP_OUTPUT_DAYS", "1e9"),
+    ("FLUX_CLEANUP_INTERVAL_MINUTES", "1e12"),
+    ("FLUX_CLEANUP_OUTPUT_DAYS", "a week"),
+    ("FLUX_CLEANUP_MAX_OUTPUTS", "1.5"),
+    ("FLUX_CLEANUP_JOB_DAYS", "1"),
+    ("FLUX_CLEANUP_USAGE_DAYS", "31"),
 ]
 
 Toml = Callable[[str], dict[str, str]]

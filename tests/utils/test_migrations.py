@@ -121,7 +121,9 @@ def test_migration_keeps_every_job(old: Path) -> None:
 def test_migration_keeps_every_image(old: Path) -> None:
     before = rows(old, "SELECT * FROM image ORDER BY id")
     upgrade(old)
-    assert rows(old, "SELECT * FROM image ORDER BY id") == before and len(before) == 2
+    after = rows(old, "SELECT * FROM image ORDER BY id")
+    assert [{name: row[name] for name in before[0]} for row in after] == before and len(before) == 2
+    assert all(row["pinned"] == 0 for row in after)
 
 
 def test_migration_fills_the_new_columns(old: Path) -> None:

@@ -181,3 +181,56 @@ UPDATE cloud_task
 SET state = :state, task_id = coalesce(:task_id, task_id), polling_url = coalesce(:polling_url, polling_url),
     cost_usd = coalesce(:cost_usd, cost_usd)
 WHERE job_id = :job_id AND picture = :picture;
+
+-- name: pin_image
+UPDATE image SET pinned = :pinned WHERE id = :id;
+
+-- name: ends_of_images
+-- The first and last place in the order in which pictures came, how many are not pinned, and their bytes.
+SELECT min(rowid) AS first, max(rowid) AS last, coalesce(sum(pinned = 0), 0) AS loose,
+       coalesce(sum(size_bytes) FILTER (WHERE pinned = 0), 0) AS bytes
+FROM image;
+
+-- name: images_between
+-- Pictures in the order in which they came, with whether their job is still open.
+SELECT image.rowid AS place, image.id, image.size_bytes, image.created_at,
+       image.pinned OR job.status IN ('queued', 'running') AS is_kept
+FROM image JOIN job ON job.id = image.job_id
+WHERE image.rowid >= :first AND image.rowid < :after ORDER BY image.rowid;
+
+-- name: remove_image
+-- The row goes, the file's name stays until the file is gone. A picture that was pinned meanwhile stays.
+DELETE FROM image WHERE id = :id AND pinned = 0 RETURNING filename;
+
+-- name: note_removed
+INSERT INTO image_removed (filename) VALUES (:filename) ON CONFLICT DO NOTHING;
+
+-- name: removed_images
+SELECT filename FROM image_removed WHERE filename > :after ORDER BY filename LIMIT :limit;
+
+-- name: forget_removed
+DELETE FROM image_removed WHERE filename IN (SELECT value FROM json_each(:filenames));
+
+-- name: ends_of_jobs
+SELECT (SELECT min(seq) FROM job) AS first, (SELECT max(seq) FROM job) AS last,
+       (SELECT count(*) FROM job WHERE status = 'succeeded')
+       + (SELECT count(*) FROM job WHERE status = 'failed')
+       + (SELECT count(*) FROM job WHERE status = 'cancelled') AS ended;
+
+-- name: jobs_between
+-- Jobs in the order in which they came, with whether they are open or have pictures.
+SELECT seq AS place, created_at, coalesce(finished_at, created_at) AS finished_at,
+       status IN ('queued', 'running') OR EXISTS (SELECT 1 FROM image WHERE job_id = job.id) AS is_kept
+FROM job WHERE seq >= :first AND seq < :after ORDER BY seq;
+
+-- name: remove_jobs
+DELETE FROM job
+WHERE seq IN (SELECT value FROM json_each(:places)) AND +status IN ('succeeded', 'failed', 'cancelled')
+  AND NOT EXISTS (SELECT 1 FROM image WHERE job_id = job.id)
+RETURNING seq;
+
+-- name: old_usage
+SELECT job_id FROM usage WHERE day < :before AND job_id > :after ORDER BY job_id LIMIT :limit;
+
+-- name: remove_usage
+DELETE FROM usage WHERE job_id IN (SELECT value FROM json_each(:ids)) RETURNING job_id;

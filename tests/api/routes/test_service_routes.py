@@ -7,7 +7,6 @@ import uuid
 
 import pytest
 
-from api.routes.not_built import NOT_BUILT
 from api.routes.page import FRONTEND
 from api.version import VERSION
 from config.settings import ROOT
@@ -29,7 +28,8 @@ BUILT = {
     ("POST", "/upload-image-generate"), ("POST", "/images/inspect"), ("GET", "/usage"),
     ("GET", "/admin/keys"), ("POST", "/admin/keys"), ("DELETE", "/admin/keys/{key_id}"),
     ("POST", "/submit-request"), ("GET", "/request-status/{job_id}"),
-    ("POST", "/cancel-request/{job_id}"), ("DELETE", "/cancel-request/{job_id}"), ("POST", "/queue"),
+    ("PUT", "/images/{image_id}/pin"), ("DELETE", "/images/{image_id}/pin"), ("GET", "/metrics"),
+    ("GET", "/admin/cleanup"), ("POST", "/admin/cleanup"), ("POST", "/cancel-request/{job_id}"), ("DELETE", "/cancel-request/{job_id}"), ("POST", "/queue"),
 }  # fmt: skip
 
 
@@ -103,22 +103,7 @@ def test_queue_stats_count_jobs_by_status(engine_service: RunningService) -> Non
     assert after["estimated_wait_seconds"] == 0
 
 
-# Not built
-
-
-@pytest.mark.parametrize(("method", "path", "what"), NOT_BUILT)
-def test_route_that_is_not_built_is_501_by_name(
-    engine_service: RunningService, method: str, path: str, what: str
-) -> None:
-    answer = engine_service.client.request(method, re.sub(r"{\w+}", "x", path))
-    assert (answer.status_code, answer.json()["code"]) == (501, "not_built")
-    assert what in answer.json()["detail"]
-    assert answer.headers["content-type"] == "application/problem+json"
-
-
-def test_route_that_is_not_built_takes_no_body_with_it(engine_service: RunningService) -> None:
-    answer = engine_service.client.request("GET", "/metrics", content=b"x" * 1000)
-    assert answer.status_code == 501
+# The document
 
 
 def test_openapi_lists_what_is_built_and_nothing_else(engine_service: RunningService) -> None:
