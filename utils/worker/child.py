@@ -95,6 +95,16 @@ class Child:
     # Reader thread
 
     def _read(self) -> None:
+        try:
+            self._take_commands()
+        except ConnectionError:
+            pass  # as its end, but of a service that was killed before it read all that was sent
+        except Exception:
+            log.critical("reading failed", extra={"action": "reader_failed"}, exc_info=True)
+            os._exit(1)  # deaf, it would hear neither a cancel nor the service's end
+        os._exit(0)  # the service is gone: nobody would see a picture
+
+    def _take_commands(self) -> None:
         with self._connection.makefile("rb") as lines:
             for line in lines:
                 match command := events.decode(line):
@@ -105,7 +115,6 @@ class Child:
                     case _:
                         self._stopping |= isinstance(command, events.Shutdown)
                         self._commands.put(command)
-        os._exit(0)  # the service is gone: nobody would see a picture
 
     # Main thread
 
