@@ -5,7 +5,10 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from config.settings import ROOT
 from utils.worker.config import WorkerConfig
@@ -41,38 +44,38 @@ def config(folder: Path, socket_fd: int) -> WorkerConfig:
     )
 
 
-def start(folder: Path) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[tuple[socket.socket, subprocess.Popen[bytes]]]:
     """A worker that has said it is ready, of which nothing was read."""
     ours, theirs = socket.socketpair()
     with theirs:
-        argument = config(folder, theirs.fileno()).to_argument()
+        argument = config(tmp_path, theirs.fileno()).to_argument()
         process = subprocess.Popen(
             [sys.executable, "-m", "utils.worker.child", argument],
             cwd=ROOT,
             pass_fds=[theirs.fileno()],
         )
-    assert ours.recv(1, socket.MSG_PEEK)
-    return ours, process
+    with ours, process:
+        assert ours.recv(1, socket.MSG_PEEK)
+        yield ours, process
+        process.kill()
 
 
-def test_child_ends_when_the_service_is_gone(tmp_path: Path) -> None:
-    ours, process = start(tmp_path)
+def test_child_ends_when_the_service_is_gone(started) -> None:
+    ours, process = started
     ours.makefile("rb").readline()
     ours.close()
     assert process.wait(END_SECONDS) == 0
 
 
-def test_child_ends_also_when_the_service_was_gone_before_it_read_everything(
-    tmp_path: Path,
-) -> None:
+def test_child_ends_also_when_the_service_was_gone_before_it_read_everything(started) -> None:
     """The system tells that in another way: as a connection that was reset."""
-    ours, process = start(tmp_path)
+    ours, process = started
     ours.close()
     assert process.wait(END_SECONDS) == 0
 
 
-def test_child_that_cannot_read_what_it_is_told_ends(tmp_path: Path) -> None:
-    ours, process = start(tmp_path)
-    with ours:
-        ours.sendall(b"no command\n")
-        assert process.wait(END_SECONDS) == 1
+def test_child_that_cannot_read_what_it_is_told_ends(started) -> None:
+    ours, process = started
+    ours.sendall(b"no command\n")
+    assert process.wait(END_SECONDS) == 1
