@@ -1,4 +1,5 @@
-"""The BF16 service with another loader: TEST_ENGINE names a function of `tests/engines.py`.
+"""The BF16 service, or that of TEST_PRECISION, with another loader: TEST_ENGINE names a function of
+`tests/engines.py`.
 
 TEST_RESTART_SECONDS is the pause after a worker's first death, where a test needs many deaths.
 With TEST_ANYWHERE the stand-in draws for every local model of the catalog, whatever machine that needs.
@@ -23,4 +24,4 @@ if __name__ == "__main__":
         RequestResolver.why_not_on = lambda self, slot, row: None
     if seconds := os.environ.get("TEST_RESTART_SECONDS"):
         parent.RESTART_DELAY_SECONDS = float(seconds)
-    sys.exit(server.serve("bf16"))
+    sys.exit(server.serve(os.environ.get("TEST_PRECISION", "bf16")))

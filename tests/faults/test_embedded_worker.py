@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import psutil
 import pytest
@@ -15,8 +15,6 @@ from tests.service import RunningService
 
 # Whether jobs go together depends on how long each took.
 alone = pytest.mark.timing
-
-StartService = Callable[..., RunningService]
 
 MIB = 2**20
 TOGETHER = 4
@@ -102,51 +100,43 @@ def worker_mib(service: RunningService) -> float:
 
 
 @pytest.fixture(scope="module")
-def start_module_service(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[StartService]:
-    """Start services on the embedded model that the tests of this module share."""
-    started: list[RunningService] = []
-
-    def start(**environ: str) -> RunningService:
-        running = RunningService(tmp_path_factory.mktemp("embedded"), **environ)
-        started.append(running)
-        running.start()
+def split(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    """A service whose model is spread over two devices, and is given back after a second of rest."""
+    running = RunningService(
+        tmp_path_factory.mktemp("split"),
+        FLUX_GPU_MODE="split",
+        FLUX_FAKE_GPUS="2",
+        FLUX_IDLE_UNLOAD_SECONDS="1",
+    ).start()
+    try:
         running.wait_for_workers()
-        return running
-
-    yield start
-    for running in started:
+        yield running
+    finally:
         running.close()
 
 
 @pytest.fixture(scope="module")
-def forgetful(start_module_service: StartService) -> RunningService:
-    return start_module_service(FLUX_IDLE_UNLOAD_SECONDS="1")
-
-
-@pytest.fixture(scope="module")
-def idle(forgetful: RunningService) -> dict:
+def idle(split: RunningService) -> dict:
     """Memory with the model and after it was given back, and the way of the job that came then."""
-    first = forgetful.submit(**BODY, seed=5)
-    forgetful.wait_for_job(first)
-    busy = forgetful.submit(**{**BODY, "num_inference_steps": 40})
-    forgetful.wait_until(lambda: (forgetful.job(busy)["progress"] or {}).get("step", 0) > 0)
-    with_model = worker_mib(forgetful)  # before the second of rest has begun
-    forgetful.client.post(f"/jobs/{busy}/cancel")
-    pid = forgetful.workers()[0]["pid"]
-    forgetful.wait_until(lambda: model_status(forgetful)["model"] is None)
-    without = worker_mib(forgetful)
-    with paused(forgetful):
-        second = forgetful.submit(**BODY, seed=5)
-        listener = listen(forgetful, second)
+    first = split.submit(**BODY, seed=5)
+    split.wait_for_job(first)
+    busy = split.submit(**{**BODY, "num_inference_steps": 40})
+    split.wait_until(lambda: (split.job(busy)["progress"] or {}).get("step", 0) > 0)
+    with_model = worker_mib(split)  # before the second of rest has begun
+    split.client.post(f"/jobs/{busy}/cancel")
+    pid = split.workers()[0]["pid"]
+    split.wait_until(lambda: model_status(split)["model"] is None)
+    without = worker_mib(split)
+    with paused(split):
+        second = split.submit(**BODY, seed=5)
+        listener = listen(split, second)
     with listener:
         events: list[Told] = listener.wait_for_end()
     return {
         "given_back": with_model - without,
         "events": events,
-        "same_worker": forgetful.workers()[0]["pid"] == pid,
-        "pictures": [picture(forgetful, job_id) for job_id in (first, second)],
+        "same_worker": split.workers()[0]["pid"] == pid,
+        "pictures": [picture(split, job_id) for job_id in (first, second)],
     }
 
 
@@ -185,9 +175,8 @@ def pixels(service: RunningService, job: dict) -> list[bytes]:
 
 
 def test_split_over_two_devices_draws_the_bytes_of_one(
-    start_module_service: StartService, measured: RunningService
+    split: RunningService, measured: RunningService
 ) -> None:
-    split = start_module_service(FLUX_GPU_MODE="split", FLUX_FAKE_GPUS="2")
     assert [each["name"] for each in split.workers()] == ["cpu0+cpu1"]
     body = {**BODY, "negative_prompt": "blue", "true_cfg_scale": 2.0, "seed": 3, "num_images": 2}
     jobs = [each.wait_for_job(each.submit(**body)) for each in (split, measured)]

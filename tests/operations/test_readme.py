@@ -35,9 +35,11 @@ class Newcomer:
         self.folder = folder
         self.ports = {name: free_port() for name in DEFAULT_PORTS}
         # Only what is imported is compiled, when it is: of the rest there is more than of anything else.
+        # pip reads the variables of its --no- options as what is left of them: 0 is "do not".
         self.environ = clean_environment(
-            **self.ports, FLUX_GPUS="none", FLUX_MIN_FREE_MIB=0, PIP_NO_COMPILE=1
+            **self.ports, FLUX_GPUS="none", FLUX_MIN_FREE_MIB=0, PIP_NO_COMPILE=0
         )
+        self.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
 
     def start(self) -> tuple[subprocess.Popen[str], str]:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import shutil
 import subprocess
+import sys
 import venv
 import zipfile
 from pathlib import Path
@@ -102,6 +103,21 @@ def bare(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path / "flux")
 
 
+@pytest.fixture(scope="module")
+def quick_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python whose new environments are copies of one: pip is put into an environment of Python's own once."""
+    folder = tmp_path_factory.mktemp("python")
+    subprocess.run([sys.executable, "-m", "venv", folder / "made"], check=True)
+    python = folder / "python3"
+    python.write_text(
+        "#!/bin/sh\n"
+        f'if [ "$1 $2" = "-m venv" ]; then exec cp -a "{folder}/made/." "$3"; fi\n'
+        f'exec "{sys.executable}" "$@"\n'
+    )
+    python.chmod(0o755)
+    return python
+
+
 def test_setup_installs_torchs_cpu_build_and_the_lock(installed: Checkout) -> None:
     assert installed.imports("torch", "one")
     assert not installed.imports("two")
@@ -129,12 +145,14 @@ def test_setup_after_a_changed_lock_installs_what_is_new(installed: Checkout) ->
     assert installed.imports("torch", "one", "three")
 
 
-def test_setup_after_an_installation_that_was_cut_off_starts_over(installed: Checkout) -> None:
-    with installed.start_setup("--dev") as run:
+def test_setup_after_an_installation_that_was_cut_off_starts_over(
+    installed: Checkout, quick_python: Path
+) -> None:
+    with installed.start_setup("--dev", PYTHON=quick_python) as run:
         while not (installed.root / ".venv" / ".installing").exists():
             assert run.poll() is None
         run.kill()
-    status, said = installed.setup("--dev")
+    status, said = installed.setup("--dev", PYTHON=quick_python)
     assert status == 0
     assert "did not finish: starting over" in said
     assert installed.imports("torch", "one", "two")
@@ -142,10 +160,10 @@ def test_setup_after_an_installation_that_was_cut_off_starts_over(installed: Che
 
 @pytest.mark.parametrize(("file", "name"), [("torch", "torch"), ("runtime", "one")])
 def test_setup_with_a_file_that_is_not_the_locked_one_fails(
-    bare: Checkout, file: str, name: str
+    bare: Checkout, file: str, name: str, quick_python: Path
 ) -> None:
     bare.lock(file, **{name: "0" * 64})
-    status, said = bare.setup()
+    status, said = bare.setup(PYTHON=quick_python)
     assert status == 1
     assert "DO NOT MATCH" in said
     assert "installation failed" in said
@@ -196,8 +214,10 @@ def with_nunchaku(bare: Checkout) -> Checkout:
     return bare
 
 
-def test_setup_nunchaku_makes_an_environment_of_its_own_once(with_nunchaku: Checkout) -> None:
-    status, said = with_nunchaku.setup("--nunchaku")
+def test_setup_nunchaku_makes_an_environment_of_its_own_once(
+    with_nunchaku: Checkout, quick_python: Path
+) -> None:
+    status, said = with_nunchaku.setup("--nunchaku", PYTHON=quick_python)
     assert status == 0, said
     assert "into .venv-nunchaku" in said
     assert with_nunchaku.imports("torch", "nunchaku", venv=".venv-nunchaku")
@@ -241,11 +261,11 @@ def test_setup_nunchaku_on_a_machine_without_a_wheel_says_so_and_makes_nothing(
 
 
 def test_setup_nunchaku_when_the_wheel_cannot_be_fetched_says_how_by_hand(
-    with_nunchaku: Checkout,
+    with_nunchaku: Checkout, quick_python: Path
 ) -> None:
     for wheel in (with_nunchaku.root / "wheels").glob("nunchaku-*"):
         wheel.unlink()
-    status, said = with_nunchaku.setup("--nunchaku")
+    status, said = with_nunchaku.setup("--nunchaku", PYTHON=quick_python)
     assert status == 1
     assert (
         "By hand: python3 -m venv .venv-nunchaku && "

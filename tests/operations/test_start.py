@@ -68,24 +68,6 @@ class Started:
             self.process.wait(60)
 
 
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return copy_checkout(tmp_path_factory.mktemp("all") / "flux", models=True)
-
-
-@pytest.fixture
-def start(checkout: Path) -> Iterator[Callable[..., Started]]:
-    all_started: list[Started] = []
-
-    def run(**environ: str | int) -> Started:
-        all_started.append(Started(checkout, **environ))
-        return all_started[-1]
-
-    yield run
-    for started in all_started:
-        started.close()
-
-
 @pytest.fixture
 def run() -> Iterator[Callable[..., Started]]:
     all_started: list[Started] = []
@@ -104,10 +86,20 @@ def assert_all_gone(family: list[psutil.Process]) -> None:
     assert not alive
 
 
+@pytest.fixture(scope="module")
+def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout whose services are real and whose workers have a stand-in model."""
+    copy = copy_checkout(tmp_path_factory.mktemp("light") / "flux")
+    for name in known_precisions():
+        set_loader(copy, "tests.engines:scripted", name)
+    return copy
+
+
 def test_start_draws_a_picture_by_its_curl_line_and_ctrl_c_ends_it_all(
-    start: Callable[..., Started], checkout: Path, tmp_path: Path
+    run, light: Path, tmp_path: Path
 ) -> None:
-    started = start()
+    """The README's test does the same with the models that ship."""
+    started = run(light)
     started.wait_until_up()
     said = started.said()
     for name in known_precisions():
@@ -134,15 +126,6 @@ def test_start_draws_a_picture_by_its_curl_line_and_ctrl_c_ends_it_all(
     assert_all_gone(family)
 
 
-@pytest.fixture(scope="module")
-def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout whose services are real and whose workers have a stand-in model."""
-    copy = copy_checkout(tmp_path_factory.mktemp("light") / "flux")
-    for name in known_precisions():
-        set_loader(copy, "tests.engines:scripted", name)
-    return copy
-
-
 def test_start_lets_the_page_call_the_service(run, light: Path) -> None:
     started = run(light)
     started.wait_until_up()
@@ -152,27 +135,25 @@ def test_start_lets_the_page_call_the_service(run, light: Path) -> None:
     assert answer.headers["access-control-allow-origin"] == page
 
 
-def test_start_when_the_service_refuses_says_why(start: Callable[..., Started]) -> None:
-    started = start(FLUX_MODEL="no-such-model")
+def test_start_when_the_service_refuses_says_why(run, light: Path) -> None:
+    started = run(light, FLUX_MODEL="no-such-model")
     assert started.process.wait(60) == 1
     assert "no-such-model" in started.said()
     assert re.search(r"the (FP4|BF16) service ended \(exit status 78\)", started.said())
 
 
 @pytest.mark.parametrize("name", ["BF16_PORT", "PAGE_PORT"])
-def test_start_names_another_program_on_a_port_and_leaves_it(
-    start: Callable[..., Started], name: str
-) -> None:
+def test_start_names_another_program_on_a_port_and_leaves_it(run, light: Path, name: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
-        started = start(**{name: other.getsockname()[1]})
+        started = run(light, **{name: other.getsockname()[1]})
         assert started.process.wait(60) == 3
         assert f"pid {os.getpid()}" in started.said()
         with socket.create_connection(other.getsockname()):
             pass
 
 
-def test_start_with_a_wrong_page_port_names_it(start: Callable[..., Started]) -> None:
-    started = start(PAGE_PORT="nine")
+def test_start_with_a_wrong_page_port_names_it(run, light: Path) -> None:
+    started = run(light, PAGE_PORT="nine")
     assert started.process.wait(60) == 2
     assert "PAGE_PORT takes a port from 1 to 65535, not 'nine'" in started.said()
 

@@ -96,8 +96,8 @@ def test_example_loras_have_a_format_each() -> None:
 def test_example_lora_goes_further_to_its_style_with_more_weight(
     name: str, examined: Examine
 ) -> None:
-    ways = [examined(name, weight=weight).way for weight in (0.25, 0.5, 1.0)]
-    assert 0 < ways[0] < ways[1] < ways[2]
+    ways = [examined(name, weight=weight).way for weight in (0.5, 1.0)]
+    assert 0 < ways[0] < ways[1]
 
 
 @pytest.mark.parametrize("is_called", [False, True], ids=["alone", "with its word"])

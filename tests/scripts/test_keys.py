@@ -120,14 +120,14 @@ def until_refused(service: RunningService, headers: dict[str, str]) -> None:
 
 
 def test_first_key_closes_services_that_run_and_opens_them_to_its_holder(
-    start_engine, start_service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    start_engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     """Both services of a machine, which share the folder."""
     shared = str(tmp_path / "shared")
     monkeypatch.setenv("FLUX_DATA_DIR", shared)
     services: list[RunningService] = [
         start_engine(wait_for_workers=False, FLUX_DATA_DIR=shared),
-        start_service(wait_for_workers=False, FLUX_DATA_DIR=shared, precision="fp4"),
+        start_engine(wait_for_workers=False, FLUX_DATA_DIR=shared, TEST_PRECISION="fp4"),
     ]
     for service in services:
         assert service.client.get("/jobs").status_code == 200

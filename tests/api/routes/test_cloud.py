@@ -367,14 +367,14 @@ def test_no_key_answers_are_json_all_the_same(engine_service: RunningService) ->
 
 
 def test_cloud_as_default_backend_draws_what_names_nothing(
-    start_service: Callable[..., RunningService], cloud: StandIn
+    start_engine: Callable[..., RunningService], cloud: StandIn
 ) -> None:
     environ = {
         **cloud.environ,
         "SD_DEFAULT_BACKEND": "flux-api",
         "SD_BFL_DEFAULT_MODEL": "flux-2-flex",
     }
-    service = start_service(wait_for_workers=False, **environ)
+    service = start_engine(wait_for_workers=False, **environ)
     answer = service.generate(width=64, height=64)
     assert answer.json()["model"] == "bfl/flux-2-flex"
     info = service.client.get("/info").json()

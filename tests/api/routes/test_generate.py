@@ -181,12 +181,6 @@ def test_generate_same_request_twice_gives_equal_bytes(service: RunningService) 
     assert picture(service, seed=7) == picture(service, seed=7)
 
 
-def test_generate_in_a_fresh_service_gives_equal_bytes(
-    service: RunningService, start_service
-) -> None:
-    assert picture(start_service(), seed=7) == picture(service, seed=7)
-
-
 def test_generate_other_seed_gives_another_picture(service: RunningService) -> None:
     assert pixels(picture(service, seed=7)) != pixels(picture(service, seed=8))
 

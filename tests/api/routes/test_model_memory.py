@@ -11,7 +11,7 @@ import pytest
 from config.catalog import load_catalog
 from tests import hub as stand_in
 from tests.hub import Hub
-from tests.service import RunningService
+from tests.service import ENGINE_MAIN, RunningService
 from tests.tiny_models import tiny_model
 from utils import main_memory
 
@@ -163,7 +163,11 @@ def test_backends_say_what_they_can_and_what_is_here(service: RunningService) ->
 
 
 def test_model_without_room_is_refused_with_numbers(tmp_path: Path) -> None:
-    running = RunningService(tmp_path, FLUX_MODEL_MEMORY_GIB="0.5", FLUX_MODEL="embedded").start()
+    """It is not loaded, so a stand-in's worker says the same."""
+    running = RunningService(
+        tmp_path, main=ENGINE_MAIN, TEST_ENGINE="scripted",
+        FLUX_MODEL_MEMORY_GIB="0.5", FLUX_MODEL="embedded",
+    ).start()  # fmt: skip
     try:
         answer = running.generate()
         assert (answer.status_code, answer.json()["code"]) == (409, "unsupported_gpu")
