@@ -23,7 +23,7 @@ from utils.keys import Key, Scope
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 # Answered without a key, so that a supervisor needs none. They tell nothing but whether we live.
-OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/"})
+OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/", "/dashboard"})
 # Links to pictures are their own keys: see `api/delivery.py`.
 OPEN_PREFIXES = ("/ui", "/delivery")
 

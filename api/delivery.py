@@ -14,6 +14,7 @@ from hashlib import sha256
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
+from fastapi.responses import FileResponse
 
 from api.routes.images import file_of
 from api.services import ServicesDep
@@ -22,7 +23,7 @@ from config.errors import NotFound
 PREFIX = "/delivery"
 LINK_SECONDS = 3600
 
-router = APIRouter()
+router = APIRouter(tags=["images"])
 
 
 class Delivery:
@@ -58,7 +59,11 @@ def delivery_of(request: Request) -> Delivery:
     return request.app.state.delivery
 
 
-@router.get(PREFIX + "/{token}/{image_id}/{filename}", include_in_schema=False)
+@router.get(
+    PREFIX + "/{token}/{image_id}/{filename}",
+    summary="A picture by its link, without a key",
+    response_class=FileResponse,
+)
 async def read(
     request: Request,
     services: ServicesDep,

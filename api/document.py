@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from api.auth import is_open, scope_of
-from api.dialects import installed
+from api.dialects.shapes import shape_of
 from api.errors import PROBLEM_RESPONSE
 from utils.keyring import Keyring
 
@@ -17,6 +17,7 @@ from utils.keyring import Keyring
 ANYWHERE = (400, 401, 403, 408, 413, 429, 500, 503)
 # Where the path or the body names something.
 _DRAWS = (402, 404, 409, 415, 422, 499, 502, 504, 507)
+_COMMANDS = (404, 409, 499)
 _TAKES_A_LORA = (404, 409, 415, 422, 499, 502, 504, 507)
 ALSO: dict[str, tuple[int, ...]] = {
     "/generate": _DRAWS,
@@ -33,6 +34,9 @@ ALSO: dict[str, tuple[int, ...]] = {
     "/images": (404,),
     "/images/inspect": (415, 422, 499),
 }
+# The tags of other programs' APIs.
+DIALECTS = frozenset({"OpenAI Images", "BFL", "A1111", "ComfyUI", "Fleet router", "ITI"})
+_ERROR_OF_A_DIALECT = {"content": {"application/json": {"schema": {"type": "object"}}}}
 _SCHEMES: dict[str, Any] = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "x-api-key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -59,38 +63,39 @@ def describe(app: FastAPI, keys: Keyring) -> None:
 
 
 def _with_our_errors(document: dict[str, Any]) -> dict[str, Any]:
-    _name_what_dialects_answer(document["paths"])
+    document["paths"] = dict(sorted(document["paths"].items(), key=_is_of_dialects))
     for path, operations in document["paths"].items():
-        for operation in operations.values():
+        for method, operation in operations.items():
+            for api in DIALECTS.intersection(operation["tags"]):
+                operation["summary"] = f"For clients of {api}"
             answers = operation["responses"]
             answers.pop("422", None)  # the framework's own, for what is a 400 problem here
-            for status in sorted({*ANYWHERE, *_statuses_of(path)}):
-                answers.setdefault(str(status), _problem(status))
+            for status in sorted({*ANYWHERE, *_statuses_of(method, path, operation)}):
+                answers.setdefault(str(status), _error(path, status))
     for name in ("HTTPValidationError", "ValidationError"):
         document.get("components", {}).get("schemas", {}).pop(name, None)
     return document
 
 
-def _name_what_dialects_answer(paths: dict[str, Any]) -> None:
-    """Dialects have documents of their own elsewhere, but where they share a path of ours it says so."""
-    for module in installed.MODULES:
-        for route in module.router.routes:
-            for method in getattr(route, "methods", None) or ():
-                if route.path in paths and method.lower() not in paths[route.path]:
-                    paths[route.path][method.lower()] = {
-                        "tags": ["dialects"],
-                        "summary": f"For clients of another API: {module.__doc__.splitlines()[0]}",
-                        "responses": {"200": {"description": "In the words of that API"}},
-                    }
+def _is_of_dialects(path: tuple[str, Any]) -> bool:
+    return all(DIALECTS.intersection(operation["tags"]) for operation in path[1].values())
 
 
-def _statuses_of(path: str) -> tuple[int, ...]:
-    return (*ALSO.get(path, ()), *((404,) if "{" in path else ()))
+def _statuses_of(method: str, path: str, operation: dict[str, Any]) -> tuple[int, ...]:
+    of_dialects: tuple[int, ...] = ()
+    if not DIALECTS.isdisjoint(operation["tags"]):
+        of_dialects = (
+            _DRAWS if "requestBody" in operation else _COMMANDS if method == "post" else (404,)
+        )
+    named = (404,) if "{" in path else ()
+    return (*ALSO.get(path, of_dialects), *named)
 
 
-def _problem(status: int) -> dict[str, Any]:
+def _error(path: str, status: int) -> dict[str, Any]:
     phrase = "Client gone" if status == 499 else HTTPStatus(status).phrase
-    return {**PROBLEM_RESPONSE, "description": phrase}
+    if shape_of(path) is None:
+        return {**PROBLEM_RESPONSE, "description": phrase}
+    return {**_ERROR_OF_A_DIALECT, "description": f"{phrase}, in the words of this API"}
 
 
 def _with_keys(document: dict[str, Any]) -> dict[str, Any]:

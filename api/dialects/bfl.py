@@ -13,12 +13,12 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import JSONResponse
 
 from api.auth import owner_of
 from api.delivery import delivery_of
-from api.dialects import native
+from api.dialects import bodies, native
 from api.dialects.shapes import BLOCKED
 from api.services import Services, ServicesDep
 from config.catalog import ModelRow
@@ -26,7 +26,7 @@ from config.errors import FluxError, InvalidRequest, NotFound
 from utils.job import Job, JobStatus
 from utils.requests import Wanted
 
-router = APIRouter(prefix="/v1", include_in_schema=False)
+router = APIRouter(prefix="/v1", tags=["BFL"])
 
 DEFAULT = "default"
 CLOUD = "bfl/"
@@ -52,6 +52,7 @@ NOT_HERE = ("prompt_upsampling", "raw", "webhook_url", "image_prompt", "control_
             "transparent_bg")  # fmt: skip
 WIDEST = 21 / 9
 MAX_PICTURES = 8
+MAX_ID_CHARACTERS = 100  # of an unknown id, told back
 STATUSES = {
     JobStatus.QUEUED: "Pending",
     JobStatus.RUNNING: "Pending",
@@ -60,17 +61,21 @@ STATUSES = {
     JobStatus.CANCELLED: "Error",
 }
 
+_REQUEST = bodies.json_body(
+    "prompt", prompt="string", width="integer", height="integer", aspect_ratio="string", seed="integer",
+    steps="integer", guidance="number", input_image="string", output_format="string",
+)  # fmt: skip
 ModelName = Annotated[str, Path(max_length=100)]
 
 
-@router.post("/bfl/{model}")
+@router.post("/bfl/{model}", openapi_extra=_REQUEST)
 async def submit_to_cloud(
     request: Request, model: ModelName, services: ServicesDep
 ) -> dict[str, Any]:
     return await submit(request, CLOUD + model, services)
 
 
-@router.post("/{model}")
+@router.post("/{model}", openapi_extra=_REQUEST)
 async def submit(request: Request, model: ModelName, services: ServicesDep) -> dict[str, Any]:
     row = _row(services, model)
     body = await native.json_object(request)
@@ -82,13 +87,11 @@ async def submit(request: Request, model: ModelName, services: ServicesDep) -> d
 
 
 @router.get("/get_result")
-async def get_result(
-    request: Request, services: ServicesDep, id: Annotated[str, Query(max_length=100)] = ""
-) -> Response:
+async def get_result(request: Request, services: ServicesDep, id: str = "") -> Response:
     try:
         job = await services.job(id)
     except NotFound:
-        return JSONResponse(_answer(id, "Task not found"), 404)
+        return JSONResponse(_answer(id[:MAX_ID_CHARACTERS], "Task not found"), 404)
     progress = services.queue.progress(job.id)
     share = progress.step / progress.steps if progress is not None and progress.steps else 0.0
     if job.status is JobStatus.SUCCEEDED:

@@ -9,11 +9,12 @@ import uuid
 from typing import Any
 
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from api.auth import owner_of
-from api.dialects import comfy_read, comfy_system, native
+from api.dialects import bodies, comfy_read, comfy_system, native
 from api.dialects.comfy_request import resolved
 from api.dialects.comfy_runs import Run, Runs, queue_fields, runs_of
 from api.forms import MAX_FIELD_BYTES
@@ -33,6 +34,8 @@ async def post_prompt(request: Request, services: ServicesDep) -> dict[str, Any]
     targets = body.get("partial_execution_targets")
     found = comfy_read.read(body.get("prompt"), targets if isinstance(targets, list) else None)
     extra = body.get("extra_data")
+    if not isinstance(extra, dict | None):
+        raise InvalidRequest.of("extra_data", "must be an object")
     wanted = await resolved(services, runs, found, owner_of(request))
     services.queue.require_worker()
     async with runs.registering:
@@ -43,7 +46,7 @@ async def post_prompt(request: Request, services: ServicesDep) -> dict[str, Any]
             job=job,
             client_id=native.text(body, "client_id") or "",
             prompt=body["prompt"],
-            extra_data=_kept(extra) if isinstance(extra, dict) else {},
+            extra_data=_kept(extra or {}),
             found=found,
             size_bytes=len(await request.body()),
         )
@@ -86,15 +89,23 @@ async def get_queue(request: Request, services: ServicesDep) -> dict[str, Any]:
 
 async def post_queue(request: Request, services: ServicesDep) -> dict[str, Any]:
     """`{"clear": true}` and `{"delete": [ids]}` cancel what waits of the key's own prompts."""
-    body = await native.json_object(request)
-    listed = body.get("delete")
-    ids = {str(each) for each in listed} if isinstance(listed, list) else set()
-    for run in runs_of(request).own(owner_of(request)):
-        if body.get("clear") is True or run.prompt_id in ids:
-            run = await runs_of(request).looked_at(services, run)
-            if run.job.status is JobStatus.QUEUED:
-                await services.queue.cancel(run.job.id)
+    for run in await _chosen(request):
+        run = await runs_of(request).looked_at(services, run)
+        if run.job.status is JobStatus.QUEUED:
+            await services.queue.cancel(run.job.id)
     return {}
+
+
+async def _chosen(request: Request) -> list[Run]:
+    """The key's own prompts that a body names in `delete`, or with `clear` all of them."""
+    body = await native.json_object(request)
+    clear, ids = body.get("clear"), body.get("delete")
+    if not isinstance(clear, bool | None):
+        raise InvalidRequest.of("clear", "must be true or false")
+    if not isinstance(ids, list | None) or not all(isinstance(each, str) for each in ids or ()):
+        raise InvalidRequest.of("delete", "must be a list of prompt ids")
+    own = runs_of(request).own(owner_of(request))
+    return [run for run in own if clear or run.prompt_id in (ids or ())]
 
 
 async def interrupt(request: Request, services: ServicesDep) -> dict[str, Any]:
@@ -140,14 +151,10 @@ async def history_of(request: Request, prompt_id: str, services: ServicesDep) ->
 
 async def post_history(request: Request, services: ServicesDep) -> dict[str, Any]:
     """Forgets prompts that have ended; their pictures stay."""
-    body = await native.json_object(request)
-    listed = body.get("delete")
-    ids = {str(each) for each in listed} if isinstance(listed, list) else set()
     runs = runs_of(request)
-    for run in runs.own(owner_of(request)):
-        if body.get("clear") is True or run.prompt_id in ids:
-            if (await runs.looked_at(services, run)).job.status.is_final:
-                runs.forget(run)
+    for run in await _chosen(request):
+        if (await runs.looked_at(services, run)).job.status.is_final:
+            runs.forget(run)
     return {}
 
 
@@ -186,7 +193,17 @@ async def free(services: ServicesDep) -> dict[str, Any]:
 
 
 def make_router() -> APIRouter:
-    router = APIRouter(include_in_schema=False)
+    router = APIRouter(tags=["ComfyUI"])
+    listed = bodies.json_body(clear="boolean", delete="array")
+    written: dict[Any, dict[str, Any]] = {
+        post_prompt: bodies.json_body(
+            "prompt", prompt="object", client_id="string", prompt_id="string", extra_data="object"
+        ),
+        post_queue: listed,
+        post_history: listed,
+        interrupt: bodies.json_body(optional=True, prompt_id="string"),
+        upload_image: bodies.form_body("image", image="file", type="string"),
+    }
     routes = (
         ("POST", "/prompt", post_prompt),
         ("GET", "/prompt", get_prompt),
@@ -207,7 +224,14 @@ def make_router() -> APIRouter:
     )
     for prefix in ("", "/api"):
         for method, path, endpoint in routes:
-            router.add_api_route(prefix + path, endpoint, methods=[method], response_model=None)
+            router.add_api_route(
+                prefix + path,
+                endpoint,
+                methods=[method],
+                response_model=None,
+                response_class=FileResponse if endpoint is view else JSONResponse,
+                openapi_extra=written.get(endpoint),
+            )
     router.add_api_route("/api/queue", get_queue, methods=["GET"])
     router.add_api_route("/api/jobs/{prompt_id}/cancel", cancel_job, methods=["POST"])
     return router

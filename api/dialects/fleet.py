@@ -11,9 +11,10 @@ from datetime import timedelta
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
 
 from api import answers, drawing
-from api.dialects import native
+from api.dialects import bodies, native
 from api.services import Services, ServicesDep
 from api.version import VERSION
 from config.catalog import ModelRow
@@ -22,7 +23,7 @@ from models.types import OutputFormat
 from utils.clock import rfc3339
 from utils.job import Job, JobStatus
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(tags=["Fleet router"])
 
 SWITCH = "image_generation"
 STATS_HOURS = 24
@@ -31,10 +32,17 @@ FIELDS = (
     "prompt", "negative_prompt", "width", "height", "steps", "guidance", "seed", "loras", "image",
     "mask", "strength", "metadata",
 )  # fmt: skip
+_REQUEST = bodies.json_body(
+    "model prompt", model="string", prompt="string", negative_prompt="string", width="integer",
+    height="integer", steps="integer", guidance="number", seed="integer", metadata="object",
+)  # fmt: skip
+_PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}}}
 NAMES = {"num_inference_steps": "steps", "guidance_scale": "guidance"}
 
 
-@router.post("/api/generate-image")
+@router.post(
+    "/api/generate-image", openapi_extra=_REQUEST, responses=_PICTURE, response_class=Response
+)
 async def generate_image(request: Request, services: ServicesDep) -> Response:
     if not await _is_on(services):
         raise Unavailable(
@@ -74,6 +82,12 @@ async def image_models(services: ServicesDep) -> dict[str, Any]:
             for row in _there(services)
         ]
     }
+
+
+@router.get("/dashboard", include_in_schema=False)
+async def dashboard() -> RedirectResponse:
+    """The page is what there is to look at; it asks for a key where one is needed."""
+    return RedirectResponse("/ui/")
 
 
 @router.get("/dashboard/api/image-stats")
@@ -142,7 +156,7 @@ async def read_settings(services: ServicesDep) -> dict[str, Any]:
     }
 
 
-@router.post("/dashboard/api/settings")
+@router.post("/dashboard/api/settings", openapi_extra=bodies.json_body(**{SWITCH: "boolean"}))
 async def write_settings(request: Request, services: ServicesDep) -> dict[str, Any]:
     body = await native.json_object(request)
     for name, value in body.items():

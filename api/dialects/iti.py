@@ -11,17 +11,22 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from api import answers, drawing
-from api.dialects import native
+from api.dialects import bodies, native
 from api.services import ServicesDep
 from config.errors import InvalidRequest
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(tags=["ITI"])
 
 # Its word, and ours.
 ALIASES = {"cfg_scale": "guidance_scale", "batch_size": "num_images", "n": "num_images"}
 
+_REQUEST = bodies.json_body(
+    "prompt", prompt="string", backend="string", model="string", width="integer", height="integer",
+    steps="integer", cfg_scale="number", seed="integer",
+)  # fmt: skip
 
-@router.post("/api/txt2img")
+
+@router.post("/api/txt2img", openapi_extra=_REQUEST)
 async def txt2img(request: Request, services: ServicesDep) -> dict[str, Any]:
     body = await native.json_object(request)
     names: dict[str, str] = {}

@@ -54,13 +54,13 @@ def wanted_of(values: Mapping[str, Any], names: Mapping[str, str] | None = None)
 
 @contextmanager
 def in_words(names: Mapping[str, str]) -> Iterator[None]:
-    """Errors that name our fields name the client's instead."""
+    """Errors that name our fields, or something in them (`loras.0.name`), name the client's instead."""
     try:
         yield
     except FluxError as error:
         before = _sentence(error.fields)
         error.fields = tuple(
-            FieldError(names.get(field.field, field.field), field.message) for field in error.fields
+            FieldError(_in_words(names, field.field), field.message) for field in error.fields
         )
         if error.message == before:
             error.message = _sentence(error.fields)
@@ -108,6 +108,10 @@ def text(body: Mapping[str, Any], name: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise InvalidRequest.of(name, f"must be a text, not {json.dumps(value)[:60]}")
     return value or None
+
+
+def _in_words(names: Mapping[str, str], field: str) -> str:
+    return names.get(field) or names.get(field.partition(".")[0], field)
 
 
 def _side(row: ModelRow, length: float) -> int:

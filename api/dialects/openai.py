@@ -20,7 +20,7 @@ from fastapi.responses import JSONResponse
 
 from api import drawing
 from api.delivery import delivery_of
-from api.dialects import native, openai_pictures, openai_stream
+from api.dialects import bodies, native, openai_pictures, openai_stream
 from api.input_sources import decoded
 from api.services import Services, ServicesDep
 from config.catalog import ModelRow
@@ -30,7 +30,7 @@ from utils.job import Job
 from utils.requests import Wanted
 from utils.retouch import Retouch, retouched
 
-router = APIRouter(prefix="/v1", include_in_schema=False)
+router = APIRouter(prefix="/v1", tags=["OpenAI Images"])
 
 MAX_PARTIAL_IMAGES = 3
 NAMES = {
@@ -46,17 +46,30 @@ OURS = (
     "true_cfg_scale", "seed", "loras", "lora_name", "lora_weight", "strength", "metadata",
 )  # fmt: skip
 QUALITIES = frozenset({"low", "medium", "high", "xhigh", "max"})
+_FIELDS = {
+    "prompt": "string", "model": "string", "n": "integer", "size": "string", "quality": "any",
+    "output_format": "string", "output_compression": "integer", "response_format": "string",
+    "stream": "boolean", "partial_images": "integer",
+}  # fmt: skip
+_GENERATION = bodies.json_body("prompt", **_FIELDS)
+_EDIT = bodies.either(
+    bodies.form_body("prompt image", image="file", mask="file", **_FIELDS),
+    bodies.json_body("prompt images", images="array", mask="any", **_FIELDS),
+)
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/json": {}, "text/event-stream": {}}}
+}
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
 
-@router.post("/images/generations")
+@router.post("/images/generations", openapi_extra=_GENERATION, responses=_ANSWERS)
 async def generations(request: Request, services: ServicesDep) -> Response:
     body = await native.json_object(request)
     row, wanted = _wanted(services, body)
     return await _answer(request, services, body, wanted, "image_generation")
 
 
-@router.post("/images/edits")
+@router.post("/images/edits", openapi_extra=_EDIT, responses=_ANSWERS)
 async def edits(request: Request, services: ServicesDep) -> Response:
     if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         body, pictures, mask = await openai_pictures.of_form(request)
@@ -139,7 +152,7 @@ async def _answer(
         raise InvalidRequest.of("response_format", "must be b64_json or url")
     partial_images = native.whole(body, "partial_images", 0, MAX_PARTIAL_IMAGES, 0)
     quality = body.get("quality") if body.get("quality") in QUALITIES else "auto"
-    if body.get("stream") not in (None, True, False):
+    if not isinstance(body.get("stream"), bool | None):
         raise InvalidRequest.of("stream", "must be true or false")
     if body.get("stream"):
         with native.in_words(NAMES):

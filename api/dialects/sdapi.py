@@ -17,7 +17,7 @@ from fastapi import APIRouter, Request
 
 from api import drawing
 from api.auth import owner_of
-from api.dialects import native, sdapi_request
+from api.dialects import bodies, native, sdapi_request
 from api.dialects.sdapi_request import Asked
 from api.dialects.sdapi_runs import Run, Runs
 from api.input_sources import decoded
@@ -28,21 +28,29 @@ from utils.infotext import words_of
 from utils.job import Job, JobStatus
 from utils.metadata import PARAMETERS_KEY, infotext, read_png_texts
 
-router = APIRouter(prefix="/sdapi/v1", include_in_schema=False)
+router = APIRouter(prefix="/sdapi/v1", tags=["A1111"])
 
 SAMPLER = "Euler"
+_FIELDS = {
+    "prompt": "string", "negative_prompt": "string", "width": "integer", "height": "integer",
+    "steps": "integer", "cfg_scale": "number", "seed": "integer", "batch_size": "integer",
+    "n_iter": "integer", "override_settings": "object",
+}  # fmt: skip
+_IMG2IMG = bodies.json_body(
+    "prompt init_images", init_images="array", mask="string", denoising_strength="number", **_FIELDS
+)
 
 
 def runs_of(request: Request) -> Runs:
     return request.app.state.sdapi
 
 
-@router.post("/txt2img")
+@router.post("/txt2img", openapi_extra=bodies.json_body("prompt", **_FIELDS))
 async def txt2img(request: Request, services: ServicesDep) -> dict[str, Any]:
     return await _draw(request, services, with_image=False)
 
 
-@router.post("/img2img")
+@router.post("/img2img", openapi_extra=_IMG2IMG)
 async def img2img(request: Request, services: ServicesDep) -> dict[str, Any]:
     return await _draw(request, services, with_image=True)
 
@@ -75,7 +83,7 @@ async def skip(request: Request, services: ServicesDep) -> dict[str, Any]:
     return {}
 
 
-@router.post("/png-info")
+@router.post("/png-info", openapi_extra=bodies.json_body("image", image="string"))
 async def png_info(request: Request) -> dict[str, Any]:
     body = await native.json_object(request)
     data = decoded("image", native.text(body, "image") or "")

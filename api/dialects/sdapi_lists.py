@@ -9,14 +9,14 @@ import psutil
 from fastapi import APIRouter, Request
 
 from api.auth import owner_of
-from api.dialects import native
+from api.dialects import bodies, native
 from api.dialects.sdapi import SAMPLER, runs_of
 from api.dialects.sdapi_request import model_of
 from api.services import Services, ServicesDep
-from config.errors import NotBuilt, NotFound
+from config.errors import NotBuilt
 from utils import gpu_manager
 
-router = APIRouter(prefix="/sdapi/v1", include_in_schema=False)
+router = APIRouter(prefix="/sdapi/v1", tags=["A1111"])
 
 MIB = 2**20
 SAMPLERS = [{"name": SAMPLER, "aliases": ["euler", "k_euler"], "options": {}}]
@@ -47,9 +47,8 @@ _EMPTY: dict[str, Any] = {
     "extensions": [],
     "cmd-flags": {"api": True},
 }
-# Nothing is cached that would have to be read anew.
 _REFRESHES = ("refresh-checkpoints", "refresh-loras", "refresh-vae", "refresh-embeddings")
-_NOT_HERE = (
+NOT_HERE = (
     "extra-single-image", "extra-batch-images", "interrogate", "create/embedding",
     "create/hypernetwork", "train/embedding", "train/hypernetwork",
 )  # fmt: skip
@@ -93,7 +92,7 @@ async def read_options(request: Request, services: ServicesDep) -> dict[str, Any
     return _options(runs_of(request).checkpoint(services, owner_of(request)))
 
 
-@router.post("/options")
+@router.post("/options", openapi_extra=bodies.json_body(sd_model_checkpoint="string"))
 async def write_options(request: Request, services: ServicesDep) -> dict[str, Any]:
     """Sets the model of this key's later calls. Clients send whole sets of options: others change nothing."""
     body = await native.json_object(request)
@@ -124,19 +123,28 @@ async def reload_checkpoint(request: Request, services: ServicesDep) -> dict[str
     return {}
 
 
-@router.get("/{name}")
-async def constant(name: str) -> Any:
-    if name not in _EMPTY:
-        raise NotFound(f"there is no route /sdapi/v1/{name[:60]} here")
-    return _EMPTY[name]
+async def constant(request: Request) -> Any:
+    return _EMPTY[_last_part(request)]
 
 
-@router.post("/{name:path}")
-async def command(name: str) -> None:
-    if name in _NOT_HERE:
-        raise NotBuilt(f"/sdapi/v1/{name} is not here: nothing in this service does it")
-    if name not in _REFRESHES:
-        raise NotFound(f"there is no route /sdapi/v1/{name[:60]} here")
+async def refresh() -> None:
+    """Nothing is kept here that would have to be read anew."""
+
+
+async def not_here(request: Request) -> None:
+    raise NotBuilt(f"{request.url.path} is not here: nothing in this service does it")
+
+
+def _last_part(request: Request) -> str:
+    return request.url.path.removeprefix(router.prefix + "/")
+
+
+for _name in _EMPTY:
+    router.add_api_route(f"/{_name}", constant, methods=["GET"])
+for _name in _REFRESHES:
+    router.add_api_route(f"/{_name}", refresh, methods=["POST"])
+for _name in NOT_HERE:
+    router.add_api_route(f"/{_name}", not_here, methods=["POST"], include_in_schema=False)
 
 
 def _options(model: str) -> dict[str, Any]:

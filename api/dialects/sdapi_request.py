@@ -18,6 +18,7 @@ from config.catalog import ModelRow
 from config.errors import InvalidRequest
 from models.types import MAX_IMAGES, MAX_SEED
 from utils.input_pictures import looked_at
+from utils.lora_choice import MAX_LORAS, MAX_WEIGHT
 from utils.requests import DRAWN_SEED, Wanted
 from utils.retouch import Retouch, retouched
 
@@ -32,6 +33,7 @@ NAMES = {
     "strength": "denoising_strength",
     "num_images": "batch_size",
     "image": "init_images",
+    "loras": "prompt",
     "model": "sd_model_checkpoint",
 }
 # Switches that must be off, and what they are.
@@ -123,6 +125,10 @@ def loras_of(prompt: str) -> tuple[str, list[dict[str, Any]]]:
     loras = []
     for name, weights in _LORA.findall(prompt):
         loras.append({"name": name.strip(), "weight": _weight(name, weights)})
+    if len(loras) > MAX_LORAS:
+        raise InvalidRequest.of(
+            "prompt", f"names {len(loras)} LoRAs; at most {MAX_LORAS} are taken"
+        )
     left = prompt
     if loras:  # without the gaps and commas that they leave
         left = re.sub(r"[ \t]{2,}", " ", _LORA.sub("", prompt)).strip(" ,\t")
@@ -141,10 +147,13 @@ def _weight(name: str, weights: str) -> float:
     parts = {part.strip().rpartition("=")[2] for part in weights.split(":")}
     try:
         [weight] = {float(part) for part in parts}
+        if not abs(weight) <= MAX_WEIGHT:
+            raise ValueError(f"{weight} is too much, or no number")
     except ValueError as error:
         raise InvalidRequest.of(
             "prompt",
-            f"<lora:{name[:40]}:{weights[:20]}>: send one weight, as in <lora:{name[:40]}:0.8>",
+            f"<lora:{name[:40]}:{weights[:20]}>: send one weight from -{MAX_WEIGHT:g} to "
+            f"{MAX_WEIGHT:g}, as in <lora:{name[:40]}:0.8>",
         ) from error
     return weight
 
@@ -191,9 +200,9 @@ def _size(row: ModelRow, body: Mapping[str, Any], said: dict[str, Any]) -> dict[
         name: None if body.get(name) is None else native.whole(body, name, 1, 2**14, 1)
         for name in ("width", "height")
     }
-    if None in sides.values():
+    if not any(sides.values()):
         return sides
-    asked = (sides["width"], sides["height"])
+    asked = (sides["width"] or row.default_width, sides["height"] or row.default_height)
     width, height = native.fitted(row, *asked)
     if (width, height) != asked:
         said["Requested size"] = f"{asked[0]}x{asked[1]}"

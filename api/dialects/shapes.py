@@ -32,7 +32,6 @@ _OPENAI_CODES = {
     "unauthorized": "invalid_api_key",
     "rate_limited": "rate_limit_exceeded",
     "queue_full": "rate_limit_exceeded",
-    "not_found": "model_not_found",
     **dict.fromkeys(BLOCKED, "moderation_blocked"),
     "provider_credits": "billing_hard_limit_reached",
 }
@@ -42,6 +41,7 @@ def openai(error: FluxError) -> Shaped:
     """`{"error": {message, type, param, code}}`."""
     is_theirs = error.status == 409 or error.code in BLOCKED
     status = 400 if is_theirs else error.status
+    is_model = error.status == 404 and any(fault.field == "model" for fault in error.fields)
     kind = "invalid_request_error" if status < 500 else "server_error"
     if status == 429:
         kind = "rate_limit_error"
@@ -49,7 +49,7 @@ def openai(error: FluxError) -> Shaped:
         "message": error.message,
         "type": kind,
         "param": error.fields[0].field if error.fields else None,
-        "code": _OPENAI_CODES.get(error.code, error.code),
+        "code": "model_not_found" if is_model else _OPENAI_CODES.get(error.code, error.code),
     }
     headers = {} if status in _PASSING else {"x-should-retry": "false"}
     return Shaped(status=status, body={"error": body}, headers=headers)

@@ -413,7 +413,15 @@ def test_queue_share_of_a_key_is_its_own(keyed_service: KeyedService) -> None:
 
 
 def test_open_paths_are_open_and_no_more() -> None:
-    for path in ("/", "/ui", "/ui/js/main.js", "/health/live", "/health/ready"):
+    for path in ("/", "/ui", "/ui/js/main.js", "/dashboard", "/health/live", "/health/ready"):
         assert is_open({"path": path, "method": "GET"})
-    for path in ("/health", "/uix", "/jobs", "/health/live/x", "/Health/live", "/docs"):
+    for path in (
+        "/health",
+        "/uix",
+        "/jobs",
+        "/health/live/x",
+        "/dashboard/api/image-stats",
+        "/Health/live",
+        "/docs",
+    ):
         assert not is_open({"path": path, "method": "GET"})

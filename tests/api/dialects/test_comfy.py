@@ -445,6 +445,25 @@ def test_flow_with_a_key(keyed: RunningService) -> None:
     assert keyed.client.get(f"/history/{answer['prompt_id']}").status_code == 401
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/queue", {"clear": "true"}, "clear"),
+        ("/queue", {"delete": "all"}, "delete"),
+        ("/history", {"delete": [7]}, "delete"),
+        ("/api/history", {"clear": 1}, "clear"),
+        ("/prompt", {"prompt": ksampler(), "extra_data": []}, "extra_data"),
+    ],
+)
+def test_body_that_says_something_else_is_refused_and_does_nothing(
+    engine_service: RunningService, path: str, body: dict[str, Any], field: str
+) -> None:
+    answer = engine_service.client.post(path, json=body)
+    assert answer.status_code == 400, answer.text
+    said = answer.json()
+    assert field in (said["error"]["message"] if "error" in said else said["detail"])
+
+
 def test_socket_ends_with_its_key(keyed: RunningService) -> None:
     """Whoever listens already hears nothing more."""
     admin = {"X-API-Key": KEY}

@@ -140,6 +140,12 @@ def test_health_tells_of_the_node(engine_service: RunningService) -> None:
     assert health["vitals"]["nodes_online"] == 1
 
 
+def test_dashboard_is_the_page_and_asks_for_no_key(keyed: RunningService) -> None:
+    answer = keyed.client.get("/dashboard")
+    assert (answer.status_code, answer.headers["Location"]) == (307, "/ui/")
+    assert keyed.client.get("/dashboard/api/settings").status_code == 401
+
+
 def test_image_generation_is_switched_off_and_on(anywhere: RunningService) -> None:
     settings = "/dashboard/api/settings"
     done = anywhere.client.post(settings, json={"image_generation": False})

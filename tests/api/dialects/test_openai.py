@@ -344,6 +344,7 @@ def test_route_of_openai_that_is_not_here_is_404_in_its_shape(
     answer = engine_service.client.post("/v1/chat/completions", json={})
     assert answer.status_code == 404
     assert "no route" in answer.json()["error"]["message"]
+    assert answer.json()["error"]["code"] == "not_found"
 
 
 def test_body_too_long_is_413_in_its_shape(engine_service: RunningService) -> None:

@@ -358,7 +358,11 @@ def test_key_that_is_missing_is_asked_for_as_basic(keyed: RunningService) -> Non
         ({"prompt": "x <lora:nobody:1>"}, "nobody"),
         ({"prompt": "x <lora:sepia:much>"}, "sepia"),
         ({"prompt": "x <lora:sepia:0.5:0.7>"}, "sepia"),
-        ({"prompt": "x <lora:sepia:9>"}, "weight"),
+        ({"prompt": "x <lora:sepia:9>"}, "prompt: <lora:sepia:9>: send one weight from -2 to 2"),
+        ({"prompt": "x <lora:sepia:nan>"}, "prompt: <lora:sepia:nan>"),
+        ({"prompt": "x <lora:nobody:0.8> <lora:none:1>"}, "prompt: there is no LoRA 'nobody'"),
+        ({"prompt": "x" + " <lora:sepia:1>" * 9}, "prompt: names 9 LoRAs; at most 8"),
+        ({"prompt": "<lora:sepia:1>"}, "prompt: is empty"),
         ({"prompt": "x <hypernet:a:1>"}, "hypernet"),
         ({"steps": 0}, "steps"),
         ({"steps": 101}, "steps"),
@@ -414,6 +418,20 @@ def test_fault_of_img2img_is_named(engine_service: RunningService, body: dict, f
     answer = post(engine_service, "img2img", **full)
     assert 400 <= answer.status_code < 500, answer.text
     assert field in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("sides", "drawn"),
+    [({"width": 137}, (144, 256)), ({"height": 500}, (256, 496)), ({"width": 9000}, (512, 128))],
+)
+def test_one_side_is_fitted_beside_the_models_own(
+    engine_service: RunningService, sides: dict[str, int], drawn: tuple[int, int]
+) -> None:
+    """Of both, as where both are sent."""
+    answer = engine_service.client.post("/sdapi/v1/txt2img", json={"prompt": "x", **sides})
+    assert answer.status_code == 200, answer.text
+    info = json.loads(answer.json()["info"])
+    assert (info["width"], info["height"]) == drawn
 
 
 @pytest.mark.parametrize("path", ["extra-single-image", "interrogate"])
