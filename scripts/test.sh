@@ -9,6 +9,8 @@ main() {
     # The headless shell takes half of the time of the whole browser; not every distribution has it.
     if can_install; then need chromium-headless-shell chromium-headless-shell || true; fi
     need chromium chromium-headless-shell chromium chromium-browser google-chrome
+    need prometheus promtool # checks the alert rules
+    need systemd systemd-analyze
     need npm npm # and Node.js with it: the page's graph is tested without a browser
 
     local checks=0

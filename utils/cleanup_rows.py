@@ -94,8 +94,14 @@ class Rows:
                 "the output folder is not there: its files go when it is there again"
             )
         self.pause(FETCH_SECONDS)
+        with folder.below(images.THUMBNAILS) as thumbnails:
+            self._remove_named(names, folder, thumbnails, report)
+
+    def _remove_named(
+        self, names: list[str], folder: OwnFolder, thumbnails: OwnFolder | None, report: Report
+    ) -> None:
         while names:
-            gone = [name for name in names if self._remove_file(folder, name, report)]
+            gone = [name for name in names if self._remove_file(folder, thumbnails, name, report)]
             self._write("forget_removed", {"filenames": json.dumps(gone)})
             names = self._removed(names[-1])
 
@@ -150,14 +156,15 @@ class Rows:
         values = {"after": after, "limit": WINDOW}
         return [row["filename"] for row in self._read("removed_images", values)]
 
-    def _remove_file(self, folder: OwnFolder, name: str, report: Report) -> bool:
+    def _remove_file(
+        self, folder: OwnFolder, thumbnails: OwnFolder | None, name: str, report: Report
+    ) -> bool:
         """Whether there is nothing more to do about it."""
         try:
             if folder.remove(name) is None and folder.has(name):
                 report.note(f"{name} is no plain file and stays")
-            with folder.below(images.THUMBNAILS) as thumbnails:
-                if thumbnails is not None:
-                    thumbnails.remove(f"{name}.jpg")
+            if thumbnails is not None:
+                thumbnails.remove(f"{name}.jpg")
         except ValueError as error:  # a row that no service wrote
             report.note(f"{error}; nothing is removed for it")
         except OSError as error:

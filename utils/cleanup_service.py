@@ -48,6 +48,7 @@ class CleanupService:
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.last: Report | None = None
+        self.started = now().timestamp()
         self._settings = settings
         self._now = now
         self._uptime = uptime

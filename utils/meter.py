@@ -69,6 +69,13 @@ class Meter:
         )
         self._loras: dict[str, tuple[Any, ...]] = {}  # by worker, as of its last job
 
+    def expect(self, workers: Sequence[str], errors: Sequence[str]) -> None:
+        """Begin to count at 0: what appears with its first event has no increase that an alert could see."""
+        for worker in workers:
+            self._deaths.labels(worker)
+        for code in errors:
+            self._errors.labels(code)
+
     def job_ended(self, job: Job) -> None:
         model = job.request.model
         self._jobs.labels(model, job.status.value).inc()

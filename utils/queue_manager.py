@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 
 MAX_RETRY_AFTER_SECONDS = 3600
 STORE_PAUSE_SECONDS = 1.0
+JOB_ERRORS = ("oom", "poison", "timeout", "worker_lost", "storage", "internal")
 PAUSED = "paused"  # the key of what is remembered
 
 
@@ -93,6 +94,7 @@ class QueueManager:
         self.meter = Meter()
         self.workers = make_workers(self)
         self.local_workers = [each for each in self.workers if each.lane is Lane.LOCAL]
+        self.meter.expect([each.name for each in self.local_workers], JOB_ERRORS)
         self.is_draining = False
         self.is_paused = False
         self._settings = settings

@@ -154,15 +154,19 @@ async def _of_cloud(services: Services) -> list[Metric]:
 
 def _of_cleanup(services: Services) -> Iterator[Metric]:
     last = services.cleanup.last
-    ended = _gauge(
-        "flux_cleanup_timestamp_seconds", "When the last cleanup began; absent: none yet."
+    began = _gauge(
+        "flux_cleanup_timestamp_seconds", "When the last cleanup began; before it, the service."
     )
+    began.add_metric([], services.cleanup.started if last is None else last.began)
+    interval = _gauge("flux_cleanup_interval_seconds", "How often it cleans up; absent: never.")
+    minutes = services.plan.settings.cleanup.cleanup_interval_minutes
+    if minutes:
+        interval.add_metric([], minutes * 60)
     removed = _gauge("flux_cleanup_removed", "What the last cleanup removed.", "kind")
     if last is not None:
-        ended.add_metric([], last.began)
         for kind, tally in last.tallies.items():
             removed.add_metric([kind], tally.count)
-    yield from (ended, removed)
+    yield from (began, interval, removed)
 
 
 def _refusals(counted: Counter[tuple[str, int]]) -> Metric:

@@ -1,0 +1,110 @@
+"""What Prometheus, Grafana and systemd are given: their own tools check it, against what a service really tells."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from config.settings import ROOT
+from scripts.monitoring import write_dashboard
+from tests.service import RunningService
+
+FOLDER = ROOT / "scripts" / "monitoring"
+UNITS = ROOT / "scripts" / "systemd"
+NAME = re.compile(r"\b(?:flux|process)_[a-z_]+\b")
+# Absent where there is no GPU, no budget, and before a first refusal or change.
+SOMETIMES = re.compile(r"flux_gpu_.*|flux_cloud_budget_usd|flux_http_errors_total")
+
+
+def promtool(*arguments: str, stdin: str = "") -> None:
+    done = subprocess.run(
+        ["promtool", *arguments],
+        cwd=FOLDER,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "rules", "alerts.yml"),
+        ("check", "config", "prometheus.yml"),
+        ("test", "rules", "alerts_test.yml"),
+        ("test", "rules", "alerts_day_test.yml"),
+    ],
+)
+def test_rules_are_sound_and_fire_when_they_should(arguments: tuple[str, ...]) -> None:
+    promtool(*arguments)
+
+
+def test_every_alert_is_tried() -> None:
+    alerts = set(re.findall(r"alert: (\w+)", (FOLDER / "alerts.yml").read_text()))
+    tests = "".join(path.read_text() for path in FOLDER.glob("alerts_*test.yml"))
+    tried = set(re.findall(r"alertname: (\w+)", tests))
+    assert alerts == tried
+
+
+def test_dashboard_is_what_its_table_says() -> None:
+    assert write_dashboard.PATH.read_text(encoding="utf-8") == write_dashboard.text()
+
+
+def test_dashboard_panels_do_not_overlap_and_have_queries() -> None:
+    panels = json.loads(write_dashboard.PATH.read_text())["panels"]
+    places = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}
+    assert len(places) == len(panels) and all(panel["targets"] for panel in panels)
+
+
+@pytest.mark.parametrize("name", ["alerts.yml", "dashboard.json"])
+def test_metrics_that_are_asked_for_are_told(engine_service: RunningService, name: str) -> None:
+    engine_service.wait_for_job(engine_service.submit())
+    told = set(NAME.findall(engine_service.client.get("/metrics").text))
+    asked = {
+        found
+        for found in NAME.findall((FOLDER / name).read_text())
+        if not SOMETIMES.fullmatch(found)
+    }
+    assert len(asked) > 5 and asked <= told, asked - told
+
+
+def test_answer_of_a_service_is_what_prometheus_reads(engine_service: RunningService) -> None:
+    promtool("check", "metrics", stdin=engine_service.client.get("/metrics").text)
+
+
+# Units
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    """The cleanup's units as docs/operations.md installs them."""
+    for path in UNITS.glob("flux-cleanup.*"):
+        text = path.read_text().replace("@ROOT@", str(ROOT)).replace("@USER@", "root")
+        (tmp_path / path.name).write_text(text)
+    return tmp_path
+
+
+def test_units_are_sound(units: Path) -> None:
+    paths = sorted(map(str, units.glob("flux-cleanup.*")))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", *paths], capture_output=True, text=True, timeout=60
+    )
+    assert len(paths) == 2 and "flux-cleanup" not in done.stdout + done.stderr
+    assert done.returncode == 0, done.stderr
+
+
+def test_cleanup_unit_is_little_exposed(units: Path) -> None:
+    unit = str(units / "flux-cleanup.service")
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=yes", "--threshold=30", unit],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout[-500:]
