@@ -181,12 +181,21 @@ def worker_json(worker: Worker, services: Services) -> dict[str, Any]:
         "model": worker.model,
         "engine": worker.engine,
         "compute": worker.compute,
+        "loading": loading_json(worker),
         "device": worker.device,
         "memory_mib": worker.memory_mib,
         "pid": worker.pid,
         "deaths_last_10_minutes": worker.deaths,
         "last_death": worker.last_death,
     }
+
+
+def loading_json(worker: Worker) -> dict[str, Any] | None:
+    """What a worker fetches or loads now, and how much of it is done where that is known."""
+    if worker.loading is None:
+        return None
+    what, fraction = worker.loading
+    return {"what": what, "fraction": fraction}
 
 
 def queue_json(services: Services) -> dict[str, Any]:

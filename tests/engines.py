@@ -171,6 +171,12 @@ def waits_while_loading(row: ModelRow, options: LoadOptions) -> ImageModel:
     return scripted(row, options)
 
 
+def tells_while_loading(row: ModelRow, options: LoadOptions) -> ImageModel:
+    """The same, and says that a quarter is done."""
+    options.on_progress("part 1 of 4", 0.25)
+    return waits_while_loading(row, options)
+
+
 def needs_weights(row: ModelRow, options: LoadOptions) -> ImageModel:
     """Fails as a missing model does until the file `weights` lies in models_dir."""
     if not (options.models_dir / "weights").exists():

@@ -293,7 +293,7 @@ class Dispatcher:
         state = (
             len(self._ledger.line),
             self._why_held(),
-            [(worker.state, worker.model, tuple(worker.jobs)) for worker in self._workers],
+            [(w.state, w.model, w.loading, tuple(w.jobs)) for w in self._workers],
         )
         if state != self._told:
             self._told = state

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from fastapi import APIRouter
 
+from api import answers
 from api.json_body import StrictJsonRoute
 from api.schemas import ModelBody
 from api.services import Services, ServicesDep
@@ -69,7 +70,7 @@ async def model_status(services: ServicesDep) -> dict[str, Any]:
                 "model": worker.model,
                 "engine": worker.engine,
                 "compute": worker.compute,
-                "loading": _loading_json(worker),
+                "loading": answers.loading_json(worker),
                 "models": _held_json(worker, services.plan.chance.now()),
                 "device": worker.device,
                 "memory_mib": worker.memory_mib,
@@ -210,13 +211,6 @@ def _downloaded_of(
     """The models of a backend whose files are here."""
     mine = [row.id for row in catalog if row.backend == backend and row.id in on_the_disk]
     return [model for model in mine if on_the_disk[model]["downloaded"]]
-
-
-def _loading_json(worker: Worker) -> dict[str, Any] | None:
-    if worker.loading is None:
-        return None
-    what, fraction = worker.loading
-    return {"what": what, "fraction": fraction}
 
 
 def _held_json(worker: Worker, now: datetime) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import {NODE_TYPES} from "./graph/table.js";
 import {connectionTo} from "./services.js";
 
 const APART_PX = 60;
-const LORA_HEIGHT_PX = 330;
+const LORA_HEIGHT_PX = 370;
 
 /** @param {File} file */
 export const isLoraFile = file => /\.safetensors$/i.test(file.name);

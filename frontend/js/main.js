@@ -129,17 +129,13 @@ async function main() {
 	for (const connection of Object.values(connections)) void connection.run();
 }
 
-/** Nodes grow when the models are known. A view that nobody has moved is fitted to them once more. @param {Store} store @param {Values<{camera: Camera}>} camera @param {() => void} fitSoon */
+/** Nodes grow when the models of their service are known. A view that nobody has moved is fitted to them again. @param {Store} store @param {Values<{camera: Camera}>} camera @param {() => void} fitSoon */
 function fitWhenKnown(store, camera, fitSoon) {
 	let isMoved = false;
 	for (const name of ["pointerdown", "wheel", "keydown"]) addEventListener(name, () => (isMoved = true), {once: true, capture: true});
-	const unwatch = store.watch(
-		({services}) => [Object.values(services).some(({phase}) => phase === "ready")],
-		isKnown => {
-			if (!isKnown) return;
-			queueMicrotask(() => unwatch());
-			if (!isMoved) fitSoon();
-		}
+	store.watch(
+		({services}) => [Object.values(services).filter(({phase}) => phase === "ready").length],
+		ready => ready && !isMoved && fitSoon()
 	);
 }
 

@@ -34,7 +34,7 @@ interface WorkerState {
 	device: string | null;
 	memory_mib: number | null;
 	/** What is being fetched or loaded. */
-	loading?: {what: string; fraction: number | null} | null;
+	loading: {what: string; fraction: number | null} | null;
 }
 
 interface QueueState {

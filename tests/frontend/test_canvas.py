@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import statistics
 from collections.abc import Callable
@@ -15,6 +16,10 @@ from tests.frontend.page import drop, field, graph, is_ready, node, prompt, ui
 from tests.service import RunningService
 
 FRAME_MS = 16.0
+PAINTED = """() => {
+    const map = document.querySelector("#minimap");
+    return map.getContext("2d").getImageData(0, 0, map.width, map.height).data.some(Boolean);
+}"""
 
 
 def opened(open_page: OpenPage, service: RunningService) -> Page:
@@ -150,6 +155,86 @@ def test_canvas_zooms_to_the_pointer_and_fits(service: RunningService, open_page
     page.keyboard.press("f")
     for kind in ("model", "prompt", "sampler", "image"):
         expect(node(page, kind)).to_be_in_viewport(ratio=0.99)
+
+
+def test_canvas_minimap_goes_where_it_is_clicked(
+    service: RunningService, open_page: OpenPage
+) -> None:
+    page = opened(open_page, service)
+    page.get_by_role("button", name=re.compile("actual size")).click()
+    page.keyboard.press("+")
+    page.keyboard.press("+")
+    minimap = page.locator("#minimap")
+    box = minimap.bounding_box()
+    page.wait_for_function(PAINTED)  # it is drawn when the view has stood for a moment
+    corner = (box["x"] + 8, box["y"] + box["height"] / 2)
+    page.mouse.click(*corner)
+    expect(node(page, "image")).not_to_be_in_viewport()
+    page.mouse.move(*corner)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] - 12, box["y"] + box["height"] / 3, steps=3)
+    page.mouse.up()
+    expect(node(page, "image")).to_be_in_viewport()
+    expect(node(page, "model")).not_to_be_in_viewport()
+
+
+def test_canvas_fitted_graph_lies_beside_the_minimap_and_stays_fitted_beside_a_panel(
+    service: RunningService, open_page: OpenPage
+) -> None:
+    page = opened(open_page, service)
+    field(page, "sampler", "num_inference_steps").focus()
+    page.keyboard.press("Escape")
+    for _ in range(3):  # more below, as far right as the first ones
+        page.keyboard.press("Control+a")
+        page.keyboard.press("Control+d")
+    page.keyboard.press("Escape")
+    page.keyboard.press("f")
+    map_box = page.locator("#minimap").bounding_box()
+    boxes = [each.bounding_box() for each in page.locator(".node").all()]
+    assert not any(_overlap(box, map_box) for box in boxes)
+    page.click("#panels [data-panel=gallery]")
+    for each in page.locator(".node").all():
+        expect(each).to_be_in_viewport(ratio=0.99)
+    right = page.locator("#panel").bounding_box()["x"]
+    assert all(_right_of(each) <= right for each in page.locator(".node").all())
+
+
+def _right_of(element) -> float:
+    box = element.bounding_box()
+    return box["x"] + box["width"]
+
+
+def _overlap(a: dict, b: dict) -> bool:
+    across = a["x"] < b["x"] + b["width"] and b["x"] < a["x"] + a["width"]
+    return across and a["y"] < b["y"] + b["height"] and b["y"] < a["y"] + a["height"]
+
+
+@pytest.mark.parametrize(
+    ("words", "side"), [("Align left edges", "x"), ("Align top edges", "y"), ("row", "y"), ("column", "x")]
+)  # fmt: skip
+def test_canvas_selected_nodes_are_aligned_and_it_is_undone(
+    service: RunningService, open_page: OpenPage, words: str, side: str
+) -> None:
+    page = opened(open_page, service)
+    before = places(page)
+    node(page, "model").locator("h2").click()
+    node(page, "image").locator("h2").click(modifiers=["Shift"])
+    node(page, "prompt").locator("h2").click(modifiers=["Shift"])
+    node(page, "prompt").locator("h2").click(button="right")
+    page.locator(".menu li", has_text=words).click()
+    after = places(page)
+    moved = [after[kind] for kind in ("model", "image", "prompt")]
+    assert len({place[side] for place in moved}) == 1
+    if words in ("row", "column"):  # and none over another
+        boxes = [node(page, kind).bounding_box() for kind in ("model", "image", "prompt")]
+        assert not any(_overlap(a, b) for a, b in itertools.combinations(boxes, 2))
+    assert after["sampler"] == before["sampler"]
+    page.keyboard.press("Control+z")
+    assert places(page) == before
+
+
+def places(page: Page) -> dict[str, dict]:
+    return {each["kind"]: {"x": each["x"], "y": each["y"]} for each in graph(page)["nodes"]}
 
 
 def test_canvas_number_is_dragged_by_its_label(

@@ -28,7 +28,7 @@ from tests.frontend.page import (
     small,
     ui,
 )
-from tests.service import RunningService, free_port
+from tests.service import ENGINE_MAIN, RunningService, free_port
 
 Start = Callable[..., RunningService]
 
@@ -197,6 +197,25 @@ def test_page_run_shows_progress_and_preview_and_cancels(
     assert [job["status"] for job in newest] == ["cancelled", "cancelled"]
 
 
+def test_page_failed_run_says_why_and_is_tried_again(
+    engine_service: RunningService, open_page: OpenPage
+) -> None:
+    page = open_page(ui(engine_service))
+    is_ready(page)
+    small(page)
+    page.keyboard.type("raise-once page-tries-again")
+    page.keyboard.press("Enter")
+    image = node(page, "image")
+    expect(image.locator(".run-stage")).to_have_text("No picture")
+    failed = engine_service.client.get("/jobs?limit=1").json()["jobs"][0]
+    expect(image.locator(".run-detail")).to_have_text(failed["error"]["message"])
+    image.get_by_role("button", name="Try again").click()
+    expect(image.locator(".run-stage")).to_have_text("Finished")
+    expect_picture(page, 128)
+    again = engine_service.client.get("/jobs?limit=1").json()["jobs"][0]
+    assert again["id"] != failed["id"] and again["request"]["prompt"] == failed["request"]["prompt"]
+
+
 def test_page_paused_queue_holds_a_run_until_it_goes_on(
     service: RunningService, open_page: OpenPage
 ) -> None:
@@ -349,8 +368,15 @@ def test_page_model_that_cannot_run_says_why_and_what_it_costs(
     absent = node(page, "model").locator(".absent")
     absent.locator("summary").click()
     models = service.client.get("/api/models").json()["models"]
-    expect(absent.locator("li")).to_have_count(len([m for m in models if not m["available"]]))
-    expect(absent).to_contain_text("flux-schnell needs a GPU")
+    others = [model for model in models if not model["available"]]
+    expect(absent.locator("summary")).to_have_text(f"{len(others)} more cannot run here")
+    for model in others:
+        expect(absent).to_contain_text(model["title"])
+    # A reason is said once, for all that it keeps from running.
+    expect(absent.locator("li", has_text="BFL's cloud needs a key")).to_have_count(1)
+    flux1 = absent.locator("li", has_text="FLUX.1 [schnell]").first
+    expect(flux1).to_contain_text("FLUX.1 [dev]")
+    expect(flux1).to_contain_text("needs a GPU")
     cloud = next(model for model in models if model["price"])
     values = {"service": "bf16", "backend": cloud["backend"], "model": cloud["id"]}
     listed = {"id": "n1", "kind": "model", "x": 0, "y": 0, "collapsed": False, "values": values}
@@ -371,6 +397,22 @@ def test_page_machine_unloads_and_loads_a_model(
     expect(model).not_to_contain_text("no model loaded", timeout=60_000)
     page.get_by_role("button", name="Unload", exact=True).click()
     expect(model).to_contain_text("no model loaded")
+
+
+def test_page_machine_shows_how_much_of_a_model_is_loaded(
+    start_service: Start, open_page: OpenPage
+) -> None:
+    loading = start_service(main=ENGINE_MAIN, TEST_ENGINE="tells_while_loading")
+    page = open_page(ui(loading))
+    is_ready(page)
+    page.click("#panels [data-panel=machine]")
+    page.get_by_role("button", name="Load", exact=True).click()
+    bar = page.get_by_role("progressbar", name="Loading")
+    expect(bar).to_have_js_property("value", 0.25)
+    expect(page.locator("#panel-machine")).to_contain_text("Loading: part 1 of 4")
+    loading.release("weights")
+    expect(bar).to_be_hidden()
+    expect(page.locator("#panel-machine .device-model")).not_to_contain_text("no model loaded")
 
 
 # Addresses

@@ -5,7 +5,7 @@ import * as commands from "../graph/commands.js";
 import {nodesOf} from "../graph/graph.js";
 import {around, arranged} from "../graph/layout.js";
 import {endFrame, frameOf, updateFrame} from "./frame.js";
-import {HEAD, fitted, toWorld, widthOf, zoomed} from "./geometry.js";
+import {HEAD, fitted, onScreen, overlap, toWorld, widthOf, zoomed} from "./geometry.js";
 import {mountGestures} from "./gestures.js";
 import {openSearch} from "./menus.js";
 import {mountMinimap} from "./minimap.js";
@@ -19,6 +19,8 @@ const FAR_SCALE = 0.35;
 const MANY_NODES = 60;
 const DOTS_PX = 24;
 const GUESSED_HEIGHT = 220;
+/** Between the minimap and the nodes above it. */
+const MAP_GAP = 12;
 const ZOOM = 1.25;
 /** Of the space that is scrolled (`.space`): there the graph's origin is. */
 const MIDDLE_PX = 4_000_000;
@@ -37,6 +39,8 @@ export function mountCanvas(app) {
 	let untilStill = 0;
 	/** At which the elements are shown. */
 	let drawnScale = NaN;
+	/** As everything was last fitted into the view. @type {Camera | null} */
+	let fittedCamera = null;
 	/** Where the view was scrolled to. */
 	let [left, top] = [0, 0];
 	/** What the elements show. @type {WeakMap<HTMLElement, GraphNode>} */
@@ -58,7 +62,8 @@ export function mountCanvas(app) {
 	};
 	const camera = () => app.camera.state.camera;
 	const setCamera = (/** @type {Camera} */ now) => app.camera.set({camera: now});
-	const drawMinimap = mountMinimap({canvas: find("#minimap", document, HTMLCanvasElement), root, app, boxOf, setCamera});
+	const map = find("#minimap", document, HTMLCanvasElement);
+	const drawMinimap = mountMinimap({canvas: map, root, app, boxOf, setCamera});
 	mountGestures({root, app, wires, lasso: find("#lasso"), boxOf, setCamera});
 
 	const middle = () => ({x: root.clientWidth / 2, y: root.clientHeight / 2});
@@ -70,7 +75,12 @@ export function mountCanvas(app) {
 			for (const element of elements()) heights.set(element.dataset.node ?? "", element.offsetHeight); // not told yet
 			const ids = store.state.selection.length > 1 ? store.state.selection : Object.keys(editor.graph.nodes);
 			const box = around(ids.map(boxOf));
-			if (box && root.clientWidth) setCamera(fitted(box, {width: root.clientWidth, height: root.clientHeight}));
+			if (!box || !root.clientWidth) return;
+			const room = {width: root.clientWidth, height: root.clientHeight};
+			const now = fitted(box, room);
+			const isBelowMap = ids.some(id => overlap(onScreen(boxOf(id), now), mapBox()));
+			fittedCamera = isBelowMap ? fitted(box, room, room.height - mapBox().y + MAP_GAP) : now;
+			setCamera(fittedCamera);
 		},
 		zoom: factor => setCamera(zoomed(camera(), middle(), factor)),
 		actualSize: () => canvas.zoom(1 / camera().scale),
@@ -180,8 +190,18 @@ export function mountCanvas(app) {
 		for (const element of elements()) element.dataset.busy = String(busy.has(element.dataset.node ?? ""));
 	});
 	store.watch(({runs}) => [runs.map(({phase, sampler}) => `${sampler} ${phase}`).join()], drawBusy);
-	new ResizeObserver(drawMinimap).observe(root);
+	new ResizeObserver(() => {
+		// A view that nobody has moved stays fitted when a panel opens beside it.
+		if (camera() === fittedCamera) canvas.fit();
+		drawMinimap();
+	}).observe(root);
 	return canvas;
+
+	/** Where the minimap lies over the nodes; nowhere when it is not shown. @returns {Box} */
+	function mapBox() {
+		const {offsetLeft: x, offsetTop: y, offsetWidth: width, offsetHeight: height} = map;
+		return width ? {x, y, width, height} : {x: -1, y: root.clientHeight, width: 0, height: 0};
+	}
 
 	function elements() {
 		return /** @type {HTMLElement[]} */ ([...layer.children]);

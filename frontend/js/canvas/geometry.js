@@ -45,6 +45,11 @@ export function toWorld({x, y, scale}, point) {
 	return {x: (point.x - x) / scale, y: (point.y - y) / scale};
 }
 
+/** @param {Box} box @param {Camera} camera @returns {Box} on the canvas element */
+export function onScreen(box, {x, y, scale}) {
+	return {x: x + box.x * scale, y: y + box.y * scale, width: box.width * scale, height: box.height * scale};
+}
+
 /** The place under the pointer stays under it. @param {Camera} camera @param {Point} point @param {number} factor @returns {Camera} */
 export function zoomed(camera, point, factor) {
 	const scale = Math.min(MOST_SCALE, Math.max(LEAST_SCALE, camera.scale * factor));
@@ -52,9 +57,9 @@ export function zoomed(camera, point, factor) {
 	return {scale, x: point.x - (point.x - camera.x) * ratio, y: point.y - (point.y - camera.y) * ratio};
 }
 
-/** All of a box in view, not larger than it is made for, and none of it below the tools. @param {Box} box @param {{width: number, height: number}} room @returns {Camera} */
-export function fitted(box, room) {
-	const [across, down] = [room.width - 2 * MARGIN, room.height - MARGIN - TOOLS];
+/** All of a box in view, not larger than it is made for, and none of it below the tools. @param {Box} box @param {{width: number, height: number}} room @param {number} tools how high they are @returns {Camera} */
+export function fitted(box, room, tools = TOOLS) {
+	const [across, down] = [room.width - 2 * MARGIN, room.height - MARGIN - tools];
 	const scale = Math.min(
 		Math.max(1, room.width / USUAL_WIDTH),
 		Math.max(LEAST_SCALE, Math.min(across / Math.max(1, box.width), down / Math.max(1, box.height)))

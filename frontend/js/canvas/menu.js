@@ -22,6 +22,7 @@ export function openMenu({at, label, items, search = false}) {
 	});
 	const list = make("ul", {role: search ? "listbox" : "menu", id, "aria-label": label});
 	const menu = make("div.menu", ...(search ? [filter] : []), list);
+	const hasMarks = items.some(({type, icon: name}) => type || name);
 	let shown = items;
 	let current = 0;
 
@@ -62,7 +63,7 @@ export function openMenu({at, label, items, search = false}) {
 		const element = make(
 			"li",
 			{role: search ? "option" : "menuitem", id: newId(), "data-index": index, tabindex: -1, "data-type": type ?? false},
-			...(type ? [make("span.dot")] : item.icon ? [icon(item.icon)] : []),
+			...(type ? [make("span.dot")] : item.icon ? [icon(item.icon)] : hasMarks ? [make("span.icon")] : []),
 			make("span.menu-words", words),
 			...(hint ? [make("small", hint)] : []),
 			...(keys ? [make("kbd", keys)] : [])

@@ -28,8 +28,9 @@ export function withTwin(graph, samplerId, seed, boxOf) {
 	if (old) return {graph: {...graph, nodes: {...nodes, [old.id]: {...old, values}}}, samplers: [samplerId, old.id]};
 	const {x = 0, y = 0, width = 0, height = 0} = around(nodesOf(graph).map(({id}) => boxOf(id))) ?? {};
 	const builder = new Builder({...graph, nodes});
-	const otherModel = builder.node("model", model.x, y + height + GAP, {...model.values, service: other});
-	const twin = builder.node("sampler", sampler.x, y + height + GAP, values);
+	// Collapsed: they say nothing that the first ones do not, and the pictures are seen larger.
+	const otherModel = builder.node("model", model.x, y + height + GAP, {...model.values, service: other}, true);
+	const twin = builder.node("sampler", sampler.x, y + height + GAP, values, true);
 	const compare = builder.node("compare", x + width + 2 * GAP, sampler.y);
 	builder.wire(`${otherModel}.model`, `${twin}.model`);
 	for (const {from} of wiresInto(graph, model.id, "loras")) builder.wire(`${from.node}.${from.socket}`, `${otherModel}.loras`);

@@ -16,9 +16,9 @@ export class Builder {
 	}
 
 	/** @param {NodeKind} kind @param {number} x @param {number} y @param {Record<string, Value>} [values] @returns {string} its id */
-	node(kind, x, y, values) {
+	node(kind, x, y, values, collapsed = false) {
 		const id = this.#nodeId();
-		this.graph = {...this.graph, nodes: {...this.graph.nodes, [id]: newNode(id, kind, {x, y}, values)}};
+		this.graph = {...this.graph, nodes: {...this.graph.nodes, [id]: {...newNode(id, kind, {x, y}, values), collapsed}}};
 		return id;
 	}
 
@@ -54,7 +54,7 @@ export function graphOf(wanted, service) {
 	builder.wire(`${model}.model`, `${sampler}.model`).wire(`${words}.text`, `${sampler}.prompt`);
 	builder.wire(`${sampler}.image`, `${builder.node("image", left + 744, 0)}.image`);
 	loras.forEach(({name, weight = 1, trigger_word = null}, index) => {
-		builder.wire(`${builder.node("lora", 0, index * 330, {name, weight, trigger_word})}.lora`, `${model}.loras`);
+		builder.wire(`${builder.node("lora", 0, index * 370, {name, weight, trigger_word})}.lora`, `${model}.loras`);
 	});
 	let y = 840;
 	/** Below the prompt. @param {NodeKind} kind @param {Record<string, Value>} values @param {string} output @param {string} input @param {number} height */

@@ -39,6 +39,7 @@ export function mountModel(body, context) {
 			const offered = models.filter(each => (!wantedBackend || each.backend === wantedBackend) && (each.available || each.id === wanted));
 			const standard = models.find(({is_default}) => is_default);
 			const open = wantedBackend ? "the backend’s default" : standard ? `${standard.title} (default)` : "the service’s default";
+			/** @type {Pick<Model, "id" | "title" | "available" | "price">[]} */
 			const options = [{id: "", title: open, available: true}, ...offered];
 			if (wanted && !offered.some(({id}) => id === wanted)) options.push({id: String(wanted), title: `${wanted} (not here)`, available: true});
 			keep(
@@ -46,8 +47,8 @@ export function mountModel(body, context) {
 				options,
 				({id}) => id,
 				({id}) => make("option", {value: id}),
-				(option, {title, available}) => {
-					option.textContent = available ? title : `${title} (cannot run here)`;
+				(option, {title, available, price}) => {
+					option.textContent = available ? `${title}${price ? ` · ${price.split(" ")[0]}` : ""}` : `${title} (cannot run here)`;
 				}
 			);
 			model.value = String(wanted ?? "");
@@ -56,9 +57,9 @@ export function mountModel(body, context) {
 			absentCount.textContent = `${others.length} more cannot run here`;
 			keep(
 				absent,
-				others,
-				({id}) => id,
-				({title, reason}) => make("li", make("strong", title), `: ${inShort(reason ?? "")}`)
+				byReason(others),
+				([reason, titles]) => `${reason} ${titles}`,
+				([reason, titles]) => make("li", make("strong", titles), `: ${reason}`)
 			);
 		}
 	);
@@ -95,6 +96,18 @@ export function mountModel(body, context) {
 
 /** The same each time, so that nothing seems to change. @type {readonly Model[]} */
 const NONE = [];
+
+/** Reasons, each once, with the models that it holds for. @param {readonly Model[]} models @returns {[string, string][]} */
+function byReason(models) {
+	/** @type {Map<string, string[]>} */
+	const titles = new Map();
+	for (const {id, title, reason} of models) {
+		// A reason begins with the id where it is about the model and not about the machine.
+		const words = inShort(reason ?? "").replace(`${id} `, "");
+		titles.set(words, [...(titles.get(words) ?? []), title]);
+	}
+	return [...titles].map(([reason, all]) => [reason, all.join(", ")]);
+}
 
 /** @param {Model | null} model */
 function priceOf(model) {
