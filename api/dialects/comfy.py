@@ -8,17 +8,14 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, JSONResponse
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 
 from api.auth import owner_of
 from api.dialects import bodies, comfy_read, comfy_system, native
+from api.dialects.comfy_pictures import upload_image, view
 from api.dialects.comfy_request import resolved
 from api.dialects.comfy_runs import Run, Runs, queue_fields, runs_of
-from api.forms import MAX_FIELD_BYTES
-from api.routes.images import file_of
 from api.services import Services, ServicesDep
 from config.errors import InvalidRequest, NotFound
 from utils.job import JobStatus
@@ -36,6 +33,7 @@ async def post_prompt(request: Request, services: ServicesDep) -> dict[str, Any]
     extra = body.get("extra_data")
     if not isinstance(extra, dict | None):
         raise InvalidRequest.of("extra_data", "must be an object")
+    client_id = native.text(body, "client_id") or ""
     wanted = await resolved(services, runs, found, owner_of(request))
     services.queue.require_worker()
     async with runs.registering:
@@ -44,7 +42,7 @@ async def post_prompt(request: Request, services: ServicesDep) -> dict[str, Any]
         run = Run(
             prompt_id=prompt_id,
             job=job,
-            client_id=native.text(body, "client_id") or "",
+            client_id=client_id,
             prompt=body["prompt"],
             extra_data=_kept(extra or {}),
             found=found,
@@ -156,35 +154,6 @@ async def post_history(request: Request, services: ServicesDep) -> dict[str, Any
         if (await runs.looked_at(services, run)).job.status.is_final:
             runs.forget(run)
     return {}
-
-
-async def view(
-    services: ServicesDep, filename: str = Query("", max_length=200), type: str = "output"
-) -> Response:
-    """A picture that was drawn. Uploads are taken and not given out again."""
-    if type not in ("output", "temp"):
-        raise NotFound(f"pictures of type {type[:20]!r} are not given out")
-    return file_of(services, await services.image_by_filename(filename))
-
-
-async def upload_image(request: Request, services: ServicesDep) -> dict[str, Any]:
-    """Keeps the picture under its content; the name in the answer is the one to use in LoadImage."""
-    reading = request.form(max_files=1, max_fields=10, max_part_size=MAX_FIELD_BYTES)
-    try:
-        await reading
-    except HTTPException as error:
-        raise InvalidRequest.of("body", f"is no whole form: {str(error.detail)[:200]}") from error
-    async with request.form() as form:  # the same: it is read once
-        file = form.get("image")
-        if not isinstance(file, UploadFile):
-            raise InvalidRequest.of(
-                "image", "is missing: the form has no file in the field `image`"
-            )
-        data, name = await file.read(), (file.filename or "")[:200]
-    looked = await services.sources.look("image", data)
-    await services.sources.keep(looked)
-    runs_of(request).note_upload(owner_of(request), name, looked.picture.sha256)
-    return {"name": f"{looked.picture.sha256}.png", "subfolder": "", "type": "input"}
 
 
 async def free(services: ServicesDep) -> dict[str, Any]:

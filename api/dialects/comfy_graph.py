@@ -170,18 +170,17 @@ class Graph:
             if not isinstance(given, bool):
                 self._bad_type(node, key, kind, given)
             return
-        is_number = (
-            isinstance(given, int | float) and not isinstance(given, bool) and math.isfinite(given)
-        )
+        is_whole = isinstance(given, int) and not isinstance(given, bool)
+        is_number = is_whole or (isinstance(given, float) and math.isfinite(given))
         if not is_number or (kind.kind == "INT" and given != int(given)):
             return self._bad_type(node, key, kind, given)
         if kind.low is not None and given < kind.low:
-            words = f"Value {given} smaller than min of {kind.low}"
+            words = f"Value {str(given)[:40]} smaller than min of {kind.low}"
             self.refuse(
                 node, "value_smaller_than_min", words, key, input_name=key, received_value=given
             )
         elif kind.high is not None and given > kind.high:
-            words = f"Value {given} bigger than max of {kind.high}"
+            words = f"Value {str(given)[:40]} bigger than max of {kind.high}"
             self.refuse(
                 node, "value_bigger_than_max", words, key, input_name=key, received_value=given
             )

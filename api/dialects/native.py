@@ -94,12 +94,13 @@ def whole(body: Mapping[str, Any], name: str, low: int, high: int, default: int)
     value = body.get(name)
     if value is None:
         return default
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value != int(value):
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
         raise InvalidRequest.of(name, f"must be a whole number, not {json.dumps(value)[:60]}")
     if not low <= value <= high:
-        raise InvalidRequest.of(name, f"is {int(value)}; {low} to {high} are taken")
-    return int(value)
+        raise InvalidRequest.of(name, f"is {str(value)[:40]}; {low} to {high} are taken")
+    return value
 
 
 def text(body: Mapping[str, Any], name: str) -> str | None:

@@ -452,7 +452,9 @@ def test_flow_with_a_key(keyed: RunningService) -> None:
         ("/queue", {"delete": "all"}, "delete"),
         ("/history", {"delete": [7]}, "delete"),
         ("/api/history", {"clear": 1}, "clear"),
-        ("/prompt", {"prompt": ksampler(), "extra_data": []}, "extra_data"),
+        ("/prompt", {"prompt": ksampler("refused"), "extra_data": []}, "extra_data"),
+        ("/prompt", {"prompt": ksampler("refused"), "client_id": 7}, "client_id"),
+        ("/prompt", {"prompt": ksampler("refused"), "prompt_id": "7"}, "prompt_id"),
     ],
 )
 def test_body_that_says_something_else_is_refused_and_does_nothing(
@@ -462,6 +464,8 @@ def test_body_that_says_something_else_is_refused_and_does_nothing(
     assert answer.status_code == 400, answer.text
     said = answer.json()
     assert field in (said["error"]["message"] if "error" in said else said["detail"])
+    jobs = engine_service.client.get("/jobs?limit=20").json()["jobs"]
+    assert "refused" not in [job["request"]["prompt"] for job in jobs]
 
 
 def test_socket_ends_with_its_key(keyed: RunningService) -> None:

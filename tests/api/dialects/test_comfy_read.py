@@ -211,6 +211,8 @@ def test_node_that_is_not_known_is_refused_by_name_also_where_nothing_leads_to_i
         (changed("3", steps=1.5), "3", "invalid_input_type"),
         (changed("3", seed=-1), "3", "value_smaller_than_min"),
         (changed("3", seed=True), "3", "invalid_input_type"),
+        (changed("3", seed=10**400), "3", "value_bigger_than_max"),
+        (changed("3", cfg=-(10**400)), "3", "value_smaller_than_min"),
         (changed("3", cfg=float("nan")), "3", "invalid_input_type"),
         (changed("3", denoise=0.5), "3", "value_smaller_than_min"),
         (changed("3", model=["4", 1]), "3", "return_type_mismatch"),

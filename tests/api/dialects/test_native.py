@@ -35,7 +35,9 @@ def test_fitted_size_keeps_its_shape() -> None:
     assert native.fitted(row, 64, 32) == (256, 128)
 
 
-@pytest.mark.parametrize("value", [True, "3", 1.5, float("inf"), float("nan"), [], {}])
+@pytest.mark.parametrize(
+    "value", [True, "3", 1.5, float("inf"), float("nan"), [], {}, 10**400, -(10**400), 1e300]
+)
 def test_number_that_is_no_whole_one_is_refused(value: object) -> None:
     with pytest.raises(InvalidRequest) as raised:
         native.whole({"steps": value}, "steps", 1, 9, 4)
