@@ -115,8 +115,16 @@ class CleanupService:
             report.note(f"nothing is removed for its age: {why_not}")
         return Times(now=now, ages_count=why_not is None)
 
+    def _note_clock(self) -> None:
+        """What time it is now, so that the first cleanup sees whether the clock was moved."""
+        try:
+            self._times(Report(dry_run=False), trust_clock=False)
+        except (FluxError, Stopped) as error:
+            log.warning("the clock was not noted: %s", error, extra={"action": "cleanup_failed"})
+
     def _go_on(self) -> None:
         pause = FIRST_AFTER_SECONDS
+        self._note_clock()
         while not self._stopping.wait(pause):
             pause = self._settings.cleanup.cleanup_interval_minutes * 60
             try:

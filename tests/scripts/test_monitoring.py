@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from config.settings import ROOT
+from config.settings import ROOT, leaves
 from scripts.monitoring import write_dashboard
 from tests.service import RunningService
 
@@ -108,3 +108,20 @@ def test_cleanup_unit_is_little_exposed(units: Path) -> None:
         timeout=60,
     )
     assert done.returncode == 0, done.stdout[-500:]
+
+
+# What docs/operations.md tells
+
+
+def test_operations_page_names_every_setting_of_cleanup() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    names = {f"FLUX_{key.upper()}" for section, key, _ in leaves() if section == "cleanup"}
+    assert names and names <= set(re.findall(r"FLUX_CLEANUP_[A-Z_]+", page))
+
+
+def test_operations_page_names_no_metric_that_is_not_told(engine_service: RunningService) -> None:
+    engine_service.wait_for_job(engine_service.submit())
+    told = set(NAME.findall(engine_service.client.get("/metrics").text))
+    table = (ROOT / "docs" / "operations.md").read_text().partition("## Metrics")[2]
+    named = {name for name in re.findall(r"flux_[a-z_]+", table) if not SOMETIMES.fullmatch(name)}
+    assert len(named) > 15 and named <= told, named - told
