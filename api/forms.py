@@ -47,7 +47,8 @@ async def read_request(request: Request) -> tuple[GenerateBody, dict[str, Any]]:
     for name, data in files.items():
         field = PICTURE_FIELDS[name]
         if field in pictures:
-            raise InvalidRequest.of(name, f"is the same as {field}, and both are there; send one")
+            first = next(each for each in files if PICTURE_FIELDS[each] == field)
+            raise InvalidRequest.of(name, f"is the same as {first}, and both are there; send one")
         pictures[field] = data
     values = {name: _value(name, text) for name, text in fields.items() if text != ""}
     for name in PICTURE_FIELDS:

@@ -106,8 +106,8 @@ def _groups(text: str) -> list[Group]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in list(Group)]
     if unknown or not names:
-        shown = repr(unknown[0][:40]) if unknown else "nothing"
-        raise InvalidRequest.of("group", f"knows no {shown}; one or more of {', '.join(Group)}")
+        shown = f"knows no {unknown[0][:40]!r}" if unknown else "is empty"
+        raise InvalidRequest.of("group", f"{shown}; one or more of {', '.join(Group)}")
     return [Group(name) for name in dict.fromkeys(names)]
 
 

@@ -265,6 +265,14 @@ def test_upload_with_wrong_fields_is_refused_by_name(
     refused(answer, 400, "invalid_request", field)
 
 
+def test_upload_of_a_picture_under_both_its_names_is_refused(
+    engine_service: RunningService,
+) -> None:
+    files = [("file", ("a.png", IMAGE)), ("image", ("b.png", IMAGE))]
+    answer = engine_service.client.post("/upload-image-generate", data={"prompt": "a"}, files=files)
+    assert "the same as file" in refused(answer, 400, "invalid_request", "image")
+
+
 def test_upload_of_a_form_that_is_cut_is_refused(engine_service: RunningService) -> None:
     answer = engine_service.client.post(
         "/upload-image-generate",
