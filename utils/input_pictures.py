@@ -36,6 +36,7 @@ from config.errors import (
 )
 from utils.images import sync_folder
 from utils.picture_header import PictureHeader, read_header
+from utils.png_pixels import require_pixels
 
 log = logging.getLogger(__name__)
 
@@ -240,7 +241,7 @@ def _opened(
     folder: Path, field: str, sha256: str, size: tuple[int, int] | None, *, background: int
 ) -> Any:
     """Upright, without transparency, covering `size` with what is over cut off on both sides alike."""
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         data = (folder / sha256).read_bytes()
@@ -252,6 +253,8 @@ def _opened(
             if sorted(file.size) != sorted((header.width, header.height)):
                 raise ValueError("it tells two sizes")  # a header for us and one for the decoder
             file.load()
+            if header.format == "PNG":
+                require_pixels(data)
             turn = _TURNS.get(
                 header.orientation
             )  # not Pillow's own look, which finds more than EXIF
@@ -259,8 +262,10 @@ def _opened(
     except MemoryError:
         raise
     except Exception as error:  # what decoders raise for damaged files is of many kinds
+        # Pillow names an object of ours where it finds nothing to read, and some errors have no words.
+        words = "" if isinstance(error, UnidentifiedImageError) else str(error)
         raise BadPicture.of(
-            field, f"the picture cannot be decoded: {error}; send it whole"
+            field, f"the picture cannot be decoded: {words or 'it is damaged'}; send it whole"
         ) from error
     if size is None or picture.size == size:
         return picture

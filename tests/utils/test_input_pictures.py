@@ -301,6 +301,33 @@ def test_open_image_of_a_damaged_stream_is_refused_by_name(folder: Path, format:
         open_image(folder, "ab" * 32, (64, 64))
 
 
+@pytest.mark.parametrize(
+    ("bits", "rows", "words"),
+    [
+        (
+            8,
+            40,
+            "its pixels are cut off; send it whole",
+        ),  # of 64: Pillow alone would leave the rest black
+        (3, 64, "it is damaged; send it whole"),  # there is no such depth
+    ],
+)
+def test_open_image_whose_fault_no_decoder_tells_is_refused_in_words(
+    folder: Path, bits: int, rows: int, words: str
+) -> None:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 64, bits, 2, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(bytes(1 + 3 * 64) * rows))
+    folder.mkdir()
+    (folder / ("ab" * 32)).write_bytes(PNG[:8] + header + pixels + chunk(b"IEND", b""))
+    with pytest.raises(BadPicture, match=f"image: the picture cannot be decoded: {words}"):
+        open_image(folder, "ab" * 32, (64, 64))
+
+
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])
 def test_open_image_that_tells_two_sizes_is_refused_before_a_pixel(
     folder: Path, format: str
