@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch._inductor.config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,7 +32,9 @@ def test_widened_compiles_to_the_same_bits_for_every_shape_at_once() -> None:
     """One graph: a compilation for each shape of a model would run into PyTorch's limit of eight."""
     torch._dynamo.reset()
     widen = torch.compile(kernels.widened_as, dynamic=True, fullgraph=True)
-    with torch._dynamo.config.patch(recompile_limit=2):
+    # Trying whether the compiler knows the processor's vectors takes twice as long as the rest.
+    trust = torch._inductor.config.patch({"cpp.vec_isa_ok": True})
+    with trust, torch._dynamo.config.patch(recompile_limit=2):
         for shape in ((64, 128), (96, 256), (192, 96), (32, 768)):
             tensor = nvfp4.quantize(torch.randn(shape))
             parts = tensor.packed, tensor.block_scale, tensor.global_scale
