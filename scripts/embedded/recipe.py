@@ -197,14 +197,14 @@ FULL = Recipe(
 _TINY_SET = PictureSet(size=(64, 64), count=8, batch_size=2)
 
 TINY = Recipe(
-    autoencoder_pictures=4,
+    autoencoder_pictures=2,
     autoencoder_steps=2,
     text_steps=2,
     phases=(
         PhaseRecipe(name="layout", steps=6, learning_rate=1e-3, sets=(_TINY_SET,)),
         PhaseRecipe(
             name="straighten",
-            steps=4,
+            steps=2,
             learning_rate=1e-3,
             sets=(_TINY_SET,),
             straighten_share=0.5,
