@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from api.dialects.comfy_nodes import NODES, Value
@@ -31,7 +31,7 @@ class GraphRefused(FluxError):
 
 
 class Graph:
-    """A prompt that has passed `checked`: what is wired to what."""
+    """A prompt: what is wired to what. See `comfy_check.checked`."""
 
     def __init__(self, prompt: Any) -> None:
         if not isinstance(prompt, dict) or not prompt:
@@ -190,45 +190,6 @@ class Graph:
             node, "invalid_input_type", f"Failed to convert an input value to a {kind.kind} value",
             f"{key}, {json.dumps(given)[:60]}", input_name=key,
         )  # fmt: skip
-
-
-def checked(prompt: Any, targets: Collection[str] | None = None) -> tuple[Graph, list[str]]:
-    """The graph of a prompt and its output nodes. Raises GraphRefused. `targets`: of these only those."""
-    graph = Graph(prompt)
-    graph.check_nodes()
-    outputs = [
-        node
-        for node in graph.nodes
-        if NODES[graph.kind(node)].is_output and (targets is None or node in targets)
-    ]
-    if not outputs:
-        raise GraphRefused("prompt_no_outputs", "Prompt has no outputs")
-    for node in _upstream(graph, outputs):
-        graph.check_inputs(node)
-    graph.raise_errors(outputs)
-    return graph, outputs
-
-
-def _upstream(graph: Graph, outputs: Sequence[str]) -> list[str]:
-    """The nodes that the outputs depend on. Raises GraphRefused for a graph that runs in a circle."""
-    done: dict[str, bool] = {}  # False: on the way to it
-    order: list[str] = []
-    stack = [(node, False) for node in reversed(outputs)]
-    while stack:
-        node, is_left = stack.pop()
-        if is_left:
-            done[node] = True
-            order.append(node)
-        elif node not in done:
-            done[node] = False
-            stack.append((node, True))
-            for value in graph.nodes[node]["inputs"].values():
-                source = value[0] if isinstance(value, list) and value else None
-                if isinstance(source, str) and source in graph.nodes:
-                    if done.get(source) is False:
-                        raise GraphRefused("dependency_cycle", f"node {source} is wired to itself")
-                    stack.append((source, False))
-    return order
 
 
 def _class_of(data: Any) -> Any:

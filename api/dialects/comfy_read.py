@@ -11,7 +11,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from api.dialects.comfy_graph import Graph, checked
+from api.dialects.comfy_check import checked
+from api.dialects.comfy_graph import Graph
 
 SAMPLERS = ("KSampler", "SamplerCustomAdvanced")
 _EMPTY_LATENTS = ("EmptyLatentImage", "EmptySD3LatentImage", "EmptyFlux2LatentImage")
