@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
@@ -22,11 +23,10 @@ router = APIRouter(tags=["service"])
 
 GIB = 2**30
 MIB = 2**20
-_TEXT = {"200": {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
 
 @router.get(
-    "/metrics", summary="Metrics in Prometheus' text format", openapi_extra={"responses": _TEXT}
+    "/metrics", summary="Metrics in Prometheus' text format", response_class=PlainTextResponse
 )
 async def metrics(request: Request, services: ServicesDep) -> Response:
     now = [
