@@ -306,7 +306,8 @@ class BodyLimit:
     def _too_large(self, scope: Scope) -> TooLarge:
         limit = self._limit(scope)
         setting = "FLUX_MAX_LORA_BYTES" if _is_upload(scope) else "FLUX_MAX_BODY_BYTES"
-        named = "" if limit == SMALL_BODY_BYTES else f" ({setting})"
+        is_set = _is_upload(scope) or limit == self._settings.max_body_bytes
+        named = f" ({setting})" if is_set else ""
         message = f"the body is longer than {limit} bytes{named}"
         return TooLarge(message, fields=[FieldError("body", message)])
 

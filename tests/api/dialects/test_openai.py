@@ -348,8 +348,10 @@ def test_route_of_openai_that_is_not_here_is_404_in_its_shape(
 
 
 def test_body_too_long_is_413_in_its_shape(engine_service: RunningService) -> None:
+    """No setting is named: none makes this limit larger."""
     answer = engine_service.client.post("/v1/images/generations", content=b"x" * (3 * 2**20))
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
+    assert answer.json()["error"]["message"] == "the body is longer than 1048576 bytes"
 
 
 def test_client_that_hangs_up_cancels_its_job(engine_service: RunningService) -> None:
