@@ -9,6 +9,7 @@ everywhere. `find` looks at files alone and imports no torch.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from config.settings import ROOT
 from models.hub import on_disk
 
 HUB_ID = "Falconsai/nsfw_image_detection"
+_ID_OF_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 PART = "safety_checker"  # the folder in a pipeline that has one
 THRESHOLD = 0.5
 BLURRED_PX = 6  # what is left of the longer side
@@ -71,10 +73,21 @@ def find(wanted: str, hub: Path, catalog: Catalog) -> tuple[Weights | None, str]
     whole = [weights for weights in places if _why_not(weights.folder) is None]
     if whole:
         return whole[0], ""
-    return None, f"no weights of a safety checker are on this machine; {_how(HUB_ID)}"
+    return None, f"no weights of a safety checker are on this machine; {_how('auto')}"
 
 
-def _how(hub_id: str) -> str:
+def hub_id_of(wanted: str) -> str | None:
+    """What FLUX_SAFETY_MODEL means on the Hub; None where it names a folder."""
+    if wanted == "auto":
+        return HUB_ID
+    is_id = _ID_OF_HUB.fullmatch(wanted) is not None and not (ROOT / wanted).is_dir()
+    return wanted if is_id else None
+
+
+def _how(wanted: str) -> str:
+    hub_id = hub_id_of(wanted)
+    if hub_id is None:
+        return "name a folder with a checker, or an id of the Hub (owner/name)"
     return f"`python -m scripts.download_models --safety-checker` fetches {hub_id}"
 
 
@@ -82,7 +95,7 @@ def _at(wanted: str, hub: Path) -> Weights | None:
     folder = ROOT / wanted
     if folder.is_dir():
         return Weights(folder=folder, name=folder.name)
-    snapshot = on_disk.snapshot_of(hub, wanted) if wanted.count("/") == 1 else None
+    snapshot = on_disk.snapshot_of(hub, wanted) if hub_id_of(wanted) else None
     return None if snapshot is None else Weights(folder=snapshot, name=wanted)
 
 

@@ -67,7 +67,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--precision", choices=known_precisions(), help="refuse models that have no such weights"
     )
     parser.add_argument(
-        "--safety-checker", action="store_true", help=f"fetch the safety checker, {safety.HUB_ID}"
+        "--safety-checker",
+        action="store_true",
+        help=f"fetch the safety checker: FLUX_SAFETY_MODEL, or {safety.HUB_ID}",
     )
     parser.add_argument(
         "--verify", action="store_true", help="read what is here and compare it with its checksums"
@@ -136,13 +138,22 @@ def _fetch_all(
         if not is_fetched(row):
             print(f"{row.id} comes with the project")
     if options.safety_checker:
-        sources[safety.HUB_ID] = "the safety checker"
+        sources[_safety_checker(settings.models.safety_model)] = "the safety checker"
     for source, name in sources.items():
         with _Shown(name) as shown:
             folder = _fetch(source, hub, settings.storage.min_free_mib * 2**20, shown)
         print(f"{name}: {in_words(on_disk.size_bytes(folder))} in {folder}")
     if options.precision == "fp4" and rows:
         print("four-bit copies are made at the first use, or by `python -m scripts.quantize_fp4`")
+
+
+def _safety_checker(wanted: str) -> str:
+    hub_id = safety.hub_id_of(wanted)
+    if hub_id is None:
+        raise ConfigurationError(
+            f"FLUX_SAFETY_MODEL is {wanted}, which is no id of the Hub (owner/name): there is nothing to fetch"
+        )
+    return hub_id
 
 
 def _fetch(source: str, hub: Path, reserve_bytes: int, shown: Callable[[Progress], None]) -> Path:

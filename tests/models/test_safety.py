@@ -118,6 +118,15 @@ def test_find_takes_a_folder_or_a_hub_id_that_is_named(tmp_path: Path, weights: 
 def test_find_of_a_name_that_is_not_here_says_so(tmp_path: Path) -> None:
     found, why = find("somebody/judge", tmp_path, CATALOG)
     assert found is None and "somebody/judge is no folder here and not in the Hub's cache" in why
+    assert "--safety-checker` fetches somebody/judge" in why
+
+
+@pytest.mark.parametrize("wanted", ["/nonexistent", "../judge", "./judge", "judge", "a/b/c"])
+def test_find_of_a_folder_that_is_not_there_does_not_say_that_it_could_be_fetched(
+    tmp_path: Path, wanted: str
+) -> None:
+    found, why = find(wanted, tmp_path, CATALOG)
+    assert found is None and "fetches" not in why and "name a folder with a checker" in why
 
 
 @pytest.mark.parametrize(

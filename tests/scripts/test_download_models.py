@@ -173,6 +173,25 @@ def test_safety_checker_is_fetched_and_found(run: Run, hub: Hub, tmp_path: Path)
     assert not (found.folder / "pytorch_model.bin").exists()
 
 
+def test_safety_checker_of_the_settings_is_the_one_that_is_fetched(
+    run: Run, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = classifier(tmp_path / "judge")
+    stand_in.put_folder(hub, "somebody/judge", source)
+    shutil.rmtree(source)
+    monkeypatch.setenv("FLUX_SAFETY_MODEL", "somebody/judge")
+    assert run("--safety-checker")[0] == 0
+    assert safety.find("somebody/judge", tmp_path, load_catalog())[0].name == "somebody/judge"
+
+
+def test_safety_checker_that_is_a_folder_is_not_fetched(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLUX_SAFETY_MODEL", str(tmp_path / "judge"))
+    status, _, complaint = run("--safety-checker")
+    assert status != 0 and "FLUX_SAFETY_MODEL" in complaint and "nothing to fetch" in complaint
+
+
 def test_nothing_named_is_a_question(run: Run) -> None:
     with pytest.raises(SystemExit):
         run()
