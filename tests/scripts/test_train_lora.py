@@ -85,7 +85,7 @@ def test_train_lora_every_format_reads_back_with_every_key_matched(
 ) -> None:
     path = run(
         pictures, tmp_path, "--format", form, "--layers", LAYERS[form], "--alpha", "3",
-        "--save-dtype", "float32",
+        "--save-dtype", "float32", "--steps", "2",
     )  # fmt: skip
 
     lora = convert(path)

@@ -123,6 +123,7 @@ def is_at_step(job: dict, step: int) -> bool:
 def test_worker_killed_while_drawing_draws_again_with_equal_bytes(
     service: RunningService, start_service: Start
 ) -> None:
+    """Also to those of another service, one that is as new."""
     real = start_service()
     body = {"prompt": "a red balloon", "seed": 11, "width": 128, "height": 128}
     body |= {"num_inference_steps": 20, "num_images": 2}
