@@ -14,6 +14,7 @@ import hashlib
 import os
 import secrets
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ ID_DIGITS = 16
 MAX_KEYS = 1000  # in use: with every request each is compared
 MAX_NAME_CHARACTERS = 64
 BUSY_SECONDS = 5.0
+AGAIN_SECONDS = 0.02
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS key (
@@ -224,7 +226,7 @@ class KeyFile:
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
             with closing(_connect(self.path)) as db:
-                db.execute("PRAGMA journal_mode = WAL")
+                _log_ahead(db)
                 db.execute("BEGIN IMMEDIATE")
                 try:
                     _prepare(db, self.path)
@@ -250,6 +252,19 @@ def _connect(path: Path) -> sqlite3.Connection:
     db.row_factory = sqlite3.Row
     db.execute("PRAGMA synchronous = FULL")
     return db
+
+
+def _log_ahead(db: sqlite3.Connection) -> None:
+    """Into WAL mode, which stays. SQLite waits for nobody here, and services may start at the same moment."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(AGAIN_SECONDS)
 
 
 def _prepare(db: sqlite3.Connection, path: Path) -> None:

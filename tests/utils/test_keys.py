@@ -97,6 +97,30 @@ def test_keys_made_at_once_are_all_there(file: KeyFile) -> None:
     assert len(file.all()) == 8
 
 
+def test_key_file_that_another_service_is_making_is_waited_for(file: KeyFile) -> None:
+    file.path.parent.mkdir(parents=True)
+    with closing(
+        sqlite3.connect(file.path, isolation_level=None, check_same_thread=False)
+    ) as other:
+        other.execute("BEGIN IMMEDIATE")
+        release = threading.Timer(0.2, other.execute, ("COMMIT",))
+        release.start()
+        key, _ = make(file)
+        release.join()
+    assert file.all() == [key]
+
+
+def test_key_file_that_stays_locked_is_refused(
+    file: KeyFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "BUSY_SECONDS", 0.05)
+    file.path.parent.mkdir(parents=True)
+    with closing(sqlite3.connect(file.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(ConfigurationError, match="database is locked"):
+            make(file)
+
+
 def test_keys_in_use_are_limited(file: KeyFile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keys, "MAX_KEYS", 2)
     first, _ = make(file, "1")
