@@ -60,7 +60,7 @@ export class Connection {
 		}
 	}
 
-	/** The answer of a call. One that got none, or that wants a key, tells the whole page. @template T @param {(client: ServiceClient) => Promise<T>} call */
+	/** The answer of a call. One that got none, or that wants a key, tells the whole page. @template T @param {Call<T>} call */
 	async ask(call) {
 		try {
 			return await call(this.#client);

@@ -55,7 +55,7 @@ export function icon(name, svg = document.createElementNS(SVG, "svg")) {
 	return svg;
 }
 
-/** A button with an icon, or words, or both. @param {{label: string, icon?: string, words?: string, kind?: string, act: (event: MouseEvent) => void}} options */
+/** A button with an icon, or words, or both. @param {ButtonOptions} options */
 export function button({label, icon: name, words = "", kind = "quiet", act}) {
 	const element = make("button", {class: kind}, ...(name ? [icon(name)] : []), words);
 	if (words !== label) setAll(element, {"aria-label": label, title: label});

@@ -5,7 +5,7 @@ import {find} from "./dom.js";
 /** @param {App} app @param {Canvas} canvas */
 export function mountDrops({store, opener}, canvas) {
 	const veil = find("#veil");
-	/** @type {ReturnType<typeof setTimeout> | undefined} */
+	/** @type {Timer} */
 	let timer;
 	document.addEventListener("dragover", event => {
 		if (!event.dataTransfer?.types.includes("Files")) return;

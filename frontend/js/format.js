@@ -30,7 +30,7 @@ export function fileSize(bytes) {
 	return bytes < 1e6 ? `${Math.max(1, Math.round(bytes / 1e3))} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
 }
 
-/** @param {{width: number, height: number}} size */
+/** @param {Extent} size */
 export function size({width, height}) {
 	return `${width} × ${height}`;
 }

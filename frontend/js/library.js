@@ -114,7 +114,7 @@ export class Library {
 		}
 	}
 
-	/** @template T @param {ServiceName} service @param {(client: ServiceClient) => Promise<T>} call */
+	/** @template T @param {ServiceName} service @param {Call<T>} call */
 	#ask(service, call) {
 		return connectionTo(this.#connections, service).ask(call);
 	}

@@ -65,37 +65,12 @@ async function main() {
 	const openHelp = () => whenRead(store, import("./views/help.js"), ({showHelp}) => showHelp());
 	mountForm(app);
 	mountTopbar(app, canvas, openHelp);
-	mountPanel(app, {
-		gallery: () =>
-			import("./views/gallery.js").then(
-				({mountGallery}) =>
-					body =>
-						mountGallery(app, body)
-			),
-		queue: () =>
-			import("./views/queue.js").then(
-				({mountQueue}) =>
-					body =>
-						mountQueue(app, body)
-			),
-		loras: () =>
-			import("./views/loras.js").then(
-				({mountLoras}) =>
-					body =>
-						mountLoras(app, body)
-			),
-		machine: () =>
-			import("./views/machine.js").then(
-				({mountMachine}) =>
-					body =>
-						mountMachine(app, body)
-			),
-		workflows: () =>
-			import("./views/workflows.js").then(
-				({mountWorkflows}) =>
-					body =>
-						mountWorkflows(app, body, fitSoon)
-			)
+	mountPanel(app, fitSoon, {
+		gallery: () => import("./views/gallery.js").then(part => part.mountGallery),
+		queue: () => import("./views/queue.js").then(part => part.mountQueue),
+		loras: () => import("./views/loras.js").then(part => part.mountLoras),
+		machine: () => import("./views/machine.js").then(part => part.mountMachine),
+		workflows: () => import("./views/workflows.js").then(part => part.mountWorkflows)
 	});
 	const unwatch = store.watch(
 		({viewed}) => [viewed],

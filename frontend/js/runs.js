@@ -142,7 +142,7 @@ export class Runs {
 		return this.#open.filter(run => run.id !== null && (service ? run.service === service : isReachable(services[run.service])));
 	}
 
-	/** @template T @param {ServiceName} service @param {(client: ServiceClient) => Promise<T>} call */
+	/** @template T @param {ServiceName} service @param {Call<T>} call */
 	#ask(service, call) {
 		return connectionTo(this.#connections, service).ask(call);
 	}

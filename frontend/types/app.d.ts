@@ -13,6 +13,51 @@ type Store = import("../js/store.js").Store;
 type Values<S extends object> = import("../js/store.js").Values<S>;
 type Wires = import("../js/canvas/wires.js").Wires;
 
+type Bytes = DataView<ArrayBuffer>;
+type Call<T> = (client: ServiceClient) => Promise<T>;
+type Timer = ReturnType<typeof setTimeout> | undefined;
+
+/** What fills a panel when it is first opened; `onOpened` is told of a workflow. */
+type MountPart = (app: App, body: HTMLElement, onOpened: () => void) => void;
+
+/** px. */
+interface Extent {
+	width: number;
+	height: number;
+}
+
+interface ButtonOptions {
+	label: string;
+	icon?: string;
+	words?: string;
+	kind?: string;
+	act: (event: MouseEvent) => void;
+}
+
+/** A field of a node. */
+interface FieldOptions {
+	name: string;
+	label: string;
+	/** The request's fields whose faults stand here. */
+	errors?: string[];
+}
+
+interface MenuOptions {
+	/** On the screen, px. */
+	at: Point;
+	label: string;
+	items: readonly MenuItem[];
+	search?: boolean;
+}
+
+/** What the parts of the canvas share. */
+interface CanvasParts {
+	root: HTMLElement;
+	app: App;
+	boxOf: (id: string) => Box;
+	setCamera: (camera: Camera) => void;
+}
+
 /** One Server-Sent Event. */
 interface StreamEvent {
 	name: string;

@@ -15,7 +15,7 @@ const CLICK_PX = 4;
 const WHEEL_STEP_PX = 40;
 const OWN = "input, textarea, select, button, a, label, summary, canvas, .strip, .drop, .compare-stage, .examples";
 
-/** @param {{root: HTMLElement, app: App, wires: Wires, lasso: HTMLElement, boxOf: (id: string) => Box, setCamera: (camera: Camera) => void}} options */
+/** @param {CanvasParts & {wires: Wires, lasso: HTMLElement}} options */
 export function mountGestures({root, app, wires, lasso, boxOf, setCamera}) {
 	const {store, editor} = app;
 	/** @type {Map<number, Point>} */

@@ -5,7 +5,7 @@ import {find, icon, make, newId} from "../dom.js";
 /** @type {(() => void) | null} */
 let closeOpen = null;
 
-/** @param {{at: Point, label: string, items: readonly MenuItem[], search?: boolean}} options `at`: on the screen, px */
+/** @param {MenuOptions} options */
 export function openMenu({at, label, items, search = false}) {
 	closeOpen?.();
 	const before = document.activeElement;

@@ -10,7 +10,7 @@ const MARGIN_PX = 8;
 const BETWEEN_MS = 80;
 
 /**
- * @param {{canvas: HTMLCanvasElement, root: HTMLElement, app: App, boxOf: (id: string) => Box, setCamera: (camera: Camera) => void}} options
+ * @param {CanvasParts & {canvas: HTMLCanvasElement}} options
  * @returns {() => void} draws it
  */
 export function mountMinimap({canvas, root, app, boxOf, setCamera}) {

@@ -13,7 +13,7 @@ export async function pictureTexts(data) {
 	throw new Error("it is no PNG, JPEG or WebP file");
 }
 
-/** tEXt, zTXt and iTXt. @param {DataView<ArrayBuffer>} view */
+/** tEXt, zTXt and iTXt. @param {Bytes} view */
 async function pngTexts(view) {
 	/** @type {Record<string, string>} */
 	const texts = {};
@@ -35,7 +35,7 @@ async function pngTexts(view) {
 	}
 }
 
-/** The TIFF structure in a JPEG's segment. @param {DataView<ArrayBuffer>} view */
+/** The TIFF structure in a JPEG's segment. @param {Bytes} view */
 function jpegExif(view) {
 	for (let at = 2; at + 4 <= view.byteLength && view.getUint8(at) === 0xff; at += 2 + view.getUint16(at + 2)) {
 		const body = view.getUint8(at + 1) === 0xe1 ? bytesOf(view, at + 4, view.getUint16(at + 2) - 2) : null;
@@ -45,7 +45,7 @@ function jpegExif(view) {
 	return null;
 }
 
-/** The same in a WebP's chunk. @param {DataView<ArrayBuffer>} view */
+/** The same in a WebP's chunk. @param {Bytes} view */
 function webpExif(view) {
 	for (let at = 12; at + 8 <= view.byteLength;) {
 		const length = view.getUint32(at + 4, true);
@@ -66,7 +66,7 @@ function exifTexts(tiff) {
 	return at < 0 ? {parameters: comment} : {parameters: comment.slice(0, at), flux_api: comment.slice(at + MARK.length)};
 }
 
-/** @param {DataView<ArrayBuffer>} view */
+/** @param {Bytes} view */
 function userComment(view) {
 	if (view.byteLength < 8) return null;
 	const isLittle = view.getUint16(0) === 0x4949;
@@ -89,7 +89,7 @@ function entry(view, isLittle, at, tag) {
 	return null;
 }
 
-/** As far as the file goes. @param {DataView<ArrayBuffer>} view @param {number} at @param {number} length */
+/** As far as the file goes. @param {Bytes} view @param {number} at @param {number} length */
 function bytesOf(view, at, length) {
 	const start = Math.min(at, view.byteLength);
 	return new Uint8Array(view.buffer, view.byteOffset + start, Math.max(0, Math.min(length, view.byteLength - start)));

@@ -6,11 +6,7 @@ import {NODE_TYPES} from "../graph/table.js";
 /** Pointer travel for one step of a number, px. */
 const STEP_PX = 6;
 
-/**
- * @param {NodeContext} context
- * @param {{name: string, label: string, control: HTMLElement, errors?: string[], wide?: boolean, scrub?: (steps: number) => void}} options
- * `errors`: the request's fields whose faults stand here
- */
+/** @param {NodeContext} context @param {FieldOptions & {control: HTMLElement, wide?: boolean, scrub?: (steps: number) => void}} options */
 export function field(context, {name, label, control, errors = [name], wide = false, scrub}) {
 	const id = newId();
 	const inputs = "input:not([type=radio]), textarea, select";
@@ -39,7 +35,7 @@ export function field(context, {name, label, control, errors = [name], wide = fa
 	return box;
 }
 
-/** @param {NodeContext} context @param {{name: string, label: string, rows?: number, placeholder?: string, errors?: string[]}} options */
+/** @param {NodeContext} context @param {FieldOptions & {rows?: number, placeholder?: string}} options */
 export function textField(context, {name, label, rows = 3, placeholder = "", errors}) {
 	const spec = specOf(context, name, "text");
 	const area = make("textarea", {rows, placeholder, spellcheck: "false", maxlength: spec.longest});
@@ -49,7 +45,7 @@ export function textField(context, {name, label, rows = 3, placeholder = "", err
 	return {box: field(context, {name, label, control: area, errors, wide: true}), area};
 }
 
-/** A number to type, or to drag by its label. Empty: the model's default, shown as a placeholder. @param {NodeContext} context @param {{name: string, label: string, fallback?: (state: State) => number | null}} options */
+/** A number to type, or to drag by its label. Empty: the model's default, shown as a placeholder. @param {NodeContext} context @param {FieldOptions & {fallback?: (state: State) => number | null}} options */
 export function numberField(context, {name, label, fallback = () => null}) {
 	const {least, most, step, whole, initial} = specOf(context, name, "number");
 	const input = make("input", {type: "number", min: least, max: most, step: whole ? 1 : "any", inputmode: whole ? "numeric" : "decimal"});
@@ -72,7 +68,7 @@ export function numberField(context, {name, label, fallback = () => null}) {
 	return field(context, {name, label, control: input, scrub});
 }
 
-/** A number between two ends, as a slider with a number beside it. @param {NodeContext} context @param {{name: string, label: string}} options */
+/** A number between two ends, as a slider with a number beside it. @param {NodeContext} context @param {FieldOptions} options */
 export function rangeField(context, {name, label}) {
 	const {least: min, most: max, step} = specOf(context, name, "number");
 	const slider = make("input", {type: "range", min, max, step});
@@ -88,7 +84,7 @@ export function rangeField(context, {name, label}) {
 	return field(context, {name, label, control: make("div.range", slider, exact), wide: true});
 }
 
-/** One of a few, all in sight. @param {NodeContext} context @param {{name: string, label: string, choices: readonly {value: string, words: string}[], onChoose?: (value: string) => void}} options */
+/** One of a few, all in sight. @param {NodeContext} context @param {FieldOptions & {choices: readonly {value: string, words: string}[], onChoose?: (value: string) => void}} options */
 export function segments(context, {name, label, choices, onChoose = value => context.set({[name]: value})}) {
 	const group = newId();
 	const row = make("div.segments", {role: "radiogroup", "aria-label": label});

@@ -178,7 +178,7 @@ function factsOf({job: {result, request}}, image) {
 		.join(" · ");
 }
 
-/** @param {HTMLElement} element @param {{width: number, height: number}} size px */
+/** @param {HTMLElement} element @param {Extent} size px */
 function setRatio(element, {width, height}) {
 	element.style.setProperty("--ratio", String(width / height || 1));
 	element.style.setProperty("--widest", `${LARGEST_SCALE * (width || 256)}px`);

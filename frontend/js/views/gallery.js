@@ -15,7 +15,7 @@ export function mountGallery({store, connections, gallery}, panel) {
 	const end = make("div.end");
 	panel.append(search, note, tiles, end);
 
-	/** @type {ReturnType<typeof setTimeout> | undefined} */
+	/** @type {Timer} */
 	let timer;
 	search.addEventListener("input", () => {
 		clearTimeout(timer);

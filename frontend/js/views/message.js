@@ -12,7 +12,7 @@ const NAME = "FLUX";
 /** @param {Store} store */
 export function mountMessage(store) {
 	const line = find("#message");
-	/** @type {ReturnType<typeof setTimeout> | undefined} */
+	/** @type {Timer} */
 	let timer;
 	store.watch(
 		({message}) => [message],

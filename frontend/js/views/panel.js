@@ -4,8 +4,9 @@ import {button, find, make} from "../dom.js";
 import {whenRead} from "../lazy.js";
 import {PANELS} from "./topbar.js";
 
-/** @param {App} app @param {Record<Panel, () => Promise<(body: HTMLElement) => void>>} parts what fills each when it is first opened */
-export function mountPanel({store}, parts) {
+/** @param {App} app @param {() => void} onOpened a workflow @param {Record<Panel, () => Promise<MountPart>>} parts what fills each when it is first opened */
+export function mountPanel(app, onOpened, parts) {
+	const {store} = app;
 	const panel = find("#panel");
 	/** Those that were not opened yet. @type {Map<string, HTMLElement>} */
 	const bodies = new Map();
@@ -22,7 +23,7 @@ export function mountPanel({store}, parts) {
 			const body = now && bodies.get(now);
 			if (body) {
 				bodies.delete(now);
-				whenRead(store, parts[now](), fill => fill(body));
+				whenRead(store, parts[now](), mount => mount(app, body, onOpened));
 			}
 			for (const part of panel.children) part.toggleAttribute("hidden", part.id !== `panel-${now}`);
 		}
