@@ -12,8 +12,9 @@ from models.bfl_errors import MAY_COST, CloudError, CloudRefused
 from models.bfl_request import MAX_PICTURE_BYTES, body_of
 from models.types import GenerationRequest, ImageFile
 from utils import images, metadata
-from utils.input_pictures import FORMATS, MAX_PIXELS, reference_field
+from utils.input_pictures import FORMATS, MAX_PIXELS, in_words, reference_field
 from utils.picture_header import read_header
+from utils.png_pixels import require_pixels
 
 ENGINE = "bfl"
 PRECISION = "cloud"
@@ -104,10 +105,12 @@ def _decoded(data: bytes) -> Any:
         with Image.open(io.BytesIO(data), formats=FORMATS) as file:
             if sorted(file.size) != sorted((header.width, header.height)):
                 raise ValueError("it tells two sizes")
-            return file.convert("RGB")
+            picture = file.convert("RGB")
+        require_pixels(data)
+        return picture
     except MemoryError:
         raise
     except Exception as error:  # what decoders raise for damaged files is of many kinds
         raise CloudError(
-            f"what BFL delivers cannot be read as a picture ({str(error)[:200]}); {MAY_COST}"
+            f"what BFL delivers cannot be read as a picture ({in_words(error)[:200]}); {MAY_COST}"
         ) from error

@@ -241,7 +241,7 @@ def _opened(
     folder: Path, field: str, sha256: str, size: tuple[int, int] | None, *, background: int
 ) -> Any:
     """Upright, without transparency, covering `size` with what is over cut off on both sides alike."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     try:
         data = (folder / sha256).read_bytes()
@@ -253,8 +253,7 @@ def _opened(
             if sorted(file.size) != sorted((header.width, header.height)):
                 raise ValueError("it tells two sizes")  # a header for us and one for the decoder
             file.load()
-            if header.format == "PNG":
-                require_pixels(data)
+            require_pixels(data)
             turn = _TURNS.get(
                 header.orientation
             )  # not Pillow's own look, which finds more than EXIF
@@ -262,14 +261,20 @@ def _opened(
     except MemoryError:
         raise
     except Exception as error:  # what decoders raise for damaged files is of many kinds
-        # Pillow names an object of ours where it finds nothing to read, and some errors have no words.
-        words = "" if isinstance(error, UnidentifiedImageError) else str(error)
         raise BadPicture.of(
-            field, f"the picture cannot be decoded: {words or 'it is damaged'}; send it whole"
+            field, f"the picture cannot be decoded: {in_words(error)}; send it whole"
         ) from error
     if size is None or picture.size == size:
         return picture
     return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
+
+
+def in_words(error: Exception) -> str:
+    """What a decoder's error says. Some say nothing, and one names an object of ours."""
+    from PIL import UnidentifiedImageError
+
+    said = "" if isinstance(error, UnidentifiedImageError) else str(error)
+    return said or "it is damaged"
 
 
 def _flat(picture: Any, background: int) -> Any:

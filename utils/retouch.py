@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from config.errors import BadPicture, FluxError
-from utils.input_pictures import FORMATS, looked_at
+from utils.input_pictures import FORMATS, in_words, looked_at
+from utils.png_pixels import require_pixels
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -83,7 +84,7 @@ def main() -> None:
     try:
         made = apply(sys.stdin.buffer.read(), retouch)
     except Exception as error:  # what decoders raise for damaged files is of many kinds
-        print(f"the picture cannot be used: {error}", file=sys.stderr)
+        print(f"the picture cannot be used: {in_words(error)}", file=sys.stderr)
         sys.exit(EXIT_REFUSED)
     sys.stdout.buffer.write(made)
 
@@ -95,6 +96,7 @@ def apply(data: bytes, retouch: Retouch) -> bytes:
     with Image.open(io.BytesIO(data), formats=FORMATS) as file:
         picture: Any = ImageOps.exif_transpose(file)
         picture.load()
+    require_pixels(data)
     if retouch.mask_from == "alpha":
         if not picture.has_transparency_data:
             raise ValueError(

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from config.errors import BadPicture, NotAPicture, NotFound, StorageUnavailable, TooLarge
-from tests.pictures import file_of, gradient, turned
+from tests.pictures import file_of, gradient, png_of_rows, turned
 from utils import input_pictures
 from utils.input_pictures import InputPicture, InputPictures, looked_at, open_image, open_mask
 
@@ -315,15 +315,9 @@ def test_open_image_of_a_damaged_stream_is_refused_by_name(folder: Path, format:
 def test_open_image_whose_fault_no_decoder_tells_is_refused_in_words(
     folder: Path, bits: int, rows: int, words: str
 ) -> None:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        )
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 64, bits, 2, 0, 0, 0))
-    pixels = chunk(b"IDAT", zlib.compress(bytes(1 + 3 * 64) * rows))
     folder.mkdir()
-    (folder / ("ab" * 32)).write_bytes(PNG[:8] + header + pixels + chunk(b"IEND", b""))
+    data = png_of_rows(64, 64, bytes(1 + 3 * 64) * rows, depth=bits)
+    (folder / ("ab" * 32)).write_bytes(data)
     with pytest.raises(BadPicture, match=f"image: the picture cannot be decoded: {words}"):
         open_image(folder, "ab" * 32, (64, 64))
 

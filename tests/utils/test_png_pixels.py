@@ -13,7 +13,14 @@ from utils.png_pixels import require_pixels
 
 
 def png(
-    width: int, height: int, depth: int, colour: int, pixels: bytes, *, interlace: int = 0
+    width: int,
+    height: int,
+    depth: int,
+    colour: int,
+    pixels: bytes,
+    *,
+    interlace: int = 0,
+    is_stream: bool = False,
 ) -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:
         return (
@@ -21,7 +28,7 @@ def png(
         )
 
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace)
-    stream = zlib.compress(pixels)
+    stream = pixels if is_stream else zlib.compress(pixels)
     half = len(stream) // 2
     parts = b"".join(chunk(b"IDAT", part) for part in (stream[:half], stream[half:]))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + parts + chunk(b"IEND", b"")
@@ -65,3 +72,16 @@ def test_require_pixels_of_more_than_is_inflated_at_once() -> None:
 
 def test_require_pixels_passes_over_what_comes_after_the_last() -> None:
     require_pixels(png(5, 3, 8, 2, bytes(3 * 16 + 500)))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "WEBP"])
+def test_require_pixels_passes_over_other_files(format: str) -> None:
+    require_pixels(file_of(gradient(33, 17), format))
+
+
+@pytest.mark.parametrize("window", range(9, 16))
+def test_require_pixels_reads_streams_of_every_window(window: int) -> None:
+    picture, deflate = gradient(33, 17), zlib.compressobj(9, zlib.DEFLATED, window)
+    rows = b"".join(b"\0" + picture.crop((0, y, 33, y + 1)).tobytes() for y in range(17))
+    stream = deflate.compress(rows) + deflate.flush()
+    require_pixels(png(33, 17, 8, 2, stream, is_stream=True))

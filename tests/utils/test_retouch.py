@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from config.errors import BadPicture, NotAPicture, TooLarge
-from tests.pictures import file_of, gradient, turned
+from tests.pictures import file_of, gradient, png_of_rows, turned
 from utils import retouch
 from utils.retouch import Retouch, apply, retouched
 
@@ -95,6 +95,15 @@ def test_pixels_that_are_damaged_are_refused() -> None:
     data[60:80] = bytes(20)
     with pytest.raises(BadPicture):
         asyncio.run(retouched("image", bytes(data), Retouch(size=(32, 32))))
+
+
+@pytest.mark.parametrize(
+    ("depth", "words"), [(8, "its pixels are cut off"), (3, "cannot be used: it is damaged$")]
+)
+def test_faults_that_no_decoder_tells_are_said_in_words(depth: int, words: str) -> None:
+    data = png_of_rows(16, 16, bytes(1 + 4 * 16) * 10, depth=depth, colour=6)
+    with pytest.raises(BadPicture, match=words):
+        asyncio.run(retouched("mask", data, Retouch(mask_from="alpha")))
 
 
 @pytest.mark.parametrize(
