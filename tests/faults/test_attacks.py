@@ -229,21 +229,32 @@ def test_path_trick_in_every_name_finds_nothing(
         assert len(answer) < 20_000 or path == "/ui/{}"
 
 
-def test_file_beside_the_pictures_is_not_given_out(engine_service: RunningService) -> None:
-    (engine_service.output_dir / "secret.png").write_bytes(b"secret")
-    (engine_service.output_dir.parent / "outside.png").write_bytes(b"secret")
-    for name in (
-        "secret.png",
-        "../outside.png",
-        "..%2foutside.png",
-        ".staging",
-        ".thumbnails/secret.jpg",
-    ):
-        for route in ("/download/", "/images/"):
-            answer = engine_service.client.get(route + name)
-            assert answer.status_code == 404 and b"secret" not in answer.content.replace(
-                name.encode(), b""
-            )
+@pytest.fixture
+def stray_files(engine_service: RunningService) -> Iterator[None]:
+    """Files that no row knows, in the folder of pictures and above it."""
+    paths = [
+        engine_service.output_dir / "secret.png",
+        engine_service.output_dir.parent / "outside.png",
+    ]
+    for path in paths:
+        path.write_bytes(b"secret")
+    yield
+    for path in paths:
+        path.unlink()
+
+
+@pytest.mark.parametrize("route", ["/download/", "/images/"])
+@pytest.mark.parametrize(
+    "name",
+    ["secret.png", "../outside.png", "..%2foutside.png", ".staging", ".thumbnails/secret.jpg"],
+)
+@pytest.mark.usefixtures("stray_files")
+def test_file_beside_the_pictures_is_not_given_out(
+    engine_service: RunningService, route: str, name: str
+) -> None:
+    answer = engine_service.client.get(route + name)
+    assert answer.status_code == 404
+    assert b"secret" not in answer.content.replace(name.encode(), b"")
 
 
 # Bodies and heads
