@@ -67,7 +67,7 @@ def compared(open_page: OpenPage) -> Taken:
     page.locator("[data-role=prompt]").fill(_examples(page)[2])
     page.click("#compare")
     page.locator(".compare-stage[data-complete=true]").wait_for(timeout=RUN_MS)
-    page.get_by_role("button", name="Arrange").click()
+    page.locator("body").press("f")
     yield "page-compare", page
 
 

@@ -33,7 +33,7 @@ export const NODE_TYPES = {
 	model: {
 		title: "Model",
 		about: "What draws: a service, and one of its models",
-		width: 268,
+		width: 320,
 		inputs: [{...into("lora", "loras", "LoRAs"), many: true}],
 		outputs: [out("model")],
 		values: {service: choice(FIRST_SERVICE, SERVICE_NAMES), backend: name, model: name}
