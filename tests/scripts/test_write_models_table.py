@@ -9,9 +9,9 @@ from scripts.write_models_table import DOCUMENT, document, table
 
 
 def test_document_is_up_to_date() -> None:
-    assert DOCUMENT.read_text(encoding="utf-8") == document(), (
-        "run `python -m scripts.write_models_table`"
-    )
+    assert (
+        DOCUMENT.read_text(encoding="utf-8") == document()
+    ), "run `python -m scripts.write_models_table`"
 
 
 def test_table_has_every_model_and_every_reason_it_counts() -> None:
