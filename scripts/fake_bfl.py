@@ -459,7 +459,9 @@ def main() -> int:
         flush=True,
     )
     app = create_app(second_port=sockets[1].getsockname()[1])
-    uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=sockets)
+    # Who was left without an answer ([[then=hang]]) does not keep it from ending.
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+    uvicorn.Server(config).run(sockets=sockets)
     return 0
 
 

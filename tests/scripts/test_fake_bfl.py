@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,6 +51,28 @@ def test_stand_in_starts_as_the_guide_says_and_says_how_to_use_it() -> None:
             assert again.returncode == 1 and "--port" in again.stderr
         finally:
             running.terminate()
+
+
+def test_stand_in_ends_while_somebody_waits_for_an_answer() -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "scripts.fake_bfl", "--port", str(port)]
+    here = f"http://127.0.0.1:{port}"
+    body = json.dumps({**BODY, "prompt": "[[then=hang]]"}).encode()
+    head = f"POST /v1/flux-2-pro HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nx-key: {KEY}\r\n"
+    head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        try:
+            running.stdout.readline()
+            with socket.create_connection(("127.0.0.1", port), timeout=30) as waiting:
+                waiting.sendall(head.encode() + body)
+                deadline = time.monotonic() + 30
+                while not httpx2.get(f"{here}/__calls", timeout=30).json()["tasks"]:
+                    assert time.monotonic() < deadline, "the request was not taken"
+                running.terminate()
+                running.wait(30)
+        finally:
+            running.kill()
 
 
 @pytest.mark.parametrize("words", ["", "[[never]]", "[[moderate=content]]", "[[error]]"])
