@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import statistics
 from collections.abc import Callable
@@ -182,16 +183,21 @@ def test_canvas_fitted_graph_lies_beside_the_minimap_and_stays_fitted_beside_a_p
     service: RunningService, open_page: OpenPage
 ) -> None:
     page = opened(open_page, service)
-    field(page, "sampler", "num_inference_steps").focus()
-    page.keyboard.press("Escape")
-    for _ in range(3):  # more below, as far right as the first ones
-        page.keyboard.press("Control+a")
-        page.keyboard.press("Control+d")
+    corners = [("n1", "note", 0, 0), ("n2", "note", 1700, 900)]
+    listed = [
+        {"id": name, "kind": kind, "x": x, "y": y, "collapsed": False, "values": {}}
+        for name, kind, x, y in corners
+    ]
+    file = {"format": "flux-api workflow", "version": 1, "name": "", "nodes": listed, "wires": []}
+    drop(page, "#canvas", [("corners.json", "application/json", json.dumps(file).encode())])
+    expect(page.locator(".node")).to_have_count(2)
+    expect(field(page, "note", "text", 1)).to_be_visible()
     page.keyboard.press("Escape")
     page.keyboard.press("f")
     map_box = page.locator("#minimap").bounding_box()
     boxes = [each.bounding_box() for each in page.locator(".node").all()]
     assert not any(_overlap(box, map_box) for box in boxes)
+    assert boxes[1]["y"] + boxes[1]["height"] < map_box["y"] < boxes[1]["y"] + 400  # close above it
     page.click("#panels [data-panel=gallery]")
     for each in page.locator(".node").all():
         expect(each).to_be_in_viewport(ratio=0.99)

@@ -56,6 +56,7 @@ def test_inputs_references_are_dropped_drawn_with_and_restored_to_the_same_bytes
     page.keyboard.type("reference")
     page.keyboard.press("Enter")
     page.keyboard.press("Escape")
+    expect(node(page, "references").locator(".drop")).to_be_visible()
     drop(
         page,
         ".node[data-kind=references] .drop",
