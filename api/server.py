@@ -26,7 +26,8 @@ from utils.queue_manager import QueueManager
 
 log = logging.getLogger(__name__)
 
-EXIT_NOT_BUILT = 69  # EX_UNAVAILABLE of sysexits.h
+EXIT_USAGE = 64  # EX_USAGE of sysexits.h
+EXIT_NOT_BUILT = 69  # EX_UNAVAILABLE
 EXIT_CONFIGURATION = 78  # EX_CONFIG
 
 # What clients say over a websocket is a few words.
@@ -91,6 +92,13 @@ def _give_hub_token(settings: Settings) -> None:
 def serve(precision: str) -> int:
     """Run the service until it is told to stop; returns the exit status."""
     profile = profile_of(precision)
+    if sys.argv[1:]:
+        print(
+            f"{profile.service}: {sys.argv[1]}: no arguments are taken here; "
+            f"./start_{precision}_api.sh --help lists flags, .env.example the FLUX_* settings",
+            file=sys.stderr,
+        )
+        return EXIT_USAGE
     if profile.loader is None:
         print(f"{profile.service}: {profile.not_built}", file=sys.stderr)
         return EXIT_NOT_BUILT

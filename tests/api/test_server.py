@@ -21,6 +21,7 @@ from utils import sql
 
 Start = Callable[..., RunningService]
 
+EXIT_USAGE = 64
 EXIT_NOT_BUILT = 69
 EXIT_CONFIGURATION = 78
 STOP_SECONDS = 60  # a limit, not a wait
@@ -36,6 +37,14 @@ def serve(folder: Path, main: str = "main_bf16.py", **environ: str) -> tuple[int
         running.process.kill()
         running.client.close()
     return status, running.log_path.read_text()
+
+
+def test_main_file_with_an_argument_says_who_takes_it() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "main_bf16.py"), "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == EXIT_USAGE
+    assert "--help" in done.stderr and "start_bf16_api.sh" in done.stderr
 
 
 def refuses(folder: Path, **environ: str) -> str:
