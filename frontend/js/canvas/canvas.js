@@ -128,6 +128,7 @@ export function mountCanvas(app) {
 			untilStill = STILL_FRAMES;
 			world.style.transform = `scale(${now})`;
 			setIfOther("many", layer.children.length > MANY_NODES);
+			setIfOther("far", now < FAR_SCALE && layer.children.length > MANY_NODES);
 			scale.textContent = `${Math.round(now * 100)} %`;
 			scale.setAttribute("aria-label", `${scale.textContent}: actual size`);
 		}
@@ -216,13 +217,7 @@ export function mountCanvas(app) {
 	/** Frames, not time: on a slow machine drawing sharp between two steps would make it slower yet. */
 	function whileMoving() {
 		if (!world.dataset.moving) world.dataset.moving = "true";
-		requestAnimationFrame(() => (--untilStill > 0 ? whileMoving() : stand()));
-	}
-
-	/** What every node is styled and painted anew for waits until the view stands. */
-	function stand() {
-		delete world.dataset.moving;
-		setIfOther("far", drawnScale < FAR_SCALE && layer.children.length > MANY_NODES);
+		requestAnimationFrame(() => (--untilStill > 0 ? whileMoving() : delete world.dataset.moving));
 	}
 
 	/** @param {"many" | "far"} name @param {boolean} value */
