@@ -282,7 +282,11 @@ def commands_alive() -> list[list[str]]:
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
             found.append(child.cmdline())
-    return [words for words in found if "mflux" in " ".join(words) or "guard" in " ".join(words)]
+    return [
+        words
+        for words in found
+        if any(Path(word).name.startswith(("mflux-", "command_guard")) for word in words)
+    ]
 
 
 def test_generate_cancelled_while_it_loads_ends_the_command(load: Load, tmp_path: Path) -> None:
@@ -300,12 +304,17 @@ def test_generate_cancelled_while_it_loads_ends_the_command(load: Load, tmp_path
 def test_generate_cancelled_ends_the_command_and_its_children_though_they_are_deaf(
     load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    child = tmp_path / "child"
+    child, seen = tmp_path / "child", []
     monkeypatch.setattr(command_guard, "GRACE_SECONDS", 0.2)
+
+    def is_cancelled(_: object) -> bool:
+        seen.extend(commands_alive())
+        return child.exists()
+
     with pytest.raises(Cancelled):
-        draw(load(), drawing(f"family {child}"), listener=Listener(lambda _: child.exists()))
+        draw(load(), drawing(f"family {child}"), listener=Listener(is_cancelled))
     wait_for_end(int(child.read_text()))
-    assert not commands_alive()
+    assert seen and not commands_alive()
     assert not list((tmp_path / "temporary").iterdir())
 
 
