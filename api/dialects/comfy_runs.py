@@ -23,7 +23,7 @@ from utils.job import Job, JobStatus
 MAX_RUNS = 200
 MAX_KEPT_BYTES = 16 * 2**20  # of prompts as they came
 MAX_UPLOADS = 1000
-MAX_PENDING = 1000  # of what waits, told by GET /queue
+MAX_PENDING = 100  # of what waits, told by GET /queue
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
