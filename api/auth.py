@@ -83,7 +83,7 @@ class Guard:
 
     def admit(self, scope: AsgiScope, headers: Headers) -> Access:
         """Raises Unauthorized, Forbidden, RateLimited; InvalidRequest for a query that nobody reads."""
-        if is_open(scope) or not self._keys.are_needed:
+        if not self._keys.are_needed or is_open(scope):
             return EVERYBODY
         self._refuse_in_url(scope)
         key = self._key(headers)

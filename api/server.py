@@ -111,6 +111,8 @@ def serve(precision: str) -> int:
         print(f"{profile.service}: {error}", file=sys.stderr)
         return EXIT_CONFIGURATION
     sys.setswitchinterval(SWITCH_SECONDS)
+    # What is there now stays to the end: the collector need not look through it while requests come in.
+    gc.freeze()
     server = Server(
         uvicorn.Config(
             app,

@@ -97,6 +97,8 @@ class GenerationRequest:
     @property
     def inputs(self) -> tuple[str, ...]:
         """The input pictures, by content."""
+        if self.image is None and not self.reference_images:
+            return ()  # a mask is never alone
         pictures = (self.image, self.mask, *self.reference_images)
         return tuple(sha256 for sha256 in pictures if sha256 is not None)
 
