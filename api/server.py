@@ -104,7 +104,7 @@ def serve(precision: str) -> int:
         return EXIT_NOT_BUILT
     try:
         settings = load_settings(precision)
-        logs.configure(settings.server.log_level)
+        logs.configure(settings.log.log_level)
         _give_hub_token(settings)
         app = create_app(make_plan(settings, profile))
     except ConfigurationError as error:

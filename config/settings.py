@@ -88,9 +88,6 @@ class ServerSettings(Section):
     drain_seconds: float = Field(
         10.0, ge=0, description="How long a stop waits for the running jobs."
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least level that is logged."
-    )
 
     @field_validator("page_origins")
     @classmethod
@@ -284,6 +281,37 @@ class StorageSettings(Section):
     )
 
 
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class LogSettings(Section):
+    log_level: LogLevel = Field("info", description="Least level that is logged.")
+    log_dir: ProjectPath = Field(
+        ROOT / "logs",
+        description="Where each service writes its log, JSON lines: bf16.log, fp4.log.",
+    )
+    log_to_file: bool = Field(True, description="`false`: nothing is written there.")
+    log_max_mib: float = Field(
+        20.0, ge=0.01, le=100_000, description="A log that would get larger is rotated, MiB."
+    )
+    log_keep: int = Field(
+        5,
+        ge=1,
+        le=1000,
+        description="Rotated logs of a service that are kept beside the one in use.",
+    )
+    log_prompts: bool = Field(
+        False, description="Prompts stand in the log too; they are often nobody else's business."
+    )
+    console_level: Literal["auto", "debug", "info", "warning", "error"] = Field(
+        "auto",
+        description="Least level that goes to the console (stderr) too; `auto`: FLUX_LOG_LEVEL.",
+    )
+    console_format: Literal["text", "json"] = Field(
+        "text", description="Lines on the console: for people, or as in the file."
+    )
+
+
 class CloudSettings(Section):
     bfl_api_key: SecretStr = Field(
         SecretStr(""),
@@ -374,10 +402,10 @@ class CleanupSettings(Section):
         description="What was used longer ago is not told any more; 0: always, else 32 at least.",
     )
     cleanup_log_days: float = Field(
-        30.0, ge=0, le=100_000, description="Rotated logs older than this go."
-    )
-    cleanup_log_dir: ProjectPath = Field(
-        ROOT / "logs", description="Where they lie: files such as service.log.1."
+        30.0,
+        ge=0,
+        le=100_000,
+        description="Rotated logs older than this go (bf16.log.1 in FLUX_LOG_DIR); 0: none.",
     )
 
     @field_validator("cleanup_job_days")
@@ -401,6 +429,7 @@ SECTIONS: Mapping[str, type[Section]] = {
     "worker": WorkerSettings,
     "models": ModelSettings,
     "storage": StorageSettings,
+    "log": LogSettings,
     "cloud": CloudSettings,
     "cleanup": CleanupSettings,
 }
@@ -445,6 +474,7 @@ class Settings(BaseSettings):
     worker: WorkerSettings = WorkerSettings()
     models: ModelSettings = ModelSettings()
     storage: StorageSettings = StorageSettings()
+    log: LogSettings = LogSettings()
     cloud: CloudSettings = CloudSettings()
     cleanup: CleanupSettings = CleanupSettings()
 

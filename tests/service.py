@@ -58,6 +58,7 @@ class RunningService:
             "FLUX_OUTPUT_DIR": str(folder / "generated_images"),
             "FLUX_DATA_DIR": str(folder / "data"),
             "FLUX_LORA_DIR": str(folder / "loras"),
+            "FLUX_LOG_DIR": str(folder / "logs"),
             "FLUX_GPUS": "none",
             "FLUX_MODELS_DIR": str(folder / "models"),
             "FLUX_ALLOW_DOWNLOAD": "false",

@@ -42,7 +42,7 @@ class Files:
         with self._ours(storage.lora_dir, report) as folder:
             if folder is not None:
                 self._uploads(folder, report)
-        with self._ours(cleanup.cleanup_log_dir, report) as folder:
+        with self._ours(self._settings.log.log_dir, report) as folder:
             before = _moment(times, cleanup.cleanup_log_days)
             if folder is not None and before is not None:
                 for name in filter(ROTATED.fullmatch, folder.names()):

@@ -310,6 +310,7 @@ async def _service(folder: Path, **environ: str) -> AsyncIterator[Service]:
         "FLUX_OUTPUT_DIR": str(folder / "pictures"),
         "FLUX_DATA_DIR": str(folder / "data"),
         "FLUX_LOG_LEVEL": "warning",
+        "FLUX_LOG_DIR": str(folder / "logs"),
         **environ,
     }
     process = subprocess.Popen(

@@ -95,6 +95,7 @@ def start_service(folder: Path) -> tuple[subprocess.Popen[bytes], httpx2.Client]
         "FLUX_OUTPUT_DIR": str(folder / "pictures"),
         "FLUX_DATA_DIR": str(folder / "data"),
         "FLUX_LOG_LEVEL": "warning",
+        "FLUX_LOG_DIR": str(folder / "logs"),
     }
     process = subprocess.Popen([sys.executable, str(ROOT / "main_bf16.py")], cwd=ROOT, env=environ)
     client = httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=120)

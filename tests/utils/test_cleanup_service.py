@@ -87,7 +87,7 @@ def settings_of(folder: Path, **environ: str) -> Settings:
             "FLUX_OUTPUT_DIR": str(folder / "outputs"),
             "FLUX_DATA_DIR": str(folder / "data"),
             "FLUX_LORA_DIR": str(folder / "loras"),
-            "FLUX_CLEANUP_LOG_DIR": str(folder / "logs"),
+            "FLUX_LOG_DIR": str(folder / "logs"),
             **environ,
         },
     )
@@ -551,7 +551,7 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         "FLUX_OUTPUT_DIR": str(settings.storage.output_dir),
         "FLUX_DATA_DIR": str(settings.storage.data_dir),
         "FLUX_LORA_DIR": str(settings.storage.lora_dir),
-        "FLUX_CLEANUP_LOG_DIR": str(folder / "logs"),
+        "FLUX_LOG_DIR": str(folder / "logs"),
     }
     return subprocess.run(
         [sys.executable, "-m", "utils.cleanup_service", "--json", *arguments],
