@@ -5,7 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
+import shlex
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -15,7 +19,7 @@ from PIL import Image
 
 from api.services import make_plan
 from config.errors import ConfigurationError
-from config.settings import load_settings
+from config.settings import ROOT, load_settings
 from models.precision import profile_of
 from tests.cloud import KEY, StandIn
 from tests.service import ENGINE_MAIN, RunningService
@@ -57,6 +61,19 @@ def faulty_fields(answer: httpx2.Response) -> set[str]:
 
 
 # What it draws
+
+
+def test_request_of_docs_bfl_md_is_drawn(
+    clouded: RunningService, cloud: StandIn, tmp_path: Path
+) -> None:
+    guide = (ROOT / "docs" / "bfl.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^curl .*", guide, re.MULTILINE)
+    command = command.replace("127.0.0.1:8001", f"127.0.0.1:{clouded.port}")
+    command = command.replace("curl ", "curl --fail-with-body ", 1)
+    done = subprocess.run(shlex.split(command), cwd=tmp_path, capture_output=True, timeout=60)
+    assert done.returncode == 0, done
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.format == "PNG"
 
 
 def test_cloud_request_is_drawn_with_its_cost(clouded: RunningService, cloud: StandIn) -> None:
