@@ -15,7 +15,7 @@ from models.precision import profile_of
 from tests.service import RunningService
 
 # A room may import itself and the rooms below it.
-ROOMS = ["main", "api", "utils", "models", "config"]
+ROOMS = ["main", "api", "utils", "models", "fleet", "config"]
 HEAVY = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
 MAINS = sorted(ROOT.glob("main_*.py"))
 SOURCES = [

@@ -1,0 +1,312 @@
+"""Which replica draws which job, and when: a mirror of the line and of the fleet, in memory.
+
+The line is kept at the front door, and a job leaves it only for a card that begins with it: what is
+bound early waits behind the wrong job. Two questions are asked, then. A job comes: which idle card is
+best for it (`preference.py`). A card becomes idle: which of those that wait does it take? The oldest whose
+model it has loaded, if there is one; else it loads one, that for which most wait by the cards that have
+it. Jobs that are passed by that are counted (`waiting.py`), and one that was passed `passes` times for
+every card that could run it is next. So nobody waits for ever, and no card is idle while somebody waits
+whom it could serve.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from fleet.card import Card, State
+from fleet.demand import Demand
+from fleet.idle import IdleCards
+from fleet.preference import Tier, harm_of, reason_of, tier_of
+from fleet.replica import Profile, ReplicaStats
+from fleet.waiting import Kind, Waiting
+from fleet.wanted import Wanted
+
+# A job may be passed by so many later ones for each card that could run it.
+PASSES = 8
+# Of that, what may be used to spare a change of LoRAs, which costs less than a model.
+LORA_SHARE = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """A job begins on a replica; from here on it counts as sent."""
+
+    job: str
+    replica: str
+    node: str
+    model: str
+    tier: Tier
+    evicts: tuple[str, ...]  # the models that are thought to leave for it
+    passed: int  # how often it was passed while it waited, as its kind counts it
+    reason: str
+
+    @property
+    def loads(self) -> bool:
+        """Whether the model is thought to be loaded for it."""
+        return self.tier in (Tier.FITS, Tier.MAKES_ROOM, Tier.REST)
+
+
+class Router:
+    """Not for several threads. Everything but `next` tells it what happened; `next` says what begins."""
+
+    def __init__(self, passes: int = PASSES) -> None:
+        self.waiting = Waiting()
+        self._passes = passes
+        self._cards: dict[str, Card] = {}
+        self._on: dict[str, str] = {}  # job: the replica it was sent to
+        self._idle = IdleCards()
+        self._copies: collections.Counter[str] = collections.Counter()
+        self._demand = Demand()
+        self._harm = harm_of(self._copies, self._demand.of)
+        self._profiles: dict[Profile, Profile] = {}  # one object for equal ones
+        self._present: collections.Counter[Profile] = collections.Counter()
+        self._fresh: collections.deque[str] = (
+            collections.deque()
+        )  # jobs that no card was looked up for
+        self._free: dict[str, None] = {}  # cards that no job was looked up for, in order
+
+    # What happens
+
+    def report(self, stats: ReplicaStats) -> None:
+        """A replica said how it is, for the first time or again."""
+        card = self._cards.get(stats.replica)
+        if card is None:
+            card = self._cards[stats.replica] = Card(stats)
+        else:
+            self._forget_state(card)
+            card.take_report(stats)
+        self._note_state(card)
+
+    def forget(self, replica: str) -> tuple[str, ...]:
+        """A replica is gone. Its jobs, oldest first: they are nobody's until they wait or end."""
+        card = self._cards.pop(replica, None)
+        if card is None:
+            return ()
+        self._forget_state(card)
+        for job in card.sent:
+            del self._on[job]
+        self._look_again()
+        return tuple(card.sent)
+
+    def set_aside(self, replica: str, is_aside: bool = True) -> None:
+        """A replica gets nothing new, whatever it says, until it is taken back."""
+        self._change(replica, is_set_aside=is_aside)
+
+    def silent(self, replica: str) -> None:
+        """A replica was not heard of for too long: it gets nothing new until it reports."""
+        self._change(replica, is_silent=True)
+
+    def wait(self, wanted: Wanted) -> None:
+        """A job came, or comes back to its old place."""
+        if wanted.job in self._on:
+            raise ValueError(f"job {wanted.job}: it is on {self._on[wanted.job]} and has not ended")
+        self.waiting.add(wanted)
+        self._demand.add(wanted.model)
+        self._fresh.append(wanted.job)
+
+    def withdraw(self, job: str) -> None:
+        """A job waits no more."""
+        wanted = self.waiting.get(job)
+        if wanted is not None:
+            self.waiting.remove(wanted)
+
+    def ended(self, job: str) -> None:
+        """A job that was sent has ended, however, or was never begun there."""
+        card = self._cards.get(self._on.pop(job, ""))
+        if card is not None:
+            self._forget_state(card)
+            card.end(job)
+            self._note_state(card)
+
+    # What begins
+
+    def next(self) -> Decision | None:
+        """The next job that begins; None until something happens."""
+        while self._free:
+            card = self._cards[next(iter(self._free))]
+            wanted = self._pick(card)
+            if wanted is not None:
+                best = self._idle.best(wanted, self._may_run, self._harm)
+                # One that was not asked for a job yet may owe another one its turn.
+                is_better = best is not None and best.replica not in self._free
+                return self._begin(wanted, best if is_better else card)
+            del self._free[card.replica]
+        while self._fresh:
+            wanted = self.waiting.get(self._fresh.popleft())
+            if wanted is not None:
+                card = self._idle.best(wanted, self._may_run, self._harm)
+                if card is not None:
+                    return self._begin(wanted, card)
+        return None
+
+    def _begin(self, wanted: Wanted, card: Card) -> Decision:
+        kind = self.waiting.kind_of(wanted)
+        decision = Decision(
+            job=wanted.job,
+            replica=card.replica,
+            node=card.stats.node,
+            model=wanted.model,
+            tier=tier_of(card, wanted),
+            evicts=card.profile.leaving(wanted.model, card.models),
+            passed=kind.passed if wanted.seq == kind.oldest else 0,
+            reason=reason_of(card, wanted),
+        )
+        self.waiting.start(wanted, lambda kind: self._may_run(card, kind.example))
+        self._forget_state(card)
+        card.send(wanted)
+        self._on[wanted.job] = card.replica
+        self._note_state(card)
+        return decision
+
+    def _pick(self, card: Card) -> Wanted | None:
+        """Which of the waiting jobs a card takes; None for none of them."""
+        due: Kind | None = None
+        warm: Kind | None = None
+        cold: Kind | None = None
+        for kind in self.waiting.kinds():
+            if not self._may_run(card, kind.example):
+                continue
+            if kind.passed and kind.passed >= self._most_passes(kind):
+                due = kind if due is None or kind.oldest < due.oldest else due
+            elif kind.model in card.models:
+                warm = kind if warm is None or kind.oldest < warm.oldest else warm
+            elif cold is None or self._cold_key(kind) < self._cold_key(cold):
+                cold = kind
+        if due is not None:
+            return self.waiting.at(due.oldest)
+        if warm is not None:
+            return self.waiting.at(self._with_loras(warm, card))
+        if (
+            cold is not None and card.state is State.IDLE
+        ):  # a busy one gains nothing by loading early
+            return self.waiting.at(cold.oldest)
+        return None
+
+    def _cold_key(self, kind: Kind) -> tuple[float, int]:
+        """Which model is best loaded: the one for which most wait by the cards that have it."""
+        copies = self._copies[kind.model]
+        return (copies / len(kind) if copies else 0.0, kind.oldest)
+
+    def _with_loras(self, kind: Kind, card: Card) -> int:
+        """The oldest of a kind, or one whose LoRAs are at hand where the oldest can be passed for that."""
+        first = self.waiting.at(kind.oldest)
+        is_ready = not first.lora_set or (kind.model, first.lora_set) in card.lora_sets
+        if is_ready or kind.passed >= LORA_SHARE * self._most_passes(kind):
+            return first.seq
+        sets = (lora_set for model, lora_set in card.lora_sets if model == kind.model)
+        ready = (kind.oldest_with(lora_set) for lora_set in sets)
+        return min((seq for seq in ready if seq is not None), default=first.seq)
+
+    def _most_passes(self, kind: Kind) -> int:
+        able = sum(
+            count for profile, count in self._present.items() if profile.can_run(kind.example)
+        )
+        return self._passes * max(1, able)
+
+    def _may_run(self, card: Card, wanted: Wanted) -> bool:
+        if card.is_away or not card.profile.can_run(wanted):
+            return False
+        return card.replica not in wanted.avoid or not any(
+            not other.is_away and other.profile.can_run(wanted)
+            for other in self._cards.values()
+            if other.replica not in wanted.avoid
+        )
+
+    # What is known
+
+    def why_not(self, wanted: Wanted) -> str | None:
+        """Why no replica could ever run a job, to be told at once; None where one could."""
+        if any(card.profile.can_run(wanted) for card in self._cards.values()):
+            return None
+        what = wanted.model + "".join(f" with {each}" for each in sorted(wanted.resources))
+        if wanted.tags:
+            what += f" on a node tagged {', '.join(sorted(wanted.tags))}"
+        known = sorted({model for card in self._cards.values() for model in card.profile.sizes})
+        there = f"what replicas run: {', '.join(known)}" if known else "no replica has reported"
+        return f"no replica can run {what}; {there}"
+
+    def explain(self, job: str) -> str:
+        """What a waiting job waits for, in words."""
+        wanted = self.waiting.get(job)
+        if wanted is None:
+            return f"{job} is on {self._on[job]}" if job in self._on else f"{job} is not known"
+        able = [card for card in self._cards.values() if self._may_run(card, wanted)]
+        if not able:
+            return self.why_not(wanted) or "all that could run it are draining or silent"
+        kind = self.waiting.kind_of(wanted)
+        warm = sum(wanted.model in card.models for card in able)
+        passed = (
+            f"the oldest of its kind was passed {kind.passed} of {self._most_passes(kind)} times"
+        )
+        return (
+            f"place {self.waiting.position(job)}; {len(able)} can run it, all busy, "
+            f"{warm} with {wanted.model} loaded; {passed}"
+        )
+
+    def is_idle(self, replica: str) -> bool:
+        """Whether a replica has nothing, so that it can be taken away."""
+        card = self._cards.get(replica)
+        return card is None or not card.jobs
+
+    def snapshot(self) -> list[dict[str, Any]]:
+        """Every replica as it is thought to be, for the dashboard."""
+        return [
+            {
+                "replica": card.replica,
+                "node": card.stats.node,
+                "state": card.state.value,
+                "models": list(card.models),
+                "jobs": sorted(card.jobs),
+                "load": card.stats.load,
+                "resources": sorted(card.stats.resources),
+                "tags": sorted(card.stats.tags),
+                "memory_gib": card.stats.memory_gib,
+            }
+            for card in sorted(self._cards.values(), key=lambda card: card.replica)
+        ]
+
+    def reports(self) -> list[ReplicaStats]:
+        """The replicas with what is known beyond their last reports, as `scaling.decide` takes them."""
+        return [
+            dataclasses.replace(
+                card.stats, jobs=frozenset(card.jobs), models=card.models, is_draining=card.is_away
+            )
+            for card in self._cards.values()
+        ]
+
+    # Where a card stands in the indexes
+
+    def _forget_state(self, card: Card) -> None:
+        """Before anything of a card changes."""
+        self._idle.discard(card)
+        self._free.pop(card.replica, None)
+        self._copies.subtract(card.models)
+        if not card.is_away:
+            self._present[card.profile] -= 1
+
+    def _note_state(self, card: Card) -> None:
+        """After it has changed; it may be free for somebody who waits."""
+        card.profile = self._profiles.setdefault(card.profile, card.profile)
+        self._copies.update(card.models)
+        if not card.is_away:
+            self._present[card.profile] += 1
+            self._idle.add(card)
+            if card.state in (State.IDLE, State.FINISHING) and self.waiting:
+                self._free[card.replica] = None
+
+    def _change(self, replica: str, **values: bool) -> None:
+        card = self._cards.get(replica)
+        if card is not None:
+            self._forget_state(card)
+            for name, value in values.items():
+                setattr(card, name, value)
+            self._note_state(card)
+            self._look_again()
+
+    def _look_again(self) -> None:
+        """Whom a job avoided may be its only one now."""
+        if any(kind.example.avoid for kind in self.waiting.kinds()):
+            self._free.update(dict.fromkeys(card.replica for card in self._idle))
