@@ -1,7 +1,7 @@
 """Says what this machine can run, and what to do where it cannot: `python -m scripts.doctor`.
 
 Exit status 0: at least one service can draw a picture with its default model. 1: none can, and the
-last lines say what to do. `--json` prints the same for programs. `--engine NAME` asks only whether
+last lines say what to do. `--strict`, which `./flux doctor` means: 0 only where nothing is wrong at all. `--json` prints the same for programs. `--engine NAME` asks only whether
 this machine can run that engine. Needs no running service, starts none, and changes nothing.
 """
 
@@ -22,7 +22,13 @@ from scripts.diagnosis import engines, machine
 from scripts.diagnosis.machine import ROOT, Cards, Finding, State, Torch
 from scripts.diagnosis.services import Checkup, Verdict
 
-MARKS = {State.OK: "yes", State.NOTE: "note", State.NO: "no", State.FAULT: "FAULT"}
+MARKS = {
+    State.OK: "yes",
+    State.NOTE: "note",
+    State.NO: "no",
+    State.WRONG: "WRONG",
+    State.FAULT: "FAULT",
+}
 PAGE_PORT = 9000
 INDENT = " " * 10
 
@@ -38,9 +44,19 @@ class Report:
     def can_draw(self) -> bool:
         return any(verdict.can_draw for verdict in self.verdicts)
 
+    @property
+    def is_wrong(self) -> bool:
+        """Whether anything is not as it should be, also where the services draw all the same."""
+        return any(
+            finding.state in (State.WRONG, State.FAULT)
+            for findings in self.sections.values()
+            for finding in findings
+        )
+
     def to_json(self) -> dict[str, Any]:
         return {
             "ok": self.can_draw,
+            "wrong": self.is_wrong,
             "services": [
                 {**dataclasses.asdict(verdict), "ok": verdict.can_draw} for verdict in self.verdicts
             ],
@@ -132,6 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m scripts.doctor", description="Says what this machine can run."
     )
     parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--strict", action="store_true", help="status 1 where anything is wrong")
     parser.add_argument("--engine", metavar="NAME", help="only whether this machine can run it")
     options = parser.parse_args(arguments)
     if options.engine is not None:
@@ -143,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(report.to_json(), indent=2))
     else:
         print_report(report)
-    return 0 if report.can_draw else 1
+    return int(report.is_wrong if options.strict else not report.can_draw)
 
 
 if __name__ == "__main__":

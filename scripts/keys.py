@@ -26,7 +26,7 @@ COLUMNS = ("id", "key", "name", "scopes", "limits", "made", "last used", "state"
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
-        options.run(_file(), options)
+        options.run(file_of_machine(), options)
     except ConfigurationError as error:
         print(f"keys: {error}", file=sys.stderr)
         return EXIT_CONFIGURATION
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _file() -> KeyFile:
+def file_of_machine() -> KeyFile:
     """The file of all services. Raises ConfigurationError where their data folders differ."""
     folders = {name: load_settings(name).storage.data_dir for name in known_precisions()}
     if len(set(folders.values())) > 1:
@@ -68,7 +68,7 @@ def _make(file: KeyFile, options: argparse.Namespace) -> None:
 
 
 def _list(file: KeyFile, options: argparse.Namespace) -> None:
-    rows = [COLUMNS, *(_row(key) for key in file.all())]
+    rows = [COLUMNS, *(row(key) for key in file.all())]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -86,7 +86,7 @@ def _revoke(file: KeyFile, options: argparse.Namespace) -> None:
         )
 
 
-def _row(key: Key) -> tuple[str, ...]:
+def row(key: Key) -> tuple[str, ...]:
     limits = key.limits
     named = (
         (limits.requests_per_minute, "{} requests a minute"),

@@ -22,7 +22,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,6 +42,8 @@ MAX_GROUP = 256  # changes of one transaction: more would make the first of them
 # A larger file is checked for damage while the service runs already: a year's jobs take longer than a start may.
 CHECKED_FIRST_BYTES = 64 * 2**20
 CLEANUP = "cleanup"  # who holds the lock, when it is no service
+# A restore writes down here what it does: while this lies beside a database, it was cut off half-way.
+RESTORING = "restore.json"
 LET_GO_SECONDS = 15.0  # within which a cleanup gives a database to a service that starts
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
@@ -79,7 +82,8 @@ class JobStore:
         """
         store = cls(path)
         try:
-            store._lock_file = await asyncio.to_thread(_take_lock, path, holder)
+            store._lock_file = await asyncio.to_thread(take_lock, path, holder)
+            _refuse_half_restored(path)
             store._write_db = await store._in(store._writer, lambda: _connect(path))
             await store._in(store._writer, lambda: _prepare(store._write_db, path))
             store._read_db = await store._in(store._reader, lambda: _connect(path, read_only=True))
@@ -446,7 +450,7 @@ class JobStore:
         """In the loop: what became of each change."""
         for pending, (value, error) in zip(group, outcomes, strict=True):
             if pending.then is not None:
-                pending.then(value)
+                pending.context.run(pending.then, value)
             if error is not None and _is_refusal(error):
                 error = _refused(error)
                 self.refusal = error.message
@@ -565,6 +569,7 @@ class _Pending:
     change: Callable[[sqlite3.Connection], Any]
     done: asyncio.Future[Any]
     then: Callable[[Any], None] | None = None
+    context: Context = field(default_factory=copy_context)  # whose change it is, for the log
 
 
 def _is_refusal(error: Exception) -> bool:
@@ -589,8 +594,11 @@ class StoreInUse(ConfigurationError):
     """Another process has the database."""
 
 
-def _take_lock(path: Path, holder: str) -> Any:
-    """A service waits for a cleanup, which ends as soon as it sees that; nobody waits for a service."""
+def take_lock(path: Path, holder: str) -> Any:
+    """Have a database alone, until the file that is returned is closed. Raises StoreInUse.
+
+    A service waits for a cleanup, which ends as soon as it sees that; nobody waits for a service.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock_path = path.with_suffix(".lock")
     lock_file = open(lock_path, "a")
@@ -619,6 +627,15 @@ def _take_lock(path: Path, holder: str) -> Any:
     lock_file.write(f"{holder} {os.getpid()}".strip())
     lock_file.flush()
     return lock_file
+
+
+def _refuse_half_restored(path: Path) -> None:
+    journal = path.with_name(RESTORING)
+    if journal.exists():
+        raise ConfigurationError(
+            f"{journal}: a restore was cut off half-way. `./flux restore --undo` puts back what was there before it, "
+            "`./flux restore FOLDER` does that and begins anew"
+        )
 
 
 def _wanted(path: Path) -> Path:
@@ -660,17 +677,33 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
     if version > sql.schema_version():
         raise ConfigurationError(
             f"{path}: written by a newer version (schema {version}, this one knows {sql.schema_version()}); "
-            "use that version, or another FLUX_DATA_DIR"
+            f"use that version, or another FLUX_DATA_DIR{_copy_to_go_back_to(path)}"
         )
     db.execute("PRAGMA journal_mode = WAL")
     if version < sql.schema_version():
         _migrate(db, path, version)
 
 
+def _copy_to_go_back_to(path: Path) -> str:
+    """The newest of the copies that upgrades left here which this version reads, in words."""
+    for number in range(sql.schema_version(), 0, -1):
+        copy = _copy_of_schema(path, number)
+        if copy.exists():
+            return (
+                f". To go back to what was there before the upgrade, without the jobs since: move {path.name} (with its "
+                f"-wal and -shm) away and rename {copy.name} to {path.name}"
+            )
+    return ""
+
+
+def _copy_of_schema(path: Path, version: int) -> Path:
+    return path.with_name(f"{path.name}.schema-{version}")
+
+
 def _migrate(db: sqlite3.Connection, path: Path, version: int) -> None:
     """Bring the schema up to this version in one transaction; a database with rows is copied first."""
     if version > 0:
-        backup = path.with_name(f"{path.name}.schema-{version}")
+        backup = _copy_of_schema(path, version)
         backup.unlink(missing_ok=True)
         db.execute("VACUUM INTO ?", (str(backup),))
         log.info("schema %s is kept in %s", version, backup, extra={"action": "migrating"})

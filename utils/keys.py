@@ -51,7 +51,7 @@ CREATE TABLE IF NOT EXISTS key (
     last_used_at        TEXT
 ) STRICT;
 """
-_VERSION = 1
+SCHEMA_VERSION = 1
 
 
 class Scope(StrEnum):
@@ -269,13 +269,13 @@ def _log_ahead(db: sqlite3.Connection) -> None:
 
 def _prepare(db: sqlite3.Connection, path: Path) -> None:
     version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version > _VERSION:
+    if version > SCHEMA_VERSION:
         raise ConfigurationError(
-            f"{path}: written by a newer version (schema {version}, this one knows {_VERSION}); use that version"
+            f"{path}: written by a newer version (schema {version}, this one knows {SCHEMA_VERSION}); use that version"
         )
-    if version < _VERSION:
+    if version < SCHEMA_VERSION:
         db.execute(_SCHEMA)
-        db.execute(f"PRAGMA user_version = {_VERSION}")
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
 def read_all(db: sqlite3.Connection) -> list[Key]:

@@ -39,6 +39,7 @@ class State(StrEnum):
     OK = "ok"
     NOTE = "note"  # worth knowing; nothing stops because of it
     NO = "no"  # is not to be had here; stops only what needs it
+    WRONG = "wrong"  # not as it should be, and the services may draw all the same
     FAULT = "fault"  # broken: what needs it stops
 
 

@@ -1,0 +1,44 @@
+"""What `./flux` runs. Only the standard library is imported here, because the rest may be what is missing."""
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+# Started by its path, so that the caller's folder stays the one that `-o` is relative to.
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> int:
+    sys.path[0] = str(ROOT)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        from cli.app import run
+    except ImportError as error:
+        return _without_packages(sys.argv[1:], error.name or str(error))
+    return run(sys.argv[1:])
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """As Ctrl-C: what was begun on a service is cancelled before the command ends."""
+    raise KeyboardInterrupt
+
+
+def _without_packages(arguments: list[str], missing: str) -> int:
+    """The doctor says what is missing besides; any other command needs it."""
+    if arguments[:1] == ["doctor"] and set(arguments[1:]) <= {"--json"}:
+        from scripts import doctor
+
+        return doctor.main([*arguments[1:], "--strict"])
+    text = f"the package {missing} is missing in {sys.prefix}; run {ROOT}/scripts/setup_env.sh"
+    print(f"flux: {text}", file=sys.stderr)
+    if "--json" in arguments:
+        import json
+
+        print(json.dumps({"error": {"code": "no_package", "message": text, "exit_status": 1}}))
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

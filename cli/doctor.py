@@ -1,0 +1,26 @@
+"""`flux doctor`: what is wrong on this machine, and what to do about it."""
+
+from __future__ import annotations
+
+import typer
+
+from cli.command import command
+from cli.failures import Status
+from cli.session import Session
+
+
+def add_to(app: typer.Typer) -> None:
+    command(app, "doctor", speaks=False)(doctor)
+
+
+def doctor(session: Session) -> None:
+    """Look at everything that keeps the services from drawing. Status 1 where something is wrong. Changes nothing."""
+    from scripts import doctor as examination
+
+    report = examination.examine()
+    if session.as_json:
+        session.emit(report.to_json())
+    else:
+        examination.print_report(report)
+    if report.is_wrong:
+        raise typer.Exit(int(Status.WRONG))
