@@ -98,7 +98,7 @@ def create(
 
 def list_keys(session: Session) -> None:
     """Every key, without its secret."""
-    from scripts.keys import COLUMNS, row
+    from scripts.keys import COLUMNS, shown_row
 
     with _file() as file:
         keys = file.all()
@@ -106,7 +106,7 @@ def list_keys(session: Session) -> None:
         session.emit({"keys": [_json(key) for key in keys]})
     else:
         session.table(
-            COLUMNS, [row(key) for key in keys], "no keys: services on loopback ask for none"
+            COLUMNS, [shown_row(key) for key in keys], "no keys: services on loopback ask for none"
         )
 
 

@@ -68,7 +68,7 @@ def _make(file: KeyFile, options: argparse.Namespace) -> None:
 
 
 def _list(file: KeyFile, options: argparse.Namespace) -> None:
-    rows = [COLUMNS, *(row(key) for key in file.all())]
+    rows = [COLUMNS, *(shown_row(key) for key in file.all())]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -86,7 +86,7 @@ def _revoke(file: KeyFile, options: argparse.Namespace) -> None:
         )
 
 
-def row(key: Key) -> tuple[str, ...]:
+def shown_row(key: Key) -> tuple[str, ...]:
     limits = key.limits
     named = (
         (limits.requests_per_minute, "{} requests a minute"),
