@@ -43,6 +43,10 @@ main() {
     take_port --page frontend 127.0.0.1 "$page_port" > /dev/null
     take_service_ports
 
+    # Each service writes its log itself, and rotates it; nobody rotates what it says beside that.
+    if [[ -z $(setting FLUX_CONSOLE_LEVEL)$(setting FLUX_LOG_TO_FILE) ]]; then
+        export FLUX_CONSOLE_LEVEL=warning
+    fi
     mkdir -p logs
     launch "the FP4 service" fp4 ./start_fp4_api.sh
     launch "the BF16 service" bf16 ./start_bf16_api.sh
@@ -67,7 +71,7 @@ usage() {
 Usage: ./start.sh
 
 Sets up .venv, starts the services and the page, waits until they answer, and says where they are.
-Ctrl-C ends everything. Logs are in logs/. From the environment, or .env:
+Ctrl-C ends everything. Logs are in logs/ (scripts/manage_logs.sh follow). From the environment, or .env:
 
   BF16_PORT   the BF16 service (default 8001)
   FP4_PORT    the FP4 service (default 8000)
@@ -149,9 +153,9 @@ run_in_own_group() {
     set +m
 }
 
-# launch <name> <log> <command...>
+# launch <name> <log> <command...>: what it says besides its log goes to logs/<log>.out
 launch() {
-    local name=$1 log=logs/$2.log
+    local name=$1 log=logs/$2.out
     shift 2
     if [[ -e $log ]]; then mv -f "$log" "$log.1"; fi
     run_in_own_group "$@" > "$log" 2>&1 < /dev/null
@@ -164,7 +168,7 @@ await() {
     until http_get "$3" > /dev/null; do
         look_after_children
         if ((SECONDS >= deadline)); then
-            show_log "logs/$2.log"
+            show_log "logs/$2.out"
             give_up 1 "$1 did not answer at $3 within $READY_SECONDS seconds"
         fi
         pause 0.3

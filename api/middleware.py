@@ -20,12 +20,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import errors
+from api.access_log import AccessLog, shown_path
 from api.auth import SAFE_METHODS, Guard
 from api.dialects import shapes
 from api.patience import patiently
 from api.schemas import PICTURE_PATHS
 from config.errors import FieldError, FluxError, Forbidden, InvalidRequest, TooLarge, TooSlow
 from config.settings import LOOPBACK_HOSTS, ServerSettings, is_loopback
+from utils import log_context
 
 log = logging.getLogger("api.access")
 
@@ -76,6 +78,7 @@ class Gate:
         self._guard = guard
         self._refusals = Counter() if refusals is None else refusals  # by error code and status
         self._limit = BodyLimit(settings)
+        self._access_log = AccessLog()
         self._with_cors = CORSMiddleware(
             self._enter,
             allow_origins=list(settings.page_origins),
@@ -92,6 +95,7 @@ class Gate:
         started = time.perf_counter()
         answer = _Answer(send)
         scope.setdefault("state", {}).update(request_id=answer.request_id, answer=answer)
+        log_context.bind(request_id=answer.request_id)
         headers = Headers(scope=scope)
         try:
             error = self._hosts.why_not(scope, headers)
@@ -108,7 +112,9 @@ class Gate:
         finally:
             if answer.status >= 400:
                 self._refusals[answer.code, answer.status] += 1
-            _log_answer(scope, answer, started)
+            self._access_log.note(
+                scope, answer.status, answer.request_id, time.perf_counter() - started
+            )
 
     async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
@@ -133,6 +139,7 @@ class Gate:
         """A websocket is let in or refused before it is accepted: no browser does that for us."""
         request_id = secrets.token_hex(8)
         scope.setdefault("state", {}).update(request_id=request_id)
+        log_context.bind(request_id=request_id)
         headers = Headers(scope=scope)
         error: FluxError | None
         try:
@@ -148,7 +155,7 @@ class Gate:
             extra={
                 "action": "socket_refused",
                 "request_id": request_id,
-                "path": scope["path"][:200],
+                "path": shown_path(scope),
                 "status": error.status,
             },
         )
@@ -192,28 +199,8 @@ def _unexpected(request_id: str) -> FluxError:
 
     The framework's own handler stands outside of `Gate`, and closes the client's connection.
     """
-    log.exception("a route failed", extra={"action": "route_failed", "request_id": request_id})
+    log.exception("a route failed", extra={"action": "route_failed"})
     return FluxError(f"the service failed; its log has the reason under {request_id}")
-
-
-def _log_answer(scope: Scope, answer: _Answer, started: float) -> None:
-    # Reading is no news: pages and clients ask several times a second.
-    is_news = scope["method"] not in SAFE_METHODS or answer.status >= 400
-    level = logging.INFO if is_news else logging.DEBUG
-    if not log.isEnabledFor(level):
-        return
-    log.log(
-        level,
-        "answered",
-        extra={
-            "action": "request",
-            "request_id": answer.request_id,
-            "method": scope["method"],
-            "path": scope["path"][:200],
-            "status": answer.status,
-            "ms": round((time.perf_counter() - started) * 1000, 1),
-        },
-    )
 
 
 class HostAndOrigin:

@@ -33,6 +33,9 @@ EXIT_CONFIGURATION = 78  # EX_CONFIG
 # What clients say over a websocket is a few words.
 MAX_SOCKET_MESSAGE_BYTES = 64 * 2**10
 
+# What ending takes beside waiting for the running jobs, with much to spare.
+END_SECONDS = 60.0
+
 # The event loop shares the interpreter with the database's threads. With Python's own 5 ms it waits
 # for them most of its time when many jobs are submitted.
 SWITCH_SECONDS = 0.0005
@@ -50,7 +53,8 @@ class Server(uvicorn.Server):
         if services is None or self.force_exit:
             self.should_exit = True
         elif self._draining is None:
-            systemd.notify(systemd.STOPPING)
+            drain_seconds = services.plan.settings.server.drain_seconds
+            systemd.notify(systemd.STOPPING, systemd.more_time(drain_seconds + END_SECONDS))
             loop = asyncio.get_running_loop()
             self._draining = loop.create_future()
             loop.call_soon_threadsafe(self._drain, services.queue)
@@ -83,10 +87,18 @@ def build_app(precision: str) -> FastAPI:
     return create_app(make_plan(load_settings(precision), profile_of(precision)))
 
 
-def _give_hub_token(settings: Settings) -> None:
+def give_hub_token(settings: Settings) -> None:
     """The Hub's library, here and in the workers, reads its token from the environment."""
     if token := settings.models.hf_token.get_secret_value().strip():
         os.environ.setdefault("HF_TOKEN", token)
+
+
+def refuse(service: str, error: ConfigurationError) -> int:
+    """Say on the console, and in the log where there is one by now, why there is no service."""
+    print(f"{service}: {error}", file=sys.stderr)
+    if logging.getLogger().hasHandlers():
+        log.error("%s", error, extra={"action": "start_refused", "is_said": True})
+    return EXIT_CONFIGURATION
 
 
 def serve(precision: str) -> int:
@@ -104,12 +116,16 @@ def serve(precision: str) -> int:
         return EXIT_NOT_BUILT
     try:
         settings = load_settings(precision)
-        logs.configure(settings.log.log_level)
-        _give_hub_token(settings)
+        logs.configure(settings, precision)
+        give_hub_token(settings)
         app = create_app(make_plan(settings, profile))
     except ConfigurationError as error:
-        print(f"{profile.service}: {error}", file=sys.stderr)
-        return EXIT_CONFIGURATION
+        return refuse(profile.service, error)
+    return run(app, settings, profile.service)
+
+
+def run(app: FastAPI, settings: Settings, service: str) -> int:
+    """Answer requests until told to stop; returns the exit status."""
     sys.setswitchinterval(SWITCH_SECONDS)
     # What is there now stays to the end: the collector need not look through it while requests come in.
     gc.freeze()
@@ -136,6 +152,5 @@ def serve(precision: str) -> int:
     with contextlib.suppress(SystemExit):  # what the library makes of a start that failed
         server.run()
     if hasattr(app.state, "refused"):
-        print(f"{profile.service}: {app.state.refused}", file=sys.stderr)
-        return EXIT_CONFIGURATION
+        return refuse(service, app.state.refused)
     return 0 if server.started else 1

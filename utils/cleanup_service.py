@@ -91,7 +91,8 @@ class CleanupService:
             if not dry_run:
                 self.last = report
             level = logging.DEBUG if report.is_empty else logging.INFO
-            log.log(level, "cleanup: %s", report.to_text(), extra={"action": "cleanup"})
+            words = report.to_text().replace("\n", "; ")
+            log.log(level, "cleanup: %s", words, extra={"action": "cleanup"})
             return report
 
     def _clean(self, report: Report, trust_clock: bool, with_files: bool) -> None:
@@ -225,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--trust-clock", action="store_true", help="ages count also after the clock was set forward"
     )
     options = parser.parse_args(arguments)
-    logs.configure("warning")
+    logs.configure_console("warning")
     try:
         outcomes = clean_all(dry_run=options.dry_run, trust_clock=options.trust_clock)
     except ConfigurationError as error:

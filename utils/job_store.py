@@ -220,6 +220,10 @@ class JobStore:
 
         return await self._write(change)
 
+    async def claim_at(self, seq: int, worker: str, now: str) -> Job | None:
+        """The job at a place in line, now running on `worker`; None where none waits there."""
+        return await self._change("claim", {"seq": seq, "worker": worker, "now": now})
+
     async def requeue(self, job_id: str, *, take_attempt_back: bool) -> Job | None:
         return await self._change(
             "requeue", {"id": job_id, "attempts_back": int(take_attempt_back)}

@@ -59,6 +59,7 @@ class Ledger:
         output_dir: Path,
         chance: Chance,
         on_end: Callable[[Job], None] = lambda job: None,
+        log_prompts: bool = False,
     ) -> None:
         self.store = store
         self.line = Line()
@@ -70,6 +71,7 @@ class Ledger:
         self._chance = chance
         self._monotonic = chance.monotonic
         self._on_end = on_end
+        self._log_prompts = log_prompts
         self._times: dict[str, _Times] = {}  # by job, until its end
         self._waiters: dict[str, set[asyncio.Future[Job]]] = {}
         self._endings: set[asyncio.Task[None]] = set()
@@ -150,10 +152,13 @@ class Ledger:
         self.line.add(job.seq, job.id, job.owner, Lane.of(job.request.backend))
         self._times[job.id] = _Times(self._monotonic(), job.owner)
         self._bus.publish("queued", job.id, data={"position": self.line.position(job.seq)})
-        log.info(
-            "job queued",
-            extra={"action": "job_queued", "job_id": job.id, "model": job.request.model},
-        )
+        request = job.request
+        fields = {"action": "job_queued", "job_id": job.id, "model": request.model}
+        if self._log_prompts:
+            fields["prompt"] = request.prompt
+            if request.negative_prompt is not None:
+                fields["negative_prompt"] = request.negative_prompt
+        log.info("job queued", extra=fields)
 
     async def by_key(self, owner: str, key: str) -> tuple[Job, str] | None:
         """The job of an idempotency key that is still remembered, and its body's digest."""
@@ -170,6 +175,17 @@ class Ledger:
     ) -> list[Job]:
         """Take jobs from the head of the line for a worker; see `JobStore.claim`."""
         jobs = await self.store.claim(worker, self.now(), models=models, limit=limit, choose=choose)
+        self._note_begun(jobs, worker)
+        return jobs
+
+    async def claim_at(self, seq: int, worker: str) -> Job | None:
+        """Take the job at a place in line for a worker; None when it waits no more."""
+        job = await self.store.claim_at(seq, worker, self.now())
+        if job is not None:
+            self._note_begun([job], worker)
+        return job
+
+    def _note_begun(self, jobs: Sequence[Job], worker: str) -> None:
         for job in jobs:
             self.line.remove(job.seq)
             times = self._times_of(job.id, job.owner, job.created_at, job.attempts)
@@ -180,7 +196,6 @@ class Ledger:
             )
         if jobs:
             self._bus.nudge()
-        return jobs
 
     async def put_back(self, job: Job, *, take_attempt_back: bool, why: str) -> None:
         """A running job goes back to its old place."""

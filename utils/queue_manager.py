@@ -25,7 +25,7 @@ from config.errors import (
 )
 from config.settings import Settings
 from models.types import GenerationRequest, GenerationResult, Stage
-from utils import disk, images
+from utils import disk, images, log_context
 from utils.allowance import Allowance
 from utils.clock import Chance
 from utils.dispatcher import Dispatcher, Kind, is_to_blame
@@ -105,20 +105,24 @@ class QueueManager:
         self._inputs = inputs
         self._allowance = allowance or Allowance()
         self._ledger = Ledger(
-            store, self.bus, self.pace, self._output_dir, chance, on_end=self._let_go
-        )
+            store, self.bus, self.pace, self._output_dir, chance, on_end=self._let_go,
+            log_prompts=settings.log.log_prompts,
+        )  # fmt: skip
         self.bus.owner_of = self._ledger.owner_of
-        self._dispatcher = Dispatcher(
+        self._dispatcher = self._make_dispatcher(models_on)
+        self._has_room = False  # as of a look in this turn of the loop
+        self._changed = asyncio.Condition()
+
+    def _make_dispatcher(self, models_on: Callable[[Worker], Sequence[str]]) -> Dispatcher:
+        return Dispatcher(
             self.workers,
             self._ledger,
             self.bus,
             self.pace,
-            settings,
+            self._settings,
             models_on=models_on,
             why_held=self.why_held,
         )
-        self._has_room = False  # as of a look in this turn of the loop
-        self._changed = asyncio.Condition()
 
     # Life
 
@@ -131,9 +135,8 @@ class QueueManager:
                 f"FLUX_OUTPUT_DIR = {self._output_dir}: the folder cannot be made: {error.strerror}"
             ) from error
         for job in await self._ledger.open():
-            # The cloud goes on with a job of its lane while we are away: it is no attempt that failed.
-            is_blamed = Lane.of(job.request.backend) is Lane.LOCAL
             why = "the service ended while the job ran"
+            is_blamed = self._ends_with_us(Lane.of(job.request.backend))
             await self._give_up(job, "worker_lost", why, is_blamed=is_blamed)
         if self._pins is not None:
             await self._pins.start(self.store.loras_of_open_jobs)
@@ -211,6 +214,7 @@ class QueueManager:
                     return earlier
             raise
         self._dispatcher.wake()
+        log_context.bind(job_id=job.id)  # the answer to the request is about it
         return job
 
     async def _append(self, request: GenerationRequest, *key: Any) -> Job:
@@ -297,6 +301,21 @@ class QueueManager:
     def position(self, job: Job) -> int | None:
         """Place in line, 1 is next; None for a job that does not wait."""
         return self._ledger.line.position(job.seq) if job.status is JobStatus.QUEUED else None
+
+    # Workers that come and go
+
+    def add_worker(self, worker: Worker) -> None:
+        self.workers.append(worker)
+        if worker.lane is Lane.LOCAL:
+            self.local_workers.append(worker)
+            self.meter.expect([worker.name], JOB_ERRORS)
+        worker.start()
+        self._dispatcher.wake()
+
+    def remove_worker(self, worker: Worker) -> None:
+        for workers in (self.workers, self.local_workers):
+            if worker in workers:
+                workers.remove(worker)
 
     # The line
 
@@ -582,6 +601,10 @@ class QueueManager:
             await worker.unload(model_id)
             await self._until(is_gone)
         return WorkerOutcome(worker.name, True)
+
+    def _ends_with_us(self, lane: Lane) -> bool:
+        """Whether a job of the lane may have ended this process. The cloud goes on with its own while we are away."""
+        return lane is Lane.LOCAL
 
     def _require_open(self, owner: str, lane: Lane) -> None:
         if self.is_draining:

@@ -35,6 +35,11 @@ def notify(*lines: str, environ: Mapping[str, str] = os.environ) -> bool:
     return True
 
 
+def more_time(seconds: float) -> str:
+    """A message: what is under way (a start, a stop) may take so long from now on."""
+    return f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}"
+
+
 def watchdog_seconds(environ: Mapping[str, str] = os.environ) -> float | None:
     """How often systemd wants to hear from this process; None when it does not."""
     text, process = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", "")

@@ -214,7 +214,7 @@ def test_start_with_both_services_keeps_one_when_the_other_dies(run, both_built:
     started.wait_until_said("going on without it: the BF16 service")
     said = started.said()
     assert "the FP4 service ended (exit status 137)" in said
-    assert "the end of logs/fp4.log" in said
+    assert "the end of logs/fp4.out" in said
     assert "made-up service" in said
     assert httpx2.get(f"{urls['bf16']}/info").status_code == 200
 
@@ -235,7 +235,7 @@ def test_start_goes_on_without_a_service_that_is_not_built_until_the_other_dies(
     started.service().kill()
     assert started.process.wait(60) == 1
     assert "the BF16 service ended (exit status 137)" in started.said()
-    assert "the end of logs/bf16.log" in started.said()
+    assert "the end of logs/bf16.out" in started.said()
     assert_all_gone(family)
 
 

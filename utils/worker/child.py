@@ -37,7 +37,7 @@ from models.types import (
     OutOfMemory,
     Stage,
 )
-from utils import images, input_pictures, metadata
+from utils import images, input_pictures, log_context, logs, metadata
 from utils.worker import device as devices
 from utils.worker import events
 from utils.worker.config import WorkerConfig
@@ -154,7 +154,9 @@ class Child:
         ]
         # From this thread, before anything else: who dies at once must still be known to have begun.
         self.send(events.Begun(job_ids=[job.id for job in jobs]))
-        Run(jobs, self).run()
+        ids = [job.id for job in jobs]
+        with log_context.bound(job_id=ids[0] if len(ids) == 1 else ids):
+            Run(jobs, self).run()
         # A cancel that came too late must not hit a job of the same id that is tried again.
         self._cancelled.difference_update(job.id for job in jobs)
         self._inspection.forget([job.id for job in jobs])
@@ -413,13 +415,7 @@ def _on_outbox_error(error: BaseException) -> None:
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the service's; it says Shutdown
     config = WorkerConfig.from_argument(sys.argv[1])
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format=f"%(asctime)s %(levelname)s worker {config.name}: %(message)s",
-    )
-    for name in ("httpx", "httpx2"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logs.configure_worker(config.name, config.log_level)
     connection = socket.socket(fileno=config.socket_fd)
     try:
         Child(config, connection, load_catalog()).run()

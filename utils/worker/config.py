@@ -29,6 +29,7 @@ class WorkerConfig:
     mflux_quantize: int
     threads: int
     devices: int  # how many the model is spread over; 1 but in split mode
+    log_level: str
     max_batch_size: int  # pictures drawn together; 0: as many as is good where it changes no bit
     default_model: str
     default_model_reason: str

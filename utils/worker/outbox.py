@@ -9,13 +9,16 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
+from contextvars import copy_context
+from functools import partial
 
 # Pictures that may wait to be saved: more would hold memory without making anything faster.
 WAITING_PICTURES = 4
 
 
 class Outbox:
-    """Runs `report` and `save` calls in order, each kind in its own thread.
+    """Runs `report` and `save` calls in order, each kind in its own thread, and in the context that
+    they were handed over in: what they log is about the same jobs.
 
     `on_error(error)` is called in the thread for a call that raises; it must not return normally
     if the worker cannot go on.
@@ -29,11 +32,11 @@ class Outbox:
             threading.Thread(target=self._work, args=(calls,), name=name, daemon=True).start()
 
     def report(self, call: Callable[[], None]) -> None:
-        self._reports.put(call)
+        self._reports.put(partial(copy_context().run, call))
 
     def save(self, call: Callable[[], None]) -> None:
         """Waits when WAITING_PICTURES wait already."""
-        self._saves.put(call)
+        self._saves.put(partial(copy_context().run, call))
 
     def flush(self) -> None:
         """Wait until everything that was handed over is done."""

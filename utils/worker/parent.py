@@ -29,6 +29,7 @@ from utils.line import Lane
 from utils.lora_pins import pins_folder
 from utils.worker import events
 from utils.worker.config import WorkerConfig
+from utils.worker.said import listen
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ HEALTHY_AFTER_SECONDS = 60.0
 DEATHS_WINDOW_SECONDS = 600.0
 DEATHS_DEGRADED = 3
 KILL_AFTER_SECONDS = 2.5
+LAST_WORDS_SECONDS = 1.0
 MAX_LINE_BYTES = 2**20
 
 
@@ -136,6 +138,7 @@ class Worker:
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._supervisor: asyncio.Task[None] | None = None
+        self._said: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
 
     @property
@@ -308,7 +311,12 @@ class Worker:
             self._writer = None
         if not await self._gone(process, KILL_AFTER_SECONDS):
             process.kill()  # it closed the socket and lives on
-        return _in_words(await process.wait())
+        ended = _in_words(await process.wait())
+        if self._said is not None:
+            # Its last words first; children of its own may hold the pipe for longer.
+            await asyncio.wait({self._said}, timeout=LAST_WORDS_SECONDS)
+            self._said.cancel()
+        return ended
 
     async def _take(self, event: Any) -> None:
         self.last_sign = self._monotonic()
@@ -421,21 +429,34 @@ class Worker:
             mflux_quantize=self._settings.models.mflux_quantize,
             threads=self._settings.worker.threads,
             devices=self.slot.devices,
+            log_level=self._settings.log.log_level,
             max_batch_size=self._settings.worker.max_batch_size,
             default_model=self._default.id,
             default_model_reason=self._default.reason,
         )
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "utils.worker.child",
-            config.to_argument(),
-            cwd=ROOT,
-            env=child_environment(self.slot, self._settings),
-            pass_fds=[socket_fd],
-            stdin=asyncio.subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C in the terminal reaches the service alone
-        )
+        said, output = os.pipe()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "utils.worker.child",
+                config.to_argument(),
+                cwd=ROOT,
+                env=child_environment(self.slot, self._settings),
+                pass_fds=[socket_fd],
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # Ctrl-C in the terminal reaches the service alone
+            )
+        except BaseException:
+            os.close(said)
+            raise
+        finally:
+            os.close(output)
+        # Not the library's own pipes: a process has not ended for it as long as its children hold them.
+        self._said = asyncio.create_task(listen(said, self.name), name=f"said {self.name}")
+        return process
 
     async def _kill_unless_ready(self, process: asyncio.subprocess.Process) -> None:
         await asyncio.sleep(self._settings.worker.start_timeout_seconds)

@@ -38,6 +38,7 @@ def config(folder: Path, socket_fd: int) -> WorkerConfig:
         mflux_quantize=0,
         threads=0,
         devices=1,
+        log_level="info",
         max_batch_size=0,
         default_model="embedded",
         default_model_reason="no GPU",

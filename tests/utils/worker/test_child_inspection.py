@@ -37,6 +37,7 @@ def save(weights: Path, tmp_path: Path) -> Iterator[Save]:
         allow_download=False, reserve_bytes=0, device="cpu", model_memory_gib=None, offload="auto",
         safety_checker="block", safety_model=str(weights), engine="auto", fp8_weights="memory",
         mflux_quantize=0, threads=0, devices=1, max_batch_size=0, default_model="embedded",
+        log_level="info",
         default_model_reason="a test",
     )  # fmt: skip
     child = Child(config, theirs, load_catalog())
