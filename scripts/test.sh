@@ -11,6 +11,8 @@ main() {
     need chromium chromium-headless-shell chromium chromium-browser google-chrome
     need prometheus promtool # checks the alert rules
     need systemd systemd-analyze
+    # Reads docker-compose.yml; it needs no engine. Docker's own plugin is as good.
+    if ! docker compose version > /dev/null 2>&1; then need docker-compose docker-compose; fi
     need npm npm # and Node.js with it: the page's graph is tested without a browser
 
     local checks=0
