@@ -176,7 +176,8 @@ class Router:
             elif cold is None or self._cold_key(kind) < self._cold_key(cold):
                 cold = kind
         if due is not None:
-            return self.waiting.at(due.oldest)
+            may_load = card.state is State.IDLE or due.model in card.models
+            return self.waiting.at(due.oldest) if may_load else None
         if warm is not None:
             return self.waiting.at(self._with_loras(warm, card))
         if (
