@@ -44,6 +44,7 @@ from utils.worker.config import WorkerConfig
 from utils.worker.drawing import JobInHand, Run
 from utils.worker.inspection import Inspection
 from utils.worker.outbox import Outbox
+from utils.worker.quick_import import quick_import
 from utils.worker.residents import Residents
 
 log = logging.getLogger("worker")
@@ -120,7 +121,7 @@ class Child:
 
     def _prepare(self) -> None:
         module, _, function = self._config.loader.partition(":")
-        self._load_model = getattr(importlib.import_module(module), function)
+        self._load_model = getattr(quick_import(module), function)
         torch = _torch()
         self._parts = importlib.import_module("models.parts").Parts() if torch else None
         if torch and self._config.threads:
