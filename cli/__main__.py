@@ -27,10 +27,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _without_packages(arguments: list[str], missing: str) -> int:
     """The doctor says what is missing besides; any other command needs it."""
-    if arguments[:1] == ["doctor"] and set(arguments[1:]) <= {"--json"}:
+    if arguments[:1] == ["doctor"] and set(arguments[1:]) <= {"--json", "--all"}:
         from scripts import doctor
 
-        return doctor.main([*arguments[1:], "--strict"])
+        return doctor.main(["--strict", *(["--json"] if "--json" in arguments else [])])
     text = f"the package {missing} is missing in {sys.prefix}; run {ROOT}/scripts/setup_env.sh"
     print(f"flux: {text}", file=sys.stderr)
     if "--json" in arguments:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from cli.command import command
@@ -13,7 +15,12 @@ def add_to(app: typer.Typer) -> None:
     command(app, "doctor", speaks=False)(doctor)
 
 
-def doctor(session: Session) -> None:
+def doctor(
+    session: Session,
+    all_models: Annotated[
+        bool, typer.Option("--all", help="Also each model that does not run here.")
+    ] = False,
+) -> None:
     """Look at everything that keeps the services from drawing. Status 1 where something is wrong. Changes nothing."""
     from scripts import doctor as examination
 
@@ -21,6 +28,6 @@ def doctor(session: Session) -> None:
     if session.as_json:
         session.emit(report.to_json())
     else:
-        examination.print_report(report)
+        examination.print_report(report, brief=not all_models)
     if report.is_wrong:
         raise typer.Exit(int(Status.WRONG))

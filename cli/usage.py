@@ -27,34 +27,24 @@ def usage(
         str, typer.Option("--group", help="day, key, model, tag; with commas between.")
     ] = "day,model",
 ) -> None:
-    """Pictures, megapixels, seconds and cost, of every service that answers."""
+    """Pictures, megapixels, seconds and cost, of all services of the machine that answers."""
     query = {"from": first, "to": last, "group": group}
     query = {name: value for name, value in query.items() if value is not None}
-    report = []
-    with session.clients() as clients:
-        for client in clients:
-            report.append({"service": client.name, **client.ask("GET", "/usage", params=query)})
+    with session.client() as client:
+        report = client.ask("GET", "/usage", params=query)  # it reads the databases of them all
     if session.as_json:
-        session.emit({"services": report})
+        session.emit(report)
         return
-    groups = report[0]["group"]
+    groups = report["group"]
     rows = [
-        (each["service"], *(_named(row, name) for name in groups), *(row[name] for name in COLUMNS))
-        for each in report
-        for row in each["rows"]
+        (*(_named(row, name) for name in groups), *(row[name] for name in COLUMNS))
+        for row in report["rows"]
     ]
-    rows += [
-        (
-            each["service"],
-            "together",
-            *[""] * (len(groups) - 1),
-            *(each["totals"][c] for c in COLUMNS),
-        )
-        for each in report
-        if each["rows"]
-    ]
-    session.table(("service", *groups, *COLUMNS), rows, "nothing was drawn in this time")
-    if any(each["has_more"] for each in report):
+    if rows:
+        totals = (report["totals"][name] for name in COLUMNS)
+        rows.append(("together", *[""] * (len(groups) - 1), *totals))
+    session.table((*groups, *COLUMNS), rows, "nothing was drawn in this time")
+    if report["has_more"]:
         session.say("there is more; choose fewer days or groups")
 
 

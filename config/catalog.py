@@ -65,6 +65,7 @@ class ModelRow(BaseModel):
     source: str
     other_sources: tuple[str, ...] = ()
     licence: str
+    gated: bool = False
     ways: Annotated[tuple[Way, ...], Field(min_length=1)]
     device: Literal["any", "gpu", "apple"]
     default_width: Size

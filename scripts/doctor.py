@@ -8,18 +8,21 @@ this machine can run that engine. Needs no running service, starts none, and cha
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from models.fp4.nunchaku_support import ARCHITECTURES
+from config.errors import ConfigurationError
 from models.precision import known_precisions, profile_of
-from scripts.diagnosis import engines, machine
-from scripts.diagnosis.machine import ROOT, Cards, Finding, State, Torch
+from scripts.diagnosis import databases, engines, environment, graphics, machine, packages
+from scripts.diagnosis.machine import ROOT, Finding, State, Torch
 from scripts.diagnosis.services import Checkup, Verdict
 
 MARKS = {
@@ -71,10 +74,17 @@ def examine() -> Report:
     """Look at everything. Raises nothing: what cannot be looked at is a finding."""
     cards = machine.look_at_cards()
     torch = machine.look_at_torch()
-    of_machine = [_python(), machine.look_at_packages(), _torch(torch)]
+    of_machine = [
+        _python(),
+        packages.look_at_packages(),
+        *packages.look_at_impostors(),
+        _torch(torch),
+        *_clock(),
+        *environment.look_at(ROOT),
+    ]
     sections = {
         "machine": of_machine,
-        "GPUs": _gpus(cards, torch),
+        "GPUs": graphics.findings(cards, torch),
         "nunchaku": engines.nunchaku_findings(cards),
     }
     verdicts = []
@@ -97,41 +107,40 @@ def _python() -> Finding:
 
 def _torch(torch: Torch) -> Finding:
     if torch.why_not:
-        fix = "run scripts/setup_env.sh"
+        fix = f"make the environment anew: {packages.ANEW}"
         return Finding(name="torch", state=State.FAULT, text=torch.why_not, fix=fix)
     build = f"with CUDA {torch.cuda}" if torch.cuda else "a build for CPUs"
     return Finding(name="torch", state=State.OK, text=f"{torch.version}, {build}")
 
 
-def _gpus(cards: Cards, torch: Torch) -> list[Finding]:
-    if not cards.cards:
-        text = f"none ({cards.why_none}): the services run on the CPU"
-        return [Finding(name="GPU", state=State.NOTE, text=text)]
-    findings = []
-    for card in cards.cards:
-        capability = ".".join(map(str, card.capability)) if card.capability else "not known"
-        kind = ARCHITECTURES.get(card.capability) if card.capability else None
-        reason = machine.why_torch_cannot_use(torch, card)
-        free = "" if card.memory_free_mib is None else f" ({card.memory_free_mib / 1024:.1f} free)"
-        text = (
-            f"{card.name}, {card.memory_total_mib / 1024:.1f} GiB{free}, compute capability {capability}"
-            + (f" ({kind.name})" if kind else "")
-            + (f"; {reason}" if reason else "")
-        )
-        state = State.FAULT if reason else State.OK
-        fix = "run scripts/setup_env.sh on this machine, or set FLUX_GPUS=none" if reason else ""
-        findings.append(Finding(name=f"GPU {card.index}", state=state, text=text, fix=fix))
-    return findings
+def _data_dirs() -> list[Path]:
+    """Of the services whose settings can be read; the others have that as a finding."""
+    from config.settings import load_settings
+
+    found = []
+    for name in known_precisions():
+        with contextlib.suppress(ConfigurationError, OSError, ValueError):
+            found.append(load_settings(name).storage.data_dir)
+    return list(dict.fromkeys(found))
 
 
-def print_report(report: Report) -> None:
+def _clock() -> list[Finding]:
+    try:
+        return [databases.look_at_clock(_data_dirs(), ROOT, datetime.now(UTC))]
+    except ImportError:
+        return []  # a package is missing, which is said already
+
+
+def print_report(report: Report, *, brief: bool = False) -> None:
+    """For people. `brief`: without a line for each model that does not run here and need not."""
     for title, findings in report.sections.items():
         print(f"\n{title}")
+        unsaid = [finding for finding in findings if brief and _is_spare_model(finding)]
         for finding in findings:
-            text = finding.text.replace("\n", f"\n{INDENT}")
-            print(f"  {MARKS[finding.state]:5}   {finding.name}: {text}")
-            if finding.fix:
-                print(f"{INDENT}→ {finding.fix}")
+            if finding not in unsaid:
+                _print_finding(finding)
+        if unsaid:
+            print(f"  no      {len(unsaid)} other models of the catalog (--all lists them)")
     print("\nin short")
     for verdict in report.verdicts:
         title = profile_of(verdict.precision).title
@@ -141,6 +150,22 @@ def print_report(report: Report) -> None:
         print(f"  no      {title} cannot draw:")
         for reason in verdict.reasons:
             print(f"{INDENT}{reason}".replace("\n", f"\n{INDENT}"))
+    # What stops a service is among its reasons already.
+    all_of_them = [finding for findings in report.sections.values() for finding in findings]
+    for finding in dict.fromkeys(all_of_them):
+        if finding.state is State.WRONG:
+            _print_finding(finding)
+
+
+def _is_spare_model(finding: Finding) -> bool:
+    return finding.name.startswith("model ") and finding.state is State.NO
+
+
+def _print_finding(finding: Finding) -> None:
+    text = finding.text.replace("\n", f"\n{INDENT}")
+    print(f"  {MARKS[finding.state]:5}   {finding.name}: {text}")
+    if finding.fix:
+        print(f"{INDENT}→ {finding.fix}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

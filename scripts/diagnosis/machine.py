@@ -1,4 +1,4 @@
-"""What this machine has, for the doctor: packages, GPUs, torch, folders, ports.
+"""What this machine has, for the doctor: GPUs, torch, folders, ports.
 
 Every question is answered in words, a failure too: a doctor that dies of the illness helps nobody.
 Modules that the services' packages bring are imported where they are used, since they may be what
@@ -13,26 +13,14 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from dataclasses import dataclass
 from enum import StrEnum
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30
 PROBE_SECONDS = 120
-# Packages without which the services start and the embedded model draws, and what then does not work.
-_DISPENSABLE = {
-    "nvidia-ml-py": "no GPU is seen",
-    "sentencepiece": "no T5 vocabulary is read that comes without a tokenizer.json",
-    "protobuf": "no T5 vocabulary is read that comes without a tokenizer.json",
-    "peft": "no LoRA is loaded",
-    "httpx2": "the cloud models are not reached",
-    "prometheus-client": "there are no metrics",
-    "python-multipart": "no file is uploaded",
-}
 
 
 class State(StrEnum):
@@ -178,43 +166,6 @@ def why_torch_cannot_use(torch: Torch, card: Card) -> str | None:
         if not any(have[0] == major and have[1] <= minor for have in known):
             return f"torch {torch.version} has no kernels for compute capability {major}.{minor}"
     return None
-
-
-def look_at_packages() -> Finding:
-    """The packages of pyproject.toml against what is installed, by name and version."""
-    name = "packages"
-    try:
-        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        pinned = [text.split("==") for text in project["dependencies"]]
-    except (OSError, ValueError, KeyError) as error:
-        return Finding(name=name, state=State.NOTE, text=f"pyproject.toml cannot be read: {error}")
-    missing, other = [], []
-    for package, wanted in pinned:
-        try:
-            found = version(package).split("+")[0]
-        except PackageNotFoundError:
-            missing.append(package)
-            continue
-        if found != wanted:
-            other.append(f"{package} {found} (wanted {wanted})")
-    if missing:
-        stops = [package for package in missing if package not in _DISPENSABLE]
-        without = dict.fromkeys(_DISPENSABLE[p] for p in missing if p in _DISPENSABLE)
-        means = "" if stops or not without else f"; without them {', '.join(without)}"
-        return Finding(
-            name=name,
-            state=State.FAULT if stops else State.NOTE,
-            text=f"missing in {sys.prefix}: {', '.join(missing)}{means}",
-            fix=f"run scripts/setup_env.sh, and this with {ROOT}/.venv/bin/python",
-        )
-    if other:
-        return Finding(
-            name=name,
-            state=State.NOTE,
-            text=f"{len(other)} of {len(pinned)} in {sys.prefix} are of another version: {', '.join(other)}",
-            fix="scripts/setup_env.sh installs the versions that were tested",
-        )
-    return Finding(name=name, state=State.OK, text=f"all {len(pinned)} as pinned, in {sys.prefix}")
 
 
 def look_at_folder(name: str, folder: Path, min_free_mib: int = 0) -> Finding:

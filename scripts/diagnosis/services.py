@@ -10,8 +10,10 @@ from config.errors import ConfigurationError
 from models.fp4 import nunchaku_support
 from models.hub import on_disk
 from models.precision import PrecisionProfile
-from scripts.diagnosis import engines, machine
+from scripts.diagnosis import databases, engines, environment, machine, running
 from scripts.diagnosis.machine import ROOT, Cards, Finding, State, Torch
+
+INCOMPLETE = "is incomplete"  # in the words of models/hub/on_disk.py
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +81,13 @@ class Checkup:
         self._add(
             machine.look_at_folder("pictures", storage.output_dir, storage.min_free_mib),
             machine.look_at_folder("jobs", storage.data_dir),
+            machine.look_at_folder("LoRAs", storage.lora_dir),
             kept,
+            *databases.look_at(storage.data_dir, self.profile.name),
             machine.look_at_port(
                 "port", server.host, server.port, script=ROOT / f"main_{self.profile.name}.py"
             ),
+            *running.look_at(self.profile.name, server.host, server.port, storage.data_dir),
         )
 
     def _read_settings(self) -> Any | None:
@@ -136,16 +141,23 @@ class Checkup:
         has_default = False
         for row in self._plan.catalog:
             is_default = row.id == self._plan.default.id
+            why_not = self._plan.resolver.why_not_here(row)
+            name = f"model {row.id}{' (default)' if is_default else ''}"
+            if row.cloud is not None:
+                state = State.OK if why_not is None else State.FAULT if is_default else State.NO
+                text = why_not or "drawn by BFL's cloud"
+                self._add(Finding(name=name, state=state, text=text))
+                has_default |= is_default and why_not is None
+                continue
             is_there, where = on_disk.look_at(row, hub)
             copy = on_disk.copy_of(row, self.profile.name, settings.models_dir)
             # A copy of what comes with the project is not whole without the original.
             is_ours = on_disk.comes_with_the_project(row)
             is_there = is_there or (copy is not None and not is_ours)
             has_default |= is_default and is_there
-            why_not = self._plan.resolver.why_not_here(row)
             if settings.engine == "nunchaku":
                 why_not = why_not or nunchaku_engine.why_no_checkpoint(row)
-            state, text = State.OK, f"{copy.text}; {where}" if copy else where
+            state, text, fix = State.OK, f"{copy.text}; {where}" if copy else where, ""
             if why_not is not None:
                 state, text = State.FAULT, f"{why_not} ({text})"
             elif copy is not None and copy.fault and settings.engine != "nunchaku":
@@ -153,10 +165,19 @@ class Checkup:
             elif not is_there:
                 state, more = _fetching(row, settings)
                 text = f"{text}; {more}"
+                if environment.lacks_token(row.gated, settings.hf_token):
+                    state, text = State.FAULT, f"{text}, and is gated: to be had with a token alone"
+                    fix = (
+                        f"accept the licence at https://huggingface.co/{row.source}, make a token there, and set "
+                        "FLUX_HF_TOKEN in .env"
+                    )
             if state is State.FAULT and not is_default:
                 state = State.NO
-            name = f"model {row.id}{' (default)' if is_default else ''}"
-            self._add(Finding(name=name, state=state, text=text))
+            if INCOMPLETE in where and not is_ours:
+                # Not what was never fetched: somebody began to, or a file was cut off since.
+                state = State.FAULT if state is State.FAULT else State.WRONG
+                fix = fix or f"./flux models download {row.id} fetches what is missing"
+            self._add(Finding(name=name, state=state, text=text, fix=fix))
         return has_default
 
 
