@@ -42,8 +42,8 @@ ENV_PREFIX = "FLUX_"
 _KEY = re.compile(r"[!-~]{16,}")
 _HEADER_TEXT = re.compile(r"[!-~]+")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
-# Read by this module itself, not leaves of the tree.
-ENV_RESERVED = frozenset({"FLUX_CONFIG"})
+# Not leaves of the tree: the first is read by this module itself, the others by the command line.
+ENV_RESERVED = frozenset({"FLUX_CONFIG", "FLUX_API_KEY", "FLUX_URL"})
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
