@@ -40,6 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ENV_PREFIX = "FLUX_"
 # What an HTTP header can carry and nobody guesses.
 _KEY = re.compile(r"[!-~]{16,}")
+_NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _HEADER_TEXT = re.compile(r"[!-~]+")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
 # Not leaves of the tree: the first is read by this module itself, the others by the command line.
@@ -423,6 +424,58 @@ class CleanupSettings(Section):
         return value
 
 
+class FleetSettings(Section):
+    """Of a fleet's front door and of the machines in it; a single service reads none of them."""
+
+    fleet_precision: Literal["bf16", "fp4"] = Field(
+        "bf16", description="Precision of the replicas of this machine."
+    )
+    fleet_node: str = Field(
+        "", description="What this machine is called in the fleet; empty: its host name."
+    )
+    fleet_port: int = Field(
+        6380,
+        ge=1024,
+        le=65535,
+        description="Port of the fleet's first machine that others join, Ray's own.",
+    )
+    fleet_token: SecretStr = Field(
+        SecretStr(""),
+        description="What machines show each other; empty: that in `data/fleet/token`, made at the first start.",
+    )
+    fleet_object_store_mib: int = Field(
+        128, ge=80, le=1_000_000, description="Memory for pictures and LoRAs on their way, MiB."
+    )
+    fleet_cache_gib: float = Field(
+        20.0,
+        gt=0,
+        le=100_000,
+        description="What a machine keeps of LoRAs and pictures that jobs brought, GiB.",
+    )
+    fleet_min_replicas: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="So many replicas keep their worker also when nothing waits; 0: all of them, always.",
+    )
+    fleet_max_replicas: int = Field(
+        0, ge=0, le=100_000, description="At most so many have one at a time; 0: no limit."
+    )
+    fleet_idle_seconds: float = Field(
+        300.0,
+        gt=0,
+        le=1_000_000,
+        description="A replica that was idle for so long gives its worker's memory back, where fewer are needed.",
+    )
+
+    @field_validator("fleet_node")
+    @classmethod
+    def _node_is_a_name(cls, value: str) -> str:
+        if value and not _NODE.fullmatch(value):
+            raise ValueError("expected letters, digits, dots, dashes and underscores, at most 63")
+        return value
+
+
 SECTIONS: Mapping[str, type[Section]] = {
     "server": ServerSettings,
     "queue": QueueSettings,
@@ -432,6 +485,7 @@ SECTIONS: Mapping[str, type[Section]] = {
     "log": LogSettings,
     "cloud": CloudSettings,
     "cleanup": CleanupSettings,
+    "fleet": FleetSettings,
 }
 
 # What other programs call our settings. Ours come first; an empty one is none.
@@ -454,7 +508,7 @@ OTHER_NAMES: Mapping[str, str] = {
     "SD_FLUX_DEFAULT_GUIDANCE_SCALE": "FLUX_LOCAL_GUIDANCE_SCALE",
     "SD_FLUX_MAX_IMAGE_SIZE": "FLUX_LOCAL_MAX_IMAGE_SIZE",
 }
-SECRETS = frozenset({"api_keys", "bfl_api_key", "hf_token"})
+SECRETS = frozenset({"api_keys", "bfl_api_key", "hf_token", "fleet_token"})
 
 
 def leaves() -> Iterator[tuple[str, str, str]]:
@@ -477,6 +531,7 @@ class Settings(BaseSettings):
     log: LogSettings = LogSettings()
     cloud: CloudSettings = CloudSettings()
     cleanup: CleanupSettings = CleanupSettings()
+    fleet: FleetSettings = FleetSettings()
 
     @classmethod
     def settings_customise_sources(

@@ -66,3 +66,17 @@ def profile_of(name: str) -> PrecisionProfile:
     if name not in _PROFILES:
         raise ConfigurationError(f"unknown precision {name!r}; known are {', '.join(_PROFILES)}")
     return _PROFILES[name]
+
+
+# What a fleet's front door is: its replicas have precisions of their own, and say so in every answer.
+FLEET = PrecisionProfile(
+    name="fleet",
+    title="fleet",
+    weights="of each replica",
+    engines=tuple(
+        dict.fromkeys(each for profile in _PROFILES.values() for each in profile.engines)
+    ),
+    lora_mode=LoraMode.NATIVE,
+    loader=None,
+    not_built="its replicas load models",
+)

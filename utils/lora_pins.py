@@ -43,7 +43,7 @@ class LoraPins:
     """Holds LoRAs for jobs. `start` with what tells the LoRAs of open jobs, by content."""
 
     def __init__(self, folder: Path, library: Library) -> None:
-        self._folder = folder
+        self.folder = folder
         self._library = library
         self._arriving: Counter[str] = Counter()  # of jobs on their way into the store
         self._held_meanwhile: set[str] = set()  # since the last sweep began
@@ -53,7 +53,7 @@ class LoraPins:
 
     async def start(self, open_loras: OpenLoras) -> None:
         self._open_loras = open_loras
-        for path in self._folder.glob(".*"):
+        for path in self.folder.glob(".*"):
             path.unlink(missing_ok=True)  # half of a copy, of a process that is gone
         await self._sweep()
         self._sweeper = asyncio.create_task(self._sweep_on(), name="lora pins")
@@ -87,7 +87,7 @@ class LoraPins:
             self._ended.set()
 
     def _path(self, sha256: str) -> Path:
-        return self._folder / f"{sha256}{SUFFIX}"
+        return self.folder / f"{sha256}{SUFFIX}"
 
     def _link(self, lora: LoraRef) -> None:
         entry = self._library.by_sha256(lora.sha256)
@@ -99,7 +99,7 @@ class LoraPins:
         path = self._path(lora.sha256)
         temporary = path.with_name(f".{secrets.token_hex(8)}")
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             try:
                 os.link(entry.path, temporary)
             except FileNotFoundError:
@@ -110,7 +110,7 @@ class LoraPins:
         except FileNotFoundError as error:
             raise _gone(lora) from error
         except OSError as error:
-            raise incoming.refused(self._folder, error) from error
+            raise incoming.refused(self.folder, error) from error
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -126,7 +126,7 @@ class LoraPins:
 
     async def _sweep(self) -> None:
         self._held_meanwhile = set(self._arriving)
-        there = [path for path in self._folder.glob("*") if STORED.fullmatch(path.name)]
+        there = [path for path in self.folder.glob("*") if STORED.fullmatch(path.name)]
         if not there:
             return
         wanted = await self._open_loras()

@@ -22,13 +22,13 @@ def test_token_reaches_the_hubs_library_and_no_message(monkeypatch: pytest.Monke
     monkeypatch.delenv("HF_TOKEN")
     settings = load_settings("bf16", {"SD_HUGGINGFACE_TOKEN": "hf_secret_4711"})
     assert "hf_secret_4711" not in repr(settings)
-    server._give_hub_token(settings)
+    server.give_hub_token(settings)
     assert os.environ["HF_TOKEN"] == "hf_secret_4711"
 
 
 def test_token_that_is_there_already_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_their_own")
-    server._give_hub_token(load_settings("bf16", {"SD_HUGGINGFACE_TOKEN": "hf_other"}))
+    server.give_hub_token(load_settings("bf16", {"SD_HUGGINGFACE_TOKEN": "hf_other"}))
     assert os.environ["HF_TOKEN"] == "hf_their_own"
 
 

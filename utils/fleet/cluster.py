@@ -1,0 +1,154 @@
+"""Ray Serve, as a front door uses it: how many places the cluster has, one application for each precision.
+
+Calls block. `connect` comes before anything else, from the main thread: Ray takes signals when it starts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import threading
+from typing import Any
+
+from models.precision import known_precisions
+from utils.fleet.board import Seat
+
+log = logging.getLogger(__name__)
+
+NAMESPACE = "flux"
+SERVE_NAMESPACE = "serve"
+REPLICA = "utils.fleet.replica:Replica"
+ROUTER = "utils.fleet.request_router.FleetRequestRouter"
+REPORT_SECONDS = 5.0
+HEALTH_SECONDS = 5.0
+HEALTH_TIMEOUT_SECONDS = 60.0
+# A replica that is to end has been told to leave its jobs before.
+END_SECONDS = 5.0
+MAX_CALLS = 64  # at a replica at once; whether a job is taken is its worker's word
+
+
+class Cluster:
+    """`board` is the name under which the routers of this process tell who is there."""
+
+    def __init__(self, address: str, version: str, board: str, replica: str = REPLICA) -> None:
+        self._address = address
+        self._version = version
+        self._board = board
+        self._replica = replica
+        self._handles: dict[str, Any] = {}
+        self._counts: dict[str, int] = {}
+        self._turn = threading.Lock()
+
+    def connect(self) -> None:
+        import ray
+        from ray import serve
+
+        for name in ("ray", "ray.serve"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        ray.init(
+            address=self._address,
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            configure_logging=False,
+        )
+        serve.start(proxy_location="Disabled")  # the front door is ours
+
+    def places(self) -> dict[str, int]:
+        """How many replicas of each precision the machines of the cluster have room for."""
+        import ray
+
+        total = ray.cluster_resources()
+        return {name: int(total[name]) for name in known_precisions() if total.get(name, 0) >= 1}
+
+    def fill(self) -> dict[str, Any]:
+        """Have a replica at every place; returns Ray's handles by deployment."""
+        with self._turn:
+            for precision, count in self.places().items():
+                if self._counts.get(precision) != count:
+                    self._handles[precision] = self._deploy(precision, count)
+                    self._counts[precision] = count
+                    log.info(
+                        "the fleet has %d places for %s replicas",
+                        count,
+                        precision,
+                        extra={"action": "fleet_places"},
+                    )
+            return dict(self._handles)
+
+    def _deploy(self, precision: str, count: int) -> Any:
+        from ray import serve
+        from ray.serve.config import RequestRouterConfig
+
+        module, _, name = self._replica.partition(":")
+        deployment = serve.deployment(
+            getattr(importlib.import_module(module), name),
+            name=precision,
+            num_replicas=count,
+            max_ongoing_requests=MAX_CALLS,
+            health_check_period_s=HEALTH_SECONDS,
+            health_check_timeout_s=HEALTH_TIMEOUT_SECONDS,
+            graceful_shutdown_timeout_s=END_SECONDS,
+            graceful_shutdown_wait_loop_s=0.2,
+            ray_actor_options={"num_cpus": 0, "resources": {precision: 1}},
+            request_router_config=RequestRouterConfig(
+                request_router_class=ROUTER,
+                request_router_kwargs={"board": self._board},
+                request_routing_stats_period_s=REPORT_SECONDS,
+            ),
+        )
+        # Serve draws one at random for each deployment and then ends all replicas; the same one again leaves
+        # them, with their models, as they are.
+        deployment._version = self._version
+        (handle,) = serve.run_many(
+            [
+                serve.RunTarget(
+                    target=deployment.bind(precision),
+                    name=f"flux-{precision}",
+                    route_prefix=None,
+                )
+            ],
+            wait_for_applications_running=False,
+        )
+        # The router is made with the first call otherwise, and it is what tells who is there.
+        handle._init()
+        return handle
+
+    def end_process(self, seat: Seat) -> None:
+        """End a replica's process, which does not answer; Ray starts another in its place."""
+        import ray
+
+        try:
+            ray.kill(ray.get_actor(seat.actor, namespace=SERVE_NAMESPACE), no_restart=True)
+        except ValueError:
+            pass  # it is gone
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """The machines of the cluster, as Ray knows them."""
+        import ray
+
+        return [
+            {
+                "ray_node": node["NodeID"],
+                "address": node["NodeManagerAddress"],
+                "is_alive": node["Alive"],
+                "places": {
+                    name: int(node["Resources"][name])
+                    for name in known_precisions()
+                    if name in node["Resources"]
+                },
+            }
+            for node in ray.nodes()
+        ]
+
+    def leave(self) -> None:
+        """Let go of the cluster; its replicas stay."""
+        import ray
+
+        ray.shutdown()
+
+    def end(self) -> None:
+        """End the replicas, then let go of the cluster."""
+        from ray import serve
+
+        serve.shutdown()
+        self.leave()

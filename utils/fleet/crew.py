@@ -1,0 +1,167 @@
+"""Who is in the fleet: replicas are found, listened to, set aside, put to sleep, and missed.
+
+Lives in the front door's event loop; Ray's blocking calls go to threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from config.catalog import DefaultModel
+from config.errors import NotFound
+from config.settings import Settings
+from utils.fleet import messages
+from utils.fleet.board import Board, Seat, board_of
+from utils.fleet.cluster import Cluster
+from utils.fleet.door_files import DoorFiles
+from utils.fleet.link import Link, ReplicaFailed, ReplicaGone, ReplicaRefused
+from utils.fleet.queue import FleetQueue
+from utils.fleet.roster import Roster
+from utils.fleet.worker import FleetWorker
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 2.0  # between two looks at how many places there are
+HELLO_SECONDS = 60.0
+AGAIN_SECONDS = 1.0
+
+
+class Crew:
+    """`cluster` is connected. `open` with the queue that it works for."""
+
+    def __init__(self, cluster: Cluster, board: str, settings: Settings) -> None:
+        self.roster = Roster()
+        self.away: set[str] = set()  # machines that get nothing new
+        self._cluster = cluster
+        self._board: Board = board_of(board)
+        self._settings = settings
+        self._door = secrets.token_hex(8)  # of this life of the front door
+        self._handles: dict[str, Any] = {}
+        self._greeting: dict[str, asyncio.Task[None]] = {}  # by replica
+        self._tasks: list[asyncio.Task[None]] = []
+        self._changed = asyncio.Event()
+        self._queue: FleetQueue
+        self._files: DoorFiles
+        self._default: DefaultModel
+
+    async def open(
+        self, queue: FleetQueue, default: DefaultModel, loras: Path, inputs: Path
+    ) -> None:
+        self._queue, self._default = queue, default
+        queue.on_missed = self.missed
+        self._files = DoorFiles(loras, inputs)
+        loop = asyncio.get_running_loop()
+        self._board.listen(lambda: loop.call_soon_threadsafe(self._changed.set))
+        self._tasks = [
+            asyncio.create_task(self._fill_on(), name="fleet's places"),
+            asyncio.create_task(self._greet_on(), name="fleet's replicas"),
+        ]
+
+    async def close(self) -> None:
+        self._board.listen(lambda: None)
+        tasks = [*self._tasks, *self._greeting.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def replicas(self) -> list[FleetWorker]:
+        return self.roster.replicas
+
+    @property
+    def nodes(self) -> list[str]:
+        """The machines that have a replica up."""
+        return sorted({worker.node for worker in self.replicas})
+
+    def drain(self, node: str, *, is_away: bool) -> None:
+        """A machine gets nothing new, or again. Raises NotFound for one that is not in the fleet."""
+        if node not in self.nodes and node not in self.away:
+            there = ", ".join(self.nodes) or "none"
+            raise NotFound.of(
+                "node", f"{node[:64]!r} is no machine of the fleet; there is: {there}"
+            )
+        (self.away.add if is_away else self.away.discard)(node)
+        for worker in self.replicas:
+            worker.is_draining = worker.node in self.away
+        self._queue.wake()
+
+    # Replicas come
+
+    async def _fill_on(self) -> None:
+        while True:
+            try:
+                self._handles = await asyncio.to_thread(self._cluster.fill)
+                self._changed.set()
+            except Exception:
+                log.exception("the fleet was not filled", extra={"action": "fleet_not_filled"})
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _greet_on(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            known = {worker.replica for worker in self.replicas} | self._greeting.keys()
+            for seat in self._board.seats().values():
+                if seat.id not in known and seat.deployment in self._handles:
+                    task = asyncio.create_task(self._greet(seat), name=f"greet {seat.id}")
+                    self._greeting[seat.id] = task
+                    task.add_done_callback(lambda _, id=seat.id: self._greeting.pop(id, None))
+
+    async def _greet(self, seat: Seat) -> None:
+        link = Link(self._handles[seat.deployment], seat.id)
+        lines = link.watch(self._door)
+        try:
+            async with asyncio.timeout(HELLO_SECONDS):
+                hello = messages.decode(await anext(lines))
+        except (ReplicaGone, ReplicaFailed, ReplicaRefused, TimeoutError, StopAsyncIteration) as e:
+            log.warning(
+                "replica %s did not say what it is: %s",
+                seat.id,
+                str(e) or type(e).__name__,
+                extra={"action": "replica_silent"},
+            )
+            await asyncio.sleep(AGAIN_SECONDS)
+            self._changed.set()
+            return
+        self._add(seat, link, lines, hello)
+
+    def _add(
+        self, seat: Seat, link: Link, lines: AsyncIterator[str], hello: messages.Hello
+    ) -> None:
+        worker = FleetWorker(
+            hello,
+            link,
+            lines,
+            self._files,
+            self._settings,
+            self._default,
+            self._queue,
+            end_process=lambda: self._end_process(seat),
+        )
+        worker.is_draining = worker.node in self.away
+        self.replicas.append(worker)
+        self._queue.add_worker(worker)
+        log.info(
+            "replica %s is in the fleet: %d models",
+            worker.name,
+            len(worker.runnable),
+            extra={"action": "replica_up", "replica": worker.replica},
+        )
+
+    def _end_process(self, seat: Seat) -> None:
+        asyncio.get_running_loop().run_in_executor(None, self._cluster.end_process, seat)
+
+    # Replicas go
+
+    def missed(self, worker: FleetWorker) -> None:
+        """A replica is gone."""
+        with contextlib.suppress(ValueError):
+            self.replicas.remove(worker)
+        self.roster.left(worker.runnable)
+        self._changed.set()

@@ -1,0 +1,109 @@
+"""Calls from the front door to one replica, through Ray Serve.
+
+A call that is not awaited to its end any more is cancelled at the other end too. What Ray raises for a
+replica that is gone becomes `ReplicaGone` here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from utils.fleet import messages
+
+PART_BYTES = 4 * 2**20
+
+
+class ReplicaGone(Exception):
+    """The process of the replica, or its machine, does not answer any more."""
+
+
+class ReplicaRefused(Exception):
+    """It, or Ray before it, takes no job now."""
+
+
+class Link:
+    """`handle` is Ray's of the replica's deployment."""
+
+    def __init__(self, handle: Any, replica: str) -> None:
+        self._handle = handle
+        self._replica = replica
+
+    async def tell(self, message: Any) -> None:
+        await self._call("tell", messages.encode(message))
+
+    async def missing(self, wanted: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Of (kind, SHA-256) those that its machine has not."""
+        found = await self._call("missing", json.dumps(wanted))
+        return [(kind, sha256) for kind, sha256 in json.loads(found)]
+
+    async def send_file(self, kind: str, sha256: str, path: Path, read: Any) -> None:
+        """`read(file)` reads the next part in a thread. Raises OSError where it is not here any more."""
+        size, sent, is_first = path.stat().st_size, 0, True
+        with open(path, "rb") as file:
+            while is_first or sent < size:
+                part = await read(file, PART_BYTES)
+                if not part and sent < size:
+                    raise OSError(f"{path} became shorter while it was sent")
+                sent += len(part)
+                await self._call("receive", kind, sha256, part, is_first, sent >= size)
+                is_first = False
+
+    def watch(self, door: str) -> AsyncIterator[str]:
+        return self._stream("watch", door)
+
+    def run(self, job_id: str, request: dict[str, Any]) -> AsyncIterator[Any]:
+        return self._stream("run", job_id, json.dumps(request))
+
+    async def _call(self, method: str, *values: Any) -> Any:
+        response = self._handle.options(method_name=method).remote(*values, to=self._replica)
+        try:
+            with _in_our_words():
+                return await response
+        except BaseException:
+            response.cancel()
+            raise
+
+    async def _stream(self, method: str, *values: Any) -> AsyncIterator[Any]:
+        options = self._handle.options(method_name=method, stream=True)
+        response = options.remote(*values, to=self._replica)
+        try:
+            with _in_our_words():
+                async for each in response:
+                    yield each
+        except BaseException:
+            response.cancel()
+            raise
+
+
+@contextlib.contextmanager
+def _in_our_words():
+    from ray.exceptions import RayActorError, RayError, TaskCancelledError
+    from ray.serve.exceptions import BackPressureError, RayServeException
+
+    try:
+        yield
+    except BackPressureError as error:
+        raise ReplicaRefused(str(error)) from error
+    except (RayActorError, TaskCancelledError) as error:
+        raise ReplicaGone(_first_line(error)) from error
+    except (RayError, RayServeException) as error:
+        # What the replica itself raised has its cause with it.
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, OSError):
+            raise OSError(
+                cause.errno or 5, f"on the replica's machine: {cause.strerror}"
+            ) from error
+        raise ReplicaFailed(_first_line(error)) from error
+
+
+class ReplicaFailed(Exception):
+    """A call failed in the replica, in a way that nobody expected."""
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,199 @@
+"""Ray's own processes on this machine: with a token, without statistics, in folders of ours.
+
+Ray reads its environment when it is imported, so `environment` comes first. A first machine's processes live
+on when the front door ends by accident, and the next start finds them by `head.json`; a stop ends them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import stat
+import subprocess
+import sys
+import time
+from hashlib import sha256
+from pathlib import Path
+
+import psutil
+
+from config.errors import ConfigurationError
+from config.settings import ROOT, Settings
+from utils.fleet.machine import Machine
+
+START_SECONDS = 180.0
+STOP_SECONDS = 20.0
+OMP = "FLEET_OMP_NUM_THREADS"  # what the operator said, before Ray does
+MIB = 2**20
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """This process' environment with what Ray's processes need. Makes the token where there is none.
+
+    Raises ConfigurationError.
+    """
+    environ = dict(os.environ)
+    paths = [str(ROOT), *filter(None, environ.get("PYTHONPATH", "").split(os.pathsep))]
+    environ |= {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token_path(settings)),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Replicas look at the cards themselves; Ray hides them from whom it gave none.
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_SERVE_LOG_TO_STDERR": "0",
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+        OMP: environ.get(OMP, environ.get("OMP_NUM_THREADS", "")),
+    }
+    environ.pop("RAY_AUTH_TOKEN", None)  # it would win over the path
+    return environ
+
+
+def fleet_folder(settings: Settings) -> Path:
+    return settings.storage.data_dir / "fleet"
+
+
+def token_path(settings: Settings) -> Path:
+    """The file with the fleet's token, readable by its owner alone. Made, or written from FLUX_FLEET_TOKEN."""
+    path = fleet_folder(settings) / "token"
+    said = settings.fleet.fleet_token.get_secret_value().strip()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if said and (not path.exists() or path.read_text().strip() != said):
+            path.unlink(missing_ok=True)
+        if not path.exists():
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(handle, "w") as file:
+                file.write(said or secrets.token_hex(32))
+        path.chmod(0o600)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path}: the fleet's token cannot be kept: {error.strerror}; check FLUX_DATA_DIR"
+        ) from error
+    return path
+
+
+def temporary_folder(settings: Settings) -> Path:
+    """For Ray's sockets, whose paths must be short: of this user and data folder, and nobody else's.
+
+    Raises ConfigurationError where somebody else's folder stands in its place.
+    """
+    name = sha256(str(fleet_folder(settings).resolve()).encode()).hexdigest()[:8]
+    path = Path("/tmp") / f"flux-fleet-{os.getuid()}-{name}"
+    path.mkdir(mode=0o700, exist_ok=True)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise ConfigurationError(f"{path} is open to others, or theirs; move it away")
+    return path / "ray"  # which Ray opens to everybody
+
+
+def _start_arguments(settings: Settings, machine: Machine) -> list[str]:
+    return [
+        str(Path(sys.executable).parent / "ray"),
+        "start",
+        "--block",
+        "--num-cpus=1",
+        "--num-gpus=0",  # a replica takes its card itself, see `machine.take_place`
+        f"--resources={json.dumps(machine.resources)}",
+        f"--object-store-memory={settings.fleet.fleet_object_store_mib * MIB}",
+        f"--dashboard-agent-listen-port={_free_port()}",
+        f"--runtime-env-agent-port={_free_port()}",
+        "--disable-usage-stats",
+    ]
+
+
+def join_arguments(settings: Settings, machine: Machine, address: str) -> list[str]:
+    """The command that makes this machine a part of the fleet at an address, in the foreground."""
+    return [*_start_arguments(settings, machine), f"--address={address}"]
+
+
+class Head:
+    """The first machine's processes: `start`, and `stop` when the fleet ends."""
+
+    def __init__(self, settings: Settings, machine: Machine) -> None:
+        self._settings = settings
+        self._machine = machine
+        self._note = fleet_folder(settings) / "head.json"
+
+    def start(self) -> str:
+        """The address of the cluster's first machine, whose processes run. Raises ConfigurationError."""
+        from ray.util import get_node_ip_address
+
+        port = self._settings.fleet.fleet_port
+        address = f"{get_node_ip_address()}:{port}"
+        if self._running() is not None:
+            return address
+        if _answers(address):
+            raise ConfigurationError(
+                f"FLUX_FLEET_PORT = {port}: another program answers there; choose another port"
+            )
+        log_path = fleet_folder(self._settings) / "ray.log"
+        arguments = [
+            *_start_arguments(self._settings, self._machine),
+            "--head",
+            f"--port={port}",
+            f"--temp-dir={temporary_folder(self._settings)}",
+            f"--ray-client-server-port={_free_port()}",
+            f"--dashboard-port={_free_port()}",
+            "--dashboard-host=127.0.0.1",
+            "--include-dashboard=false",
+            "--include-log-monitor=false",
+        ]
+        with open(log_path, "wb") as output:
+            process = subprocess.Popen(
+                arguments,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # Ctrl-C reaches the front door alone, which ends it
+            )
+        born = psutil.Process(process.pid).create_time()
+        self._note.write_text(json.dumps({"pid": process.pid, "born": born}))
+        deadline = time.monotonic() + START_SECONDS
+        while not _answers(address):
+            if process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                said = log_path.read_text(errors="replace").strip().splitlines()[-3:]
+                raise ConfigurationError(
+                    f"Ray did not start, {log_path} says: {' '.join(said) or 'nothing'}"
+                )
+            time.sleep(0.1)
+        return address
+
+    def stop(self) -> None:
+        """End what runs, and wait for it."""
+        process = self._running()
+        if process is not None:
+            family = [process, *process.children(recursive=True)]
+            process.terminate()
+            _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
+            for each in alive:
+                each.kill()
+            psutil.wait_procs(alive, timeout=STOP_SECONDS)
+        self._note.unlink(missing_ok=True)
+
+    def _running(self) -> psutil.Process | None:
+        try:
+            note = json.loads(self._note.read_text())
+            process = psutil.Process(note["pid"])
+            is_same = abs(process.create_time() - note["born"]) < 1
+            return process if is_same and process.status() != psutil.STATUS_ZOMBIE else None
+        except (OSError, ValueError, KeyError, psutil.Error):
+            return None
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,322 @@
+"""A worker on a machine of the fleet, as a replica of Ray Serve.
+
+It has what a single service has for a card: `utils/worker/parent.Worker` with its child process. The front
+door hears everything that it says by one long call, `watch`, and tells it things by `tell`; a job is a call,
+`run`, which lasts until its pictures have been handed over. What is here belongs to one front door at a
+time: jobs of an earlier one are left when the next begins to watch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import json
+import logging
+import os
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import psutil
+
+from config.settings import load_settings
+from utils import gpu_manager, images, logs
+from utils.fleet import machine as machines
+from utils.fleet import messages
+from utils.fleet.node_files import NodeFiles
+from utils.fleet.report import report_of
+from utils.gpu_manager import WorkerSlot
+from utils.input_pictures import inputs_folder
+from utils.lora_pins import pins_folder
+from utils.worker import events
+from utils.worker.parent import Death, Worker, WorkerState
+
+log = logging.getLogger(__name__)
+
+PULSE_SECONDS = 5.0
+CHUNK_BYTES = 4 * 2**20
+UNWANTED_KEPT = 100  # jobs that were cancelled before they came
+TAKEN, REFUSED = "taken", "refused"
+
+
+@dataclass(slots=True)
+class _Job:
+    """A job that is here: what is told of its end, and when."""
+
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    files: tuple[str, ...] = ()
+
+
+class Replica:
+    """Made by Ray in a process of its own. `precision` is what its place in the cluster was given for."""
+
+    def __init__(self, precision: str) -> None:
+        settings = load_settings("fleet")
+        logs.configure_console(settings.log.log_level)
+        self._machine = machines.machine_of(settings)
+        if self._machine.profile.name != precision:
+            raise RuntimeError(
+                f"{self._machine.name} has {self._machine.profile.name} replicas and was asked for {precision}"
+            )
+        self._slot, self._place = machines.take_place(self._machine)
+        storage = self._machine.settings.storage
+        storage.output_dir.mkdir(parents=True, exist_ok=True)
+        self._files = NodeFiles(
+            pins_folder(storage.lora_dir, precision, storage.data_dir),
+            inputs_folder(storage.data_dir, precision),
+            settings.fleet.fleet_cache_gib,
+        )
+        self._id = self._own_id()
+        self._worker: Worker | None = None
+        self._jobs: dict[str, _Job] = {}
+        self._unwanted: collections.OrderedDict[str, None] = collections.OrderedDict()
+        self._door = ""
+        self._lines: asyncio.Queue[str | None] | None = None
+        self._changing = asyncio.Lock()
+        self._able = self._machine.able(self._slot)
+
+    # For Ray
+
+    def record_routing_stats(self) -> dict[str, Any]:
+        """What our request router scores by, for callers that are no front door."""
+        return report_of(
+            self._worker,
+            replica=self._id,
+            machine=self._machine,
+            able=self._able[0],
+            memory_gib=self._machine.memory_gib(self._slot),
+            load=psutil.cpu_percent() / 100,
+        )
+
+    def check_health(self) -> None:
+        """The worker process is looked after here; Ray replaces us only when this process is gone."""
+
+    # For the front door
+
+    async def watch(self, door: str, *, to: str) -> AsyncIterator[str]:
+        """Everything that happens here from now on, for one front door."""
+        if self._lines is not None:
+            self._lines.put_nowait(None)
+        lines = self._lines = asyncio.Queue()
+        if door != self._door:
+            self._door = door
+            await self._leave_jobs()
+        lines.put_nowait(messages.encode(self._hello()))
+        if self._worker is None:
+            await self._wake()
+        else:
+            self._retell(self._worker)
+        pulse = asyncio.create_task(self._tell_pulse(lines), name="pulse")
+        try:
+            while (line := await lines.get()) is not None:
+                yield line
+        finally:
+            pulse.cancel()
+            if self._lines is lines:
+                self._lines = None
+
+    async def run(self, job_id: str, request: str, *, to: str | None = None) -> AsyncIterator[Any]:
+        """Draw a job, here or where Ray sends it. `taken` or `refused` at once, and after its end (name, part, is_last) of its pictures' files."""
+        worker = self._worker
+        if job_id in self._unwanted:
+            yield f"{REFUSED}: it was cancelled on its way"
+            return
+        if worker is None or not worker.takes_jobs or job_id in self._jobs:
+            yield f"{REFUSED}: the worker is {'asleep' if worker is None else worker.state.value}"
+            return
+        job = self._jobs[job_id] = _Job()
+        try:
+            await worker.run([(job_id, json.loads(request))], is_alone=False)
+            yield TAKEN
+            await job.ended.wait()
+            folder = self._machine.settings.storage.output_dir / images.STAGING
+            for name in job.files:
+                data = await asyncio.to_thread((folder / name).read_bytes)
+                for start in range(0, len(data), CHUNK_BYTES):
+                    part = data[start : start + CHUNK_BYTES]
+                    yield (name, part, start + CHUNK_BYTES >= len(data))
+        finally:
+            if not job.ended.is_set():  # the front door is gone, or wants it no more
+                await worker.cancel(job_id)
+            self._jobs.pop(job_id, None)
+            if job.ended.is_set():
+                images.discard_staged(self._machine.settings.storage.output_dir, job_id)
+
+    async def tell(self, line: str, *, to: str) -> None:
+        """A word of the front door's to the worker."""
+        message = messages.decode(line)
+        match message:
+            case messages.Sleep():
+                await self._sleep()
+            case messages.Wake():
+                await self._wake()
+            case messages.Kill():
+                if self._worker is not None:
+                    self._worker.kill(message.code, message.why)
+            case events.Cancel():
+                await self._cancel(message.job_id)
+            case events.Load():
+                if self._worker is not None:
+                    await self._worker.load(message.model)
+            case events.Unload():
+                if self._worker is not None:
+                    await self._worker.unload(message.model)
+            case events.Previews():
+                if self._worker is not None:
+                    await self._worker.want_previews(message.wanted)
+            case _:
+                raise ValueError(f"a replica is not told {type(message).__name__}")
+
+    async def missing(self, wanted: str, *, to: str) -> str:
+        """Of [kind, SHA-256] pairs those that this machine has not, as JSON."""
+        pairs = [tuple(pair) for pair in json.loads(wanted)]
+        return json.dumps(await asyncio.to_thread(self._files.missing, pairs))
+
+    async def receive(
+        self, kind: str, sha256: str, part: bytes, is_first: bool, is_last: bool, *, to: str
+    ) -> None:
+        """A file that a job needs, part by part, in order."""
+
+        def take() -> None:
+            if is_first:
+                self._files.begin(kind, sha256)
+            try:
+                self._files.write(sha256, part)
+            except OSError:
+                self._files.drop(sha256)
+                raise
+            if is_last:
+                self._files.end(kind, sha256)
+
+        await asyncio.to_thread(take)
+
+    # WorkerListener
+
+    async def on_event(self, worker: Worker, event: Any) -> None:
+        match event:
+            case events.Finished():
+                names = tuple(image["filename"] for image in event.result["images"])
+                self._end(event.job_id, names)
+            case events.Failed() | events.WasCancelled():
+                self._end(event.job_id)
+        self._say(event)
+
+    async def on_death(self, worker: Worker, death: Death) -> None:
+        begun = [job.id for job in death.jobs if job.begun_at is not None]
+        for job in death.jobs:
+            self._end(job.id)
+            images.discard_staged(self._machine.settings.storage.output_dir, job.id)
+        if worker.state is WorkerState.RESTARTING:
+            self._say(messages.Died(exit_text=death.exit_text, code=death.code, begun=begun))
+
+    # Inside
+
+    def _own_id(self) -> str:
+        from ray import serve
+
+        return serve.get_replica_context().replica_id.unique_id
+
+    def _hello(self) -> messages.Hello:
+        models, reasons = self._able = self._machine.able(self._slot)
+        return messages.Hello(
+            replica=self._id,
+            node=self._machine.name,
+            slot=self._slot.name,
+            precision=self._machine.profile.name,
+            resources=sorted(self._machine.resources),
+            models=models,
+            reasons=reasons,
+            memory_gib=round(self._machine.memory_gib(self._slot), 3),
+            gpus=[asdict(gpu) for gpu in self._slot.gpus],
+            is_apple=self._slot.is_apple,
+            pid=os.getpid(),
+        )
+
+    def _make_worker(self, slot: WorkerSlot) -> Worker:
+        machine = self._machine
+        return Worker(slot, machine.profile, machine.settings, machine.default, self)
+
+    def _retell(self, worker: Worker) -> None:
+        """What the next front door must know of a worker that is up already."""
+        if worker.device is not None and worker.state is not WorkerState.RESTARTING:
+            self._say(
+                events.Ready(device=worker.device, versions=worker.versions, safety=worker.safety)
+            )
+            self._say(
+                events.Holds(
+                    models=[(model, held.gib) for model, held in worker.models.items()],
+                    memory_mib=worker.memory_mib or 0,
+                )
+            )
+        if worker.model is not None and worker.engine is not None:
+            self._say(
+                events.Loaded(
+                    model=worker.model,
+                    engine=worker.engine,
+                    compute=worker.compute or "",
+                    batches_exactly=worker.batches_exactly,
+                    milliseconds=0.0,
+                    memory_mib=worker.memory_mib or 0,
+                )
+            )
+
+    async def _wake(self) -> None:
+        async with self._changing:
+            if self._worker is None:
+                self._worker = self._make_worker(self._slot)
+                self._worker.start()
+
+    async def _sleep(self) -> None:
+        async with self._changing:
+            worker = self._worker
+            if worker is None or worker.jobs:
+                return
+            self._worker = None
+            await worker.stop()
+            self._say(messages.Asleep())
+
+    async def _leave_jobs(self) -> None:
+        """An earlier front door's: what they were put back for is drawn anew, here or elsewhere."""
+        for job in list(self._jobs.values()):
+            job.ended.set()
+        if self._worker is not None:
+            for job_id in list(self._worker.jobs):
+                await self._worker.cancel(job_id)
+
+    async def _cancel(self, job_id: str) -> None:
+        if self._worker is not None and job_id in self._worker.jobs:
+            await self._worker.cancel(job_id)
+        elif job_id not in self._jobs:  # it is on its way, or has ended
+            self._unwanted[job_id] = None
+            while len(self._unwanted) > UNWANTED_KEPT:
+                self._unwanted.popitem(last=False)
+
+    def _end(self, job_id: str, files: tuple[str, ...] = ()) -> None:
+        job = self._jobs.get(job_id)
+        if job is None:  # nobody waits for its files
+            images.discard_staged(self._machine.settings.storage.output_dir, job_id)
+        else:
+            job.files = files
+            job.ended.set()
+
+    def _say(self, message: Any) -> None:
+        if self._lines is not None:
+            self._lines.put_nowait(messages.encode(message))
+
+    async def _tell_pulse(self, lines: asyncio.Queue[str | None]) -> None:
+        psutil.cpu_percent()
+        while True:
+            await asyncio.sleep(PULSE_SECONDS)
+            before = self._able
+            with contextlib.suppress(OSError):
+                self._able = await asyncio.to_thread(self._machine.able, self._slot)
+            cards = [await asyncio.to_thread(gpu_manager.read_load, gpu) for gpu in self._slot.gpus]
+            is_new = self._able != before
+            pulse = messages.Pulse(
+                processors=psutil.cpu_percent() / 100,
+                cards=cards,
+                models=self._able[0] if is_new else None,
+                reasons=self._able[1] if is_new else None,
+            )
+            lines.put_nowait(messages.encode(pulse))

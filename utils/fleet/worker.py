@@ -1,0 +1,366 @@
+"""A replica with a worker's face: what happens there is heard here, and what it draws is brought here.
+
+Its events come in one stream and go through the same state machine as a child's. A job's pictures come in
+the job's own call, into staging, before its end is told. A replica that is gone is gone for good: the next one
+in its place is another, with another id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Protocol
+
+from config.catalog import DefaultModel
+from config.errors import FluxError
+from config.settings import Settings
+from fleet.replica import ReplicaStats
+from models.precision import profile_of
+from models.types import GenerationRequest
+from utils import images
+from utils.fleet import messages
+from utils.fleet.door_files import DoorFiles
+from utils.fleet.link import Link, ReplicaFailed, ReplicaGone, ReplicaRefused
+from utils.fleet.replica import REFUSED, TAKEN
+from utils.fleet.wants import lora_set
+from utils.gpu_manager import Gpu, WorkerSlot
+from utils.worker import events
+from utils.worker.parent import Death, Worker, WorkerListener, WorkerState
+
+log = logging.getLogger(__name__)
+
+KEPT_LORA_SETS = 8
+NEWEST_SHARE = 0.3  # of a job's seconds in the average
+SILENT_SECONDS = 45.0  # a replica tells something every five
+KILL_PATIENCE_SECONDS = 15.0
+
+
+class FleetListener(WorkerListener, Protocol):
+    """The queue of a fleet is told more than a worker tells."""
+
+    async def on_refused(self, worker: FleetWorker, job_id: str, why: str) -> None: ...
+
+    async def on_gone(self, worker: FleetWorker) -> None: ...
+
+
+class FleetWorker(Worker):
+    """Of a replica that said hello. `start` listens on; `on_gone` is told when there is nothing to hear any more."""
+
+    def __init__(
+        self,
+        hello: messages.Hello,
+        link: Link,
+        lines: AsyncIterator[str],
+        files: DoorFiles,
+        settings: Settings,
+        default: DefaultModel,
+        listener: FleetListener,
+        end_process: Callable[[], None],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        slot = WorkerSlot(
+            name=f"{hello.node}/{hello.slot}",
+            gpus=tuple(Gpu(**gpu) for gpu in hello.gpus),
+            is_apple=hello.is_apple,
+        )
+        super().__init__(slot, profile_of(hello.precision), settings, default, listener, monotonic)
+        self.replica = hello.replica
+        self.node = hello.node
+        self.precision = hello.precision
+        self.resources = frozenset(hello.resources)
+        self.runnable = dict(hello.models)
+        self.reasons = dict(hello.reasons)
+        self.memory_gib = hello.memory_gib
+        self.pid = hello.pid
+        self.is_draining = False
+        self.is_asleep = False
+        self.processors = 0.0
+        self.cards: list[dict[str, Any]] = []
+        self.job_seconds: dict[str, float] = {}
+        self.idle_since = monotonic()
+        self._fleet: FleetListener = listener
+        self._link = link
+        self._lines = lines
+        self._files = files
+        self._end_process = end_process
+        self._heard = ""
+        self._lora_sets: collections.OrderedDict[tuple[str, str], None] = collections.OrderedDict()
+        self._bringing: dict[str, asyncio.Task[None]] = {}
+        self._telling: set[asyncio.Task[None]] = set()
+        self._is_told = asyncio.Lock()
+
+    # For routing
+
+    def stats(self) -> ReplicaStats:
+        used = sorted(
+            (model for model in self.models if model in self.runnable),
+            key=lambda model: self.models[model].used_at,
+        )
+        is_up = self.state in (WorkerState.IDLE, WorkerState.BUSY)
+        return ReplicaStats(
+            replica=self.replica,
+            node=self.node,
+            resources=self.resources,
+            model_gib=self.runnable,
+            memory_gib=self.memory_gib,
+            models=tuple(used),
+            lora_sets=frozenset(self._lora_sets),
+            jobs=frozenset(self.jobs),
+            heard=self._heard,
+            takes=2 if self.jobs and self.takes_jobs else 1,
+            job_seconds=dict(self.job_seconds),
+            load=self.processors,
+            is_draining=self.is_draining or self.is_asleep or not is_up,
+        )
+
+    # The face of a worker
+
+    def start(self) -> None:
+        self._supervisor = asyncio.create_task(self._listen(), name=f"replica {self.name}")
+
+    async def stop(self) -> None:
+        """Listen no more. Jobs that run are put back by whoever stops us; the replica leaves them."""
+        self._stopping.set()
+        for job_id in list(self.jobs):
+            await self.cancel_quietly(job_id)
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.gather(self._supervisor, return_exceptions=True)
+
+    async def run(self, jobs: Sequence[tuple[str, dict[str, Any]]], *, is_alone: bool) -> None:
+        await super().run(jobs, is_alone=is_alone)
+        for job_id, request in jobs:
+            self._heard = job_id
+            self._bringing[job_id] = asyncio.create_task(
+                self._bring(job_id, request), name=f"bring {job_id}"
+            )
+
+    async def cancel_quietly(self, job_id: str) -> None:
+        """Have the replica leave a job that stays ours."""
+        bringing = self._bringing.pop(job_id, None)
+        if bringing is not None:
+            bringing.cancel()  # which ends the call there, and with it the job
+            await asyncio.gather(bringing, return_exceptions=True)
+
+    def kill(self, code: str, why: str) -> None:
+        log.error("replica %s is ended: %s", self.name, why, extra={"action": "worker_killed"})
+        self.last_sign = self._monotonic()  # asked once, not every second
+        self._tell(messages.Kill(code=code, why=why))
+        asyncio.get_running_loop().call_later(
+            KILL_PATIENCE_SECONDS, self._kill_process, tuple(self.jobs), why
+        )
+
+    def _kill_process(self, jobs: tuple[str, ...], why: str) -> None:
+        if set(jobs) & set(self.jobs) and not self._stopping.is_set():
+            log.error(
+                "replica %s does not answer: its process is ended",
+                self.name,
+                extra={"action": "replica_killed"},
+            )
+            self._kill_reason = ("timeout", why)
+            self._end_process()
+
+    async def send(self, event: Any) -> None:
+        if not isinstance(event, events.Run):  # a job is a call of its own
+            self._tell(event)
+
+    async def sleep(self) -> None:
+        self.is_asleep = True
+        self._tell(messages.Sleep())
+
+    async def wake(self) -> None:
+        self.is_asleep = False
+        self.state = WorkerState.STARTING
+        self._tell(messages.Wake())
+
+    # Listening
+
+    async def _listen(self) -> None:
+        why = "its machine left the fleet, or its process ended"
+        try:
+            while True:
+                async with asyncio.timeout(SILENT_SECONDS):
+                    line = await anext(self._lines)
+                await self._hear(messages.decode(line))
+        except StopAsyncIteration:
+            pass
+        except TimeoutError:
+            why = f"nothing was heard of it for {SILENT_SECONDS:g} s"
+            self._end_process()  # what is heard of no more may draw no more
+        except (ReplicaGone, ReplicaFailed, ReplicaRefused, ValueError) as error:
+            why = str(error)
+        except asyncio.CancelledError:
+            why = "the service stops"
+        for job_id in list(self._bringing):
+            await self.cancel_quietly(job_id)
+        for task in self._telling:
+            task.cancel()
+        code, why = self._kill_reason or ("worker_lost", why)
+        death = Death(jobs=tuple(self.jobs.values()), exit_text=why, code=code)
+        self._forget_worker()
+        self.state = WorkerState.STOPPED
+        if not self._stopping.is_set():
+            log.error(
+                "replica %s is gone: %s",
+                self.name,
+                why,
+                extra={"action": "replica_gone", "job_id": [job.id for job in death.jobs]},
+            )
+        try:
+            await self._listener.on_death(self, death)
+        finally:
+            await self._fleet.on_gone(self)
+
+    async def _hear(self, message: Any) -> None:
+        match message:
+            case messages.Hello():
+                pass
+            case messages.Pulse():
+                self.processors, self.cards = message.processors, message.cards
+                if message.models is not None and message.reasons is not None:
+                    self.runnable, self.reasons = dict(message.models), dict(message.reasons)
+            case messages.Died():
+                await self._note_death(message)
+            case messages.Asleep():
+                self._forget_worker()
+                self.state = WorkerState.STOPPED
+            case events.Finished() | events.Failed() | events.WasCancelled():
+                task = asyncio.create_task(self._end(message), name=f"end {message.job_id}")
+                self._telling.add(task)
+                task.add_done_callback(self._telling.discard)
+            case _:
+                await self._take(message)
+                if isinstance(message, events.Begun):
+                    self.is_asleep = False  # another caller's job kept it awake
+
+    async def _end(self, event: Any) -> None:
+        """Of a job: told when its pictures are here."""
+        bringing = self._bringing.get(event.job_id)
+        if bringing is not None and isinstance(event, events.Finished):
+            await asyncio.gather(bringing, return_exceptions=True)
+        given = self.jobs.get(event.job_id)
+        if given is None or self.state is WorkerState.STOPPED:
+            return  # it ended otherwise meanwhile
+        self._bringing.pop(event.job_id, None)
+        if isinstance(event, events.Finished):
+            if bringing is None or bringing.cancelled():
+                return
+            error = bringing.exception()
+            if isinstance(error, ReplicaGone):
+                return  # the stream of events ends, too, and tells what becomes of its jobs
+            if error is not None:
+                event = self._not_brought(event.job_id, error)
+            else:
+                self._note_success(given.request, self._monotonic() - given.given_at)
+        await self._take(event)
+        self.idle_since = self._monotonic()
+
+    def _not_brought(self, job_id: str, error: BaseException) -> events.Failed:
+        log.error("a picture was not brought", extra={"action": "not_brought", "job_id": job_id})
+        if isinstance(error, OSError):
+            what = f"the picture could not be written: {error.strerror}; free some disk space or check the output folder"
+            return events.Failed(job_id=job_id, code="storage", message=what)
+        return events.Failed(
+            job_id=job_id,
+            code="internal",
+            message=f"the picture was drawn and could not be brought from {self.name}; the log has the details",
+        )
+
+    def _note_success(self, request: Any, seconds: float) -> None:
+        model = request["model"]
+        before = self.job_seconds.get(model, seconds)
+        self.job_seconds[model] = before + (seconds - before) * NEWEST_SHARE
+        if name := lora_set(GenerationRequest.from_json(request)):
+            self._lora_sets[model, name] = None
+            self._lora_sets.move_to_end((model, name))
+            while len(self._lora_sets) > KEPT_LORA_SETS:
+                self._lora_sets.popitem(last=False)
+
+    async def _note_death(self, died: messages.Died) -> None:
+        for job_id in list(self._bringing):
+            await self.cancel_quietly(job_id)
+        jobs = tuple(self.jobs.values())
+        self._forget_worker()
+        self.state, self.last_death = WorkerState.RESTARTING, died.exit_text
+        self._deaths.append(self._monotonic())
+        await self._listener.on_death(
+            self, Death(jobs=jobs, exit_text=died.exit_text, code=died.code)
+        )
+
+    def _forget_worker(self) -> None:
+        self.jobs.clear()
+        self.model = self.engine = self.compute = self.loading = self.memory_mib = None
+        self.models.clear()
+        self._lora_sets.clear()
+
+    # A job's way there and back
+
+    async def _bring(self, job_id: str, request: dict[str, Any]) -> None:
+        """Bring a job and what it needs to the replica, and its pictures into staging."""
+        parts: dict[str, list[bytes]] = collections.defaultdict(list)
+        try:
+            await self._files.provide(self.node, self._link, GenerationRequest.from_json(request))
+            given = self.jobs.get(job_id)
+            if given is None:
+                return
+            if given.unwanted_since is not None:
+                return await self._take(events.WasCancelled(job_id=job_id))
+            async for said in self._link.run(job_id, request):
+                if isinstance(said, str):
+                    if said.startswith(REFUSED):
+                        raise ReplicaRefused(said)
+                    assert said == TAKEN
+                    continue
+                name, part, is_last = said
+                parts[name].append(part)
+                if is_last:
+                    data = b"".join(parts.pop(name))
+                    folder = self._settings.storage.output_dir
+                    await asyncio.to_thread(images.stage, data, folder, name)
+        except ReplicaRefused as refused:
+            await self._give_back(job_id, str(refused))
+        except ReplicaGone:
+            raise  # the stream of events ends, too, and tells what became of its jobs
+        except FluxError as error:
+            await self._fail(job_id, error.code, error.message)
+        except ReplicaFailed as error:
+            log.exception("a job failed", extra={"action": "job_failed", "job_id": job_id})
+            text = f"replica {self.name} failed ({error}); the service's log has the details"
+            await self._fail(job_id, "internal", text)
+
+    async def _give_back(self, job_id: str, why: str) -> None:
+        self._bringing.pop(job_id, None)
+        if self.jobs.pop(job_id, None) is not None:
+            if not self.jobs:
+                self._idle_again(WorkerState.BUSY)
+            await self._fleet.on_refused(self, job_id, why)
+
+    async def _fail(self, job_id: str, code: str, message: str) -> None:
+        self._bringing.pop(job_id, None)
+        if job_id in self.jobs:
+            await self._take(events.Failed(job_id=job_id, code=code, message=message))
+
+    # Telling
+
+    def _tell(self, message: Any) -> None:
+        task = asyncio.create_task(self._tell_now(message), name=f"tell {self.name}")
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def _tell_now(self, message: Any) -> None:
+        async with self._is_told:  # in their order
+            try:
+                await self._link.tell(message)
+            except ReplicaGone:
+                pass  # the stream of events ends, too
+            except (ReplicaFailed, ReplicaRefused) as error:
+                log.error(
+                    "%s was not told %s: %s",
+                    self.name,
+                    type(message).__name__,
+                    error,
+                    extra={"action": "not_told"},
+                )
