@@ -17,6 +17,8 @@ from tests.frontend.page import drop, field, graph, is_ready, node, prompt, ui
 from tests.service import RunningService
 
 FRAME_MS = 16.0
+# What one frame in twenty may take while tests and their services share the cores.
+RARE_FRAME_MS = 24.0
 PAINTED = """() => {
     const map = document.querySelector("#minimap");
     return map.getContext("2d").getImageData(0, 0, map.width, map.height).data.some(Boolean);
@@ -340,9 +342,35 @@ def test_canvas_of_200_nodes_pans_and_zooms_within_a_frame(
     page = open_graph(browser, ui(service), 200)
     page.keyboard.press(key)
     expect(page.locator(".world")).not_to_have_attribute("data-moving", "true")
-    frames = traced(page, lambda: act(page, 60))
+    frames = traced(page, lambda: act(page, 120))
     page.context.close()
     assert statistics.median(frames.costs_ms) <= FRAME_MS, frames.words()
+    assert statistics.quantiles(frames.costs_ms, n=20)[-1] <= RARE_FRAME_MS, frames.words()
+
+
+def test_canvas_of_many_nodes_has_whole_those_that_can_be_read(
+    service: RunningService, browser: Browser
+) -> None:
+    page = open_graph(browser, ui(service), 80)
+    resting = page.locator(".node[data-resting]")
+    page.keyboard.press("f")
+    expect(resting).to_have_count(80)
+    first = page.locator(".node[data-node=n1]")
+    expect(first.locator("h2")).to_be_visible()
+    height = first.evaluate("node => node.offsetHeight")
+    first.focus()  # what has the focus is whole
+    expect(first).not_to_have_attribute("data-resting", "true")
+    assert first.evaluate("node => node.offsetHeight") == height
+    page.keyboard.press("Tab")
+    expect(first.get_by_role("button", name="Collapse")).to_be_focused()
+    last = page.locator(".node[data-node=n78]")
+    last.focus()
+    page.keyboard.press("0")
+    last.evaluate("node => node.scrollIntoView({ block: 'center', inline: 'center' })")
+    expect(last.locator("textarea")).to_be_in_viewport()
+    expect(page.locator(".node[data-node=n80]")).not_to_have_attribute("data-resting", "true")
+    expect(first).to_have_attribute("data-resting", "true")
+    page.context.close()
 
 
 def test_canvas_title_of_a_hostile_workflow_is_text(

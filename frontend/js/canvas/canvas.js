@@ -9,14 +9,11 @@ import {HEAD, fitted, onScreen, overlap, toWorld, widthOf, zoomed} from "./geome
 import {mountGestures} from "./gestures.js";
 import {openSearch} from "./menus.js";
 import {mountMinimap} from "./minimap.js";
+import {mountRest} from "./rest.js";
 import {Wires} from "./wires.js";
 
 /** A view that is not zoomed any more is drawn sharp again after so many frames. */
 const STILL_FRAMES = 15;
-/** From here on words are too small to read. */
-const FAR_SCALE = 0.35;
-/** Few nodes are drawn whole however small. */
-const MANY_NODES = 60;
 const DOTS_PX = 24;
 const GUESSED_HEIGHT = 220;
 /** Between the minimap and the nodes above it. */
@@ -62,6 +59,7 @@ export function mountCanvas(app) {
 	};
 	const camera = () => app.camera.state.camera;
 	const setCamera = (/** @type {Camera} */ now) => app.camera.set({camera: now});
+	const rest = mountRest({root, layer, app, boxOf, isZoomed: () => untilStill > 0});
 	const map = find("#minimap", document, HTMLCanvasElement);
 	const drawMinimap = mountMinimap({canvas: map, root, app, boxOf, setCamera});
 	mountGestures({root, app, wires, lasso: find("#lasso"), boxOf, setCamera});
@@ -127,14 +125,13 @@ export function mountCanvas(app) {
 			if (!untilStill) whileMoving();
 			untilStill = STILL_FRAMES;
 			world.style.transform = `scale(${now})`;
-			setIfOther("many", layer.children.length > MANY_NODES);
-			setIfOther("far", now < FAR_SCALE && layer.children.length > MANY_NODES);
 			scale.textContent = `${Math.round(now * 100)} %`;
 			scale.setAttribute("aria-label", `${scale.textContent}: actual size`);
 		}
 		[left, top] = [MIDDLE_PX - Math.round(x), MIDDLE_PX - Math.round(y)];
 		view.scrollTo(left, top);
 		drawMinimap();
+		rest();
 	});
 	// A browser scrolls what has the focus into view: what it moved by, the camera moves too.
 	view.addEventListener("scroll", () => {
@@ -174,6 +171,7 @@ export function mountCanvas(app) {
 			);
 			wires.draw(graph, store.state.selectedWire);
 			drawMinimap();
+			rest();
 		}
 	);
 	store.watch(
@@ -188,6 +186,7 @@ export function mountCanvas(app) {
 		wires.draw(editor.graph, store.state.selectedWire);
 		const busy = new Set(store.state.runs.filter(({phase}) => phase === "running").map(({sampler}) => sampler));
 		for (const element of elements()) element.dataset.busy = String(busy.has(element.dataset.node ?? ""));
+		rest();
 	});
 	store.watch(({runs}) => [runs.map(({phase, sampler}) => `${sampler} ${phase}`).join()], drawBusy);
 	new ResizeObserver(() => {
@@ -218,11 +217,6 @@ export function mountCanvas(app) {
 	function whileMoving() {
 		if (!world.dataset.moving) world.dataset.moving = "true";
 		requestAnimationFrame(() => (--untilStill > 0 ? whileMoving() : delete world.dataset.moving));
-	}
-
-	/** @param {"many" | "far"} name @param {boolean} value */
-	function setIfOther(name, value) {
-		if (root.dataset[name] !== String(value)) root.dataset[name] = String(value);
 	}
 }
 

@@ -1,0 +1,56 @@
+/**
+ * Of a graph of many nodes only those that can be read are whole: one out of sight, or too small for words, is a
+ * frame with its title while what is in it rests. All of them at once would take many times a frame's time, so it
+ * is a few in each frame, and none while the view is zoomed.
+ */
+
+import {onScreen, overlap} from "./geometry.js";
+
+/** Fewer nodes are always whole. */
+const MANY_NODES = 60;
+/** Below this words are too small to read. */
+const FAR_SCALE = 0.5;
+/** Nodes this near are woken before they come into sight, px. */
+const NEAR_PX = 160;
+/** What a frame has time for. */
+const WOKEN_A_FRAME = 3;
+const RESTED_A_FRAME = 12;
+
+/** @param {{root: HTMLElement, layer: HTMLElement, app: App, boxOf: (id: string) => Box, isZoomed: () => boolean}} options @returns {() => void} call it when the view or the nodes have changed */
+export function mountRest({root, layer, app, boxOf, isZoomed}) {
+	let isAsked = false;
+	// What has the focus must be there.
+	layer.addEventListener("focusin", ({target}) => {
+		const node = target instanceof Element && target.closest(".node");
+		if (node instanceof HTMLElement) delete node.dataset.resting;
+	});
+	return ask;
+
+	function ask() {
+		if (isAsked) return;
+		isAsked = true;
+		requestAnimationFrame(() => {
+			isAsked = false;
+			step();
+		});
+	}
+
+	function step() {
+		const nodes = /** @type {HTMLElement[]} */ ([...layer.children]);
+		const woken = nodes.filter(node => node.dataset.resting && isWhole(node, nodes.length));
+		const rested = nodes.filter(node => !node.dataset.resting && !isWhole(node, nodes.length));
+		const isNew = rested.length > nodes.length / 2; // a frame in which so many came is a long one anyway
+		if (!isNew && isZoomed()) return ask();
+		woken.slice(0, WOKEN_A_FRAME).forEach(({dataset}) => delete dataset.resting);
+		rested.slice(0, isNew ? rested.length : RESTED_A_FRAME).forEach(({dataset}) => (dataset.resting = "true"));
+		if (woken.length + rested.length) ask();
+	}
+
+	/** @param {HTMLElement} node @param {number} count of all nodes */
+	function isWhole(node, count) {
+		const {camera} = app.camera.state;
+		const near = {x: -NEAR_PX, y: -NEAR_PX, width: root.clientWidth + 2 * NEAR_PX, height: root.clientHeight + 2 * NEAR_PX};
+		if (count <= MANY_NODES || node.contains(document.activeElement)) return true;
+		return overlap(onScreen(boxOf(node.dataset.node ?? ""), camera), near) && (camera.scale >= FAR_SCALE || node.querySelector("img[src]") !== null);
+	}
+}
