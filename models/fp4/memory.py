@@ -3,7 +3,8 @@
     python -m models.fp4.memory
 
 The models are built with their true shapes and no memory, and run once by each path of `compute.py`;
-what would be allocated is counted as it comes and goes. Weights on the GPU are the four-bit transformer
+what would be allocated is counted as it comes and goes. Blocks of a kind are alike and leave nothing
+behind, so that two of each are run for all. Weights on the GPU are the four-bit transformer
 and the autoencoder. Text encoders come for the moment they compute (`offload.py`); the autoencoder
 decodes in tiles of 512 px. The elementwise parts count as one kernel each, as they are when compiled
 (`kernels.py`): what they are given and what they write. Not counted: the CUDA context and kernels (some
@@ -13,8 +14,10 @@ decodes in tiles of 512 px. The elementwise parts count as one kernel each, as t
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -35,6 +38,7 @@ from models.fp4.nvfp4 import BLOCK
 
 LIMIT_BYTES = 8_000_000_000  # FLUX.1 [schnell] at 1024 px must stay within
 TILE_PX = 512
+BLOCKS_RUN = 2  # of each kind
 
 # The published configurations of FLUX.1 [schnell]; the transformer's is diffusers' default.
 VAE = {
@@ -106,15 +110,14 @@ def plan(
     """
     with torch.no_grad():
         transformer, full = _transformer(rank, PATHS[path]())
-        with init_empty_weights():
-            vae = _in_bf16(AutoencoderKL(**VAE))
+        vae_weights, decoding = _decoding(width, height)
         t5, clip = _t5(PATHS[path]()), _clip()
         return MemoryPlan(
             transformer_weights=weight_bytes(transformer) + kept_bytes(transformer),
-            vae_weights=weight_bytes(vae),
+            vae_weights=vae_weights,
             text_encoding=max(_t5_peak(t5, text_tokens), _clip_peak(clip)),
             denoising=peak_bytes(lambda: _denoise(transformer, width, height, text_tokens)),
-            decoding=peak_bytes(lambda: _decode(vae, width, height)),
+            decoding=decoding,
             transformer_weights_bf16=full,
             t5_weights=weight_bytes(t5),
             clip_weights=weight_bytes(clip),
@@ -270,7 +273,9 @@ def _t5_peak(t5: nn.Module, tokens: int) -> int:
     """Activations, and the largest part that comes at a time; the next may come before one is gone."""
     ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
     parts = [*t5.encoder.block, t5.encoder.embed_tokens]
-    return peak_bytes(lambda: t5(ids)) + 2 * max(weight_bytes(part) for part in parts)
+    largest = max(weight_bytes(part) for part in parts)
+    with few_of_each(t5.encoder, "block"):
+        return peak_bytes(lambda: t5(ids)) + 2 * largest
 
 
 def _clip_peak(clip: nn.Module) -> int:
@@ -281,20 +286,43 @@ def _clip_peak(clip: nn.Module) -> int:
 def _denoise(transformer: nn.Module, width: int, height: int, text_tokens: int) -> None:
     tokens = (width // 16) * (height // 16)
     here: dict[str, Any] = {"dtype": torch.bfloat16, "device": "meta"}
-    transformer(
-        hidden_states=torch.empty(1, tokens, 64, **here),
-        encoder_hidden_states=torch.empty(1, text_tokens, 4096, **here),
-        pooled_projections=torch.empty(1, 768, **here),
-        timestep=torch.empty(1, **here),
-        img_ids=torch.empty(tokens, 3, **here),
-        txt_ids=torch.empty(text_tokens, 3, **here),
-    )
+    with few_of_each(transformer, "transformer_blocks", "single_transformer_blocks"):
+        transformer(
+            hidden_states=torch.empty(1, tokens, 64, **here),
+            encoder_hidden_states=torch.empty(1, text_tokens, 4096, **here),
+            pooled_projections=torch.empty(1, 768, **here),
+            timestep=torch.empty(1, **here),
+            img_ids=torch.empty(tokens, 3, **here),
+            txt_ids=torch.empty(text_tokens, 3, **here),
+        )
 
 
-def _decode(vae: nn.Module, width: int, height: int) -> None:
+@contextmanager
+def few_of_each(model: nn.Module, *lists: str) -> Iterator[None]:
+    """Within it, each of the model's lists of blocks has only its first `BLOCKS_RUN`."""
+    whole = {name: getattr(model, name) for name in lists}
+    for name, blocks in whole.items():
+        setattr(model, name, blocks[:BLOCKS_RUN])
+    try:
+        yield
+    finally:
+        for name, blocks in whole.items():
+            setattr(model, name, blocks)
+
+
+@cache  # no path has a part in it
+def _decoding(width: int, height: int) -> tuple[int, int]:
+    """The autoencoder's weights, and what it takes beside them."""
+    with init_empty_weights():
+        vae = _in_bf16(AutoencoderKL(**VAE))
     vae.use_tiling = True
     vae.tile_sample_min_size, vae.tile_latent_min_size = TILE_PX, TILE_PX // 8
-    vae.decode(torch.empty(1, 16, height // 8, width // 8, dtype=torch.bfloat16, device="meta"))
+
+    def decode() -> None:
+        latents = torch.empty(1, 16, height // 8, width // 8, dtype=torch.bfloat16, device="meta")
+        vae.decode(latents)
+
+    return weight_bytes(vae), peak_bytes(decode)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel
 
 from models.fp4 import hardware, memory
 from models.fp4.compute import Fp8
@@ -64,6 +65,18 @@ def test_schnell_at_1024_px_stays_within_8_gb(plan: MemoryPlan) -> None:
     parts = [plan.text_encoding, plan.denoising, plan.decoding]
     assert plan.resident + max(parts) == plan.peak
     assert all(part > 100 * MB for part in parts), "nothing was counted"
+
+
+def test_more_blocks_of_a_kind_take_no_more_than_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.device("meta"):
+        transformer = FluxTransformer2DModel(num_layers=3, num_single_layers=3).bfloat16()
+    peaks = set()
+    for count in (2, 3):
+        monkeypatch.setattr(memory, "BLOCKS_RUN", count)
+        with torch.no_grad():
+            peaks.add(memory.peak_bytes(lambda: memory._denoise(transformer, 256, 256, 64)))
+    assert len(peaks) == 1
+    assert len(transformer.transformer_blocks) == len(transformer.single_transformer_blocks) == 3
 
 
 def test_schnells_transformer_is_at_most_032_of_bf16(plan: MemoryPlan) -> None:
