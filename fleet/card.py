@@ -37,12 +37,13 @@ class Card:
         self.is_silent = False
         self._ended: set[str] = set()  # told to us, and perhaps not yet seen by a report
         self._unseen: list[Wanted] = []  # sent, and perhaps not yet seen by a report
+        self.free_at = math.inf  # as far as is known
         self.stats = stats
         self.profile = Profile.of(stats)
         self.paces = _paces(stats.job_seconds)
         self._conclude()
 
-    def take_report(self, stats: ReplicaStats) -> None:
+    def take_report(self, stats: ReplicaStats, now: float) -> None:
         """Another report of the same replica."""
         self.profile = Profile.of(stats)
         if stats.job_seconds != self.stats.job_seconds:
@@ -58,18 +59,32 @@ class Card:
         running = [job for job in self._unseen[:seen] if job.job in self.sent]
         self._unseen = running + self._unseen[seen:]
         self._conclude()
+        if stats.seconds_left is not None:
+            in_hand = [job for job in self.sent.values() if job.job not in stats.jobs]
+            self.free_at = now + stats.seconds_left + sum(map(self.seconds_of, in_hand))
 
-    def send(self, wanted: Wanted) -> None:
+    def send(self, wanted: Wanted, now: float) -> None:
         """A job was given to it."""
+        begins = self.free_at if self.jobs else now
+        self.free_at = begins + self.seconds_of(wanted)
         self.sent[wanted.job] = wanted
         self._unseen = [*self._unseen[-REMEMBERED + 1 :], wanted]
         self._conclude()
 
-    def end(self, job: str) -> None:
+    def seconds_of(self, wanted: Wanted) -> float:
+        """How long it would be busy with a job, begun next; unknown is for ever."""
+        unknown = math.inf
+        load = 0.0
+        if wanted.model not in self.models:
+            load = self.stats.load_seconds.get(wanted.model, unknown)
+        return load + self.stats.job_seconds.get(wanted.model, unknown) * wanted.work
+
+    def end(self, job: str, now: float) -> None:
         """A job of ours there has ended."""
         del self.sent[job]
         self._ended.add(job)
         self._conclude()
+        self.free_at = now + sum(self.seconds_of(wanted) for wanted in self.sent.values())
 
     @property
     def replica(self) -> str:

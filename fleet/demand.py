@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 
 class Demand:
-    """Shares of the last jobs: an older one counts less, half after about 0.7 times `horizon` more."""
+    """Jobs a second of each model; what was long ago counts little."""
 
-    def __init__(self, horizon: int = 256) -> None:
-        self._keep = 1 - 1 / horizon
-        self._asked = 0
-        self._by_model: dict[str, tuple[float, int]] = {}  # weight as of so many jobs
+    def __init__(self, memory_seconds: float = 300.0) -> None:
+        self._memory_seconds = memory_seconds
+        self._by_model: dict[str, tuple[float, float]] = {}  # rate, as of when
 
-    def add(self, model: str) -> None:
+    def add(self, model: str, now: float) -> None:
         """A job came."""
-        self._asked += 1
-        self._by_model[model] = (self.of(model) + 1 - self._keep, self._asked)
+        self._by_model[model] = (self.of(model, now) + 1 / self._memory_seconds, now)
 
-    def of(self, model: str) -> float:
-        """The share of the model, 0 to 1."""
-        weight, asked = self._by_model.get(model, (0.0, self._asked))
-        return weight * self._keep ** (self._asked - asked)
+    def of(self, model: str, now: float) -> float:
+        rate, then = self._by_model.get(model, (0.0, now))
+        return rate * math.exp((then - now) / self._memory_seconds)

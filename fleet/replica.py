@@ -30,6 +30,8 @@ class ReplicaStats:
     )
     takes: int = 1  # how many it may have; 2 while the last steps of one are done and it decodes
     job_seconds: Mapping[str, float] = field(default_factory=dict)  # measured, a job by its model
+    load_seconds: Mapping[str, float] = field(default_factory=dict)  # measured, of each model
+    seconds_left: float | None = None  # until it is free, where its progress tells
     load: float = 0.0  # of its processors, 0 to 1
     is_draining: bool = False  # gets nothing new
 

@@ -2,29 +2,36 @@
 
 The line is kept at the front door, and a job leaves it only for a card that begins with it: what is
 bound early waits behind the wrong job. Two questions are asked, then. A job comes: which idle card is
-best for it (`preference.py`). A card becomes idle: which of those that wait does it take? The oldest whose
+best for it (`preference.py`)? A card becomes idle: which of those that wait does it take? The oldest whose
 model it has loaded, if there is one; else it loads one, that for which most wait by the cards that have
-it. Jobs that are passed by that are counted (`waiting.py`), and one that was passed `passes` times for
-every card that could run it is next. So nobody waits for ever, and no card is idle while somebody waits
-whom it could serve.
+it. Jobs that are passed by that are counted (`waiting.py`), and one that was passed as often as is allowed
+is next. So nobody waits for ever. Nobody waits at all while an idle card has the model or room for it;
+beside one that would have to let another model go, only for a busy card that is the better choice, and
+not for long (`patience.py`).
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from fleet.card import Card, State
 from fleet.demand import Demand
 from fleet.idle import IdleCards
+from fleet.patience import LONGEST_SECONDS, Patience
 from fleet.preference import Tier, harm_of, reason_of, tier_of
 from fleet.replica import Profile, ReplicaStats
 from fleet.waiting import Kind, Waiting
 from fleet.wanted import Wanted
 
-# A job may be passed by so many later ones for each card that could run it.
+# A job may be passed by so many later ones for each card that could run it, and by as many more as
+# waited before it when it came.
 PASSES = 8
 # Of that, what may be used to spare a change of LoRAs, which costs less than a model.
 LORA_SHARE = 0.25
@@ -40,7 +47,6 @@ class Decision:
     model: str
     tier: Tier
     evicts: tuple[str, ...]  # the models that are thought to leave for it
-    passed: int  # how often it was passed while it waited, as its kind counts it
     reason: str
 
     @property
@@ -50,23 +56,35 @@ class Decision:
 
 
 class Router:
-    """Not for several threads. Everything but `next` tells it what happened; `next` says what begins."""
+    """Not for several threads. Everything but `next` tells it what happened; `next` says what begins.
 
-    def __init__(self, passes: int = PASSES) -> None:
+    `wakes_at` is the time of the clock at which `next` is to be asked again though nothing happened.
+    """
+
+    def __init__(
+        self,
+        passes: int = PASSES,
+        patience_seconds: float = LONGEST_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.waiting = Waiting()
+        self.wakes_at = math.inf
         self._passes = passes
+        self._clock = clock
         self._cards: dict[str, Card] = {}
         self._on: dict[str, str] = {}  # job: the replica it was sent to
         self._idle = IdleCards()
+        self._busy: dict[str, Card] = {}
+        self._warm: dict[str, dict[str, Card]] = {}  # by model, those that have it and are busy
         self._copies: collections.Counter[str] = collections.Counter()
         self._demand = Demand()
-        self._harm = harm_of(self._copies, self._demand.of)
+        self._patience = Patience(patience_seconds, self._demand, self._copies)
+        self._harm = harm_of(self._copies, lambda model: self._demand.of(model, self._clock()))
         self._profiles: dict[Profile, Profile] = {}  # one object for equal ones
-        self._present: collections.Counter[Profile] = collections.Counter()
-        self._fresh: collections.deque[str] = (
-            collections.deque()
-        )  # jobs that no card was looked up for
-        self._free: dict[str, None] = {}  # cards that no job was looked up for, in order
+        self._present: dict[int, list[Any]] = {}  # by the id of a profile: it, and how many cards
+        self._fresh: collections.deque[str] = collections.deque()  # jobs no card was looked up for
+        self._free: dict[str, None] = {}  # cards no job was looked up for, in order
+        self._patient: dict[str, None] = {}  # models whose jobs wait beside an idle card
 
     # What happens
 
@@ -76,16 +94,16 @@ class Router:
         if card is None:
             card = self._cards[stats.replica] = Card(stats)
         else:
-            self._forget_state(card)
-            card.take_report(stats)
-        self._note_state(card)
+            self._leave_indexes(card)
+            card.take_report(stats, self._clock())
+        self._enter_indexes(card)
 
     def forget(self, replica: str) -> tuple[str, ...]:
-        """A replica is gone. Its jobs, oldest first: they are nobody's until they wait or end."""
+        """A replica is gone. Its jobs, in the order of their sending: they are nobody's now."""
         card = self._cards.pop(replica, None)
         if card is None:
             return ()
-        self._forget_state(card)
+        self._leave_indexes(card)
         for job in card.sent:
             del self._on[job]
         self._look_again()
@@ -103,8 +121,8 @@ class Router:
         """A job came, or comes back to its old place."""
         if wanted.job in self._on:
             raise ValueError(f"job {wanted.job}: it is on {self._on[wanted.job]} and has not ended")
-        self.waiting.add(wanted)
-        self._demand.add(wanted.model)
+        self.waiting.add(wanted, self._clock())
+        self._demand.add(wanted.model, self._clock())
         self._fresh.append(wanted.job)
 
     def withdraw(self, job: str) -> None:
@@ -117,33 +135,53 @@ class Router:
         """A job that was sent has ended, however, or was never begun there."""
         card = self._cards.get(self._on.pop(job, ""))
         if card is not None:
-            self._forget_state(card)
-            card.end(job)
-            self._note_state(card)
+            self._leave_indexes(card)
+            card.end(job, self._clock())
+            self._enter_indexes(card)
 
     # What begins
 
     def next(self) -> Decision | None:
-        """The next job that begins; None until something happens."""
+        """The next job that begins; None until something happens, or the clock is at `wakes_at`."""
+        self.wakes_at = math.inf
+        return self._next_patient() or self._next_free() or self._next_fresh()
+
+    def _next_patient(self) -> Decision | None:
+        """One that waited beside an idle card, and had better not any more."""
+        for model in list(self._patient):
+            del self._patient[model]
+            wanted = self.waiting.oldest_of(model)
+            card = wanted and self._best(wanted)
+            if wanted is not None and card is not None and not self._waits(wanted, card):
+                self._patient[model] = None  # there may be more of them
+                return self._begin(wanted, card)
+        return None
+
+    def _next_free(self) -> Decision | None:
+        """One that a card takes which became free."""
         while self._free:
             card = self._cards[next(iter(self._free))]
             wanted = self._pick(card)
             if wanted is not None:
-                best = self._idle.best(wanted, self._may_run, self._harm)
+                best = self._best(wanted)
                 # One that was not asked for a job yet may owe another one its turn.
-                is_better = best is not None and best.replica not in self._free
-                return self._begin(wanted, best if is_better else card)
+                if best is not None and best.replica not in self._free:
+                    if wanted.model in best.models or wanted.model not in card.models:
+                        card = best
+                return self._begin(wanted, card)
             del self._free[card.replica]
+        return None
+
+    def _next_fresh(self) -> Decision | None:
+        """One that came and finds a card."""
         while self._fresh:
             wanted = self.waiting.get(self._fresh.popleft())
-            if wanted is not None:
-                card = self._idle.best(wanted, self._may_run, self._harm)
-                if card is not None:
-                    return self._begin(wanted, card)
+            card = wanted and self._best(wanted)
+            if wanted is not None and card is not None and not self._waits(wanted, card):
+                return self._begin(wanted, card)
         return None
 
     def _begin(self, wanted: Wanted, card: Card) -> Decision:
-        kind = self.waiting.kind_of(wanted)
         decision = Decision(
             job=wanted.job,
             replica=card.replica,
@@ -151,15 +189,17 @@ class Router:
             model=wanted.model,
             tier=tier_of(card, wanted),
             evicts=card.profile.leaving(wanted.model, card.models),
-            passed=kind.passed if wanted.seq == kind.oldest else 0,
             reason=reason_of(card, wanted),
         )
         self.waiting.start(wanted, lambda kind: self._may_run(card, kind.example))
-        self._forget_state(card)
-        card.send(wanted)
+        self._leave_indexes(card)
+        card.send(wanted, self._clock())
         self._on[wanted.job] = card.replica
-        self._note_state(card)
+        self._enter_indexes(card)
         return decision
+
+    def _best(self, wanted: Wanted) -> Card | None:
+        return self._idle.best(wanted, self._may_run, self._harm)
 
     def _pick(self, card: Card) -> Wanted | None:
         """Which of the waiting jobs a card takes; None for none of them."""
@@ -169,43 +209,70 @@ class Router:
         for kind in self.waiting.kinds():
             if not self._may_run(card, kind.example):
                 continue
-            if kind.passed and kind.passed >= self._most_passes(kind):
+            if self._is_due(kind):
                 due = kind if due is None or kind.oldest < due.oldest else due
             elif kind.model in card.models:
                 warm = kind if warm is None or kind.oldest < warm.oldest else warm
             elif cold is None or self._cold_key(kind) < self._cold_key(cold):
-                cold = kind
+                if card.state is State.IDLE and not self._waits(self._oldest(kind), card):
+                    cold = kind  # a busy one gains nothing by loading early
         if due is not None:
-            may_load = card.state is State.IDLE or due.model in card.models
-            return self.waiting.at(due.oldest) if may_load else None
+            may_begin = card.state is State.IDLE or due.model in card.models
+            return self._oldest(due) if may_begin else None
         if warm is not None:
-            return self.waiting.at(self._with_loras(warm, card))
-        if (
-            cold is not None and card.state is State.IDLE
-        ):  # a busy one gains nothing by loading early
-            return self.waiting.at(cold.oldest)
-        return None
+            return self._with_loras(warm, card)
+        return cold and self._oldest(cold)
 
     def _cold_key(self, kind: Kind) -> tuple[float, int]:
         """Which model is best loaded: the one for which most wait by the cards that have it."""
-        copies = self._copies[kind.model]
-        return (copies / len(kind) if copies else 0.0, kind.oldest)
+        return (self._copies[kind.model] / len(kind), kind.oldest)
 
-    def _with_loras(self, kind: Kind, card: Card) -> int:
+    def _with_loras(self, kind: Kind, card: Card) -> Wanted:
         """The oldest of a kind, or one whose LoRAs are at hand where the oldest can be passed for that."""
-        first = self.waiting.at(kind.oldest)
+        first = self._oldest(kind)
         is_ready = not first.lora_set or (kind.model, first.lora_set) in card.lora_sets
         if is_ready or kind.passed >= LORA_SHARE * self._most_passes(kind):
-            return first.seq
+            return first
         sets = (lora_set for model, lora_set in card.lora_sets if model == kind.model)
         ready = (kind.oldest_with(lora_set) for lora_set in sets)
-        return min((seq for seq in ready if seq is not None), default=first.seq)
+        return self.waiting.at(min((seq for seq in ready if seq is not None), default=first.seq))
+
+    def _waits(self, wanted: Wanted, card: Card) -> bool:
+        """Whether a job, the oldest of its model, had better wait for a busy card than begin on this one."""
+        if wanted.model in card.models or self._is_due(self.waiting.kind_of(wanted)):
+            return False
+        until = self._patience.until(
+            card,
+            wanted.model,
+            self.waiting.by_model,
+            self._busy_for(wanted),
+            self.waiting.came_at(wanted.seq),
+            self._clock(),
+        )
+        if until is None:
+            return False
+        self._patient[wanted.model] = None
+        self.wakes_at = min(self.wakes_at, until)
+        return True
+
+    def _busy_for(self, wanted: Wanted) -> Iterator[Card]:
+        """Busy cards that can run a job, those with its model first."""
+        warm = self._warm.get(wanted.model, {})
+        rest = (card for name, card in self._busy.items() if name not in warm)
+        cards = itertools.chain(warm.values(), rest)
+        return (card for card in cards if self._may_run(card, wanted))
+
+    def _oldest(self, kind: Kind) -> Wanted:
+        return self.waiting.at(kind.oldest)
+
+    def _is_due(self, kind: Kind) -> bool:
+        return kind.passed > 0 and kind.passed >= self._most_passes(kind)
 
     def _most_passes(self, kind: Kind) -> int:
         able = sum(
-            count for profile, count in self._present.items() if profile.can_run(kind.example)
+            count for profile, count in self._present.values() if profile.can_run(kind.example)
         )
-        return self._passes * max(1, able)
+        return self._passes * max(1, able) + self.waiting.ahead(kind.oldest)
 
     def _may_run(self, card: Card, wanted: Wanted) -> bool:
         if card.is_away or not card.profile.can_run(wanted):
@@ -239,12 +306,11 @@ class Router:
             return self.why_not(wanted) or "all that could run it are draining or silent"
         kind = self.waiting.kind_of(wanted)
         warm = sum(wanted.model in card.models for card in able)
-        passed = (
-            f"the oldest of its kind was passed {kind.passed} of {self._most_passes(kind)} times"
-        )
+        busy = sum(bool(card.jobs) for card in able)
         return (
-            f"place {self.waiting.position(job)}; {len(able)} can run it, all busy, "
-            f"{warm} with {wanted.model} loaded; {passed}"
+            f"place {self.waiting.position(job)}; of {len(able)} that can run it {busy} are busy and "
+            f"{warm} have {wanted.model} loaded; the oldest of its kind was passed {kind.passed} of "
+            f"{self._most_passes(kind)} times"
         )
 
     def is_idle(self, replica: str) -> bool:
@@ -280,31 +346,39 @@ class Router:
 
     # Where a card stands in the indexes
 
-    def _forget_state(self, card: Card) -> None:
+    def _leave_indexes(self, card: Card) -> None:
         """Before anything of a card changes."""
         self._idle.discard(card)
         self._free.pop(card.replica, None)
         self._copies.subtract(card.models)
+        if self._busy.pop(card.replica, None) is not None:
+            for model in card.models:
+                del self._warm[model][card.replica]
         if not card.is_away:
-            self._present[card.profile] -= 1
+            self._present[id(card.profile)][1] -= 1
 
-    def _note_state(self, card: Card) -> None:
+    def _enter_indexes(self, card: Card) -> None:
         """After it has changed; it may be free for somebody who waits."""
         card.profile = self._profiles.setdefault(card.profile, card.profile)
         self._copies.update(card.models)
-        if not card.is_away:
-            self._present[card.profile] += 1
-            self._idle.add(card)
-            if card.state in (State.IDLE, State.FINISHING) and self.waiting:
-                self._free[card.replica] = None
+        if card.is_away:
+            return
+        self._present.setdefault(id(card.profile), [card.profile, 0])[1] += 1
+        self._idle.add(card)
+        if card.jobs:
+            self._busy[card.replica] = card
+            for model in card.models:
+                self._warm.setdefault(model, {})[card.replica] = card
+        if card.state in (State.IDLE, State.FINISHING) and self.waiting:
+            self._free[card.replica] = None
 
     def _change(self, replica: str, **values: bool) -> None:
         card = self._cards.get(replica)
         if card is not None:
-            self._forget_state(card)
+            self._leave_indexes(card)
             for name, value in values.items():
                 setattr(card, name, value)
-            self._note_state(card)
+            self._enter_indexes(card)
             self._look_again()
 
     def _look_again(self) -> None:

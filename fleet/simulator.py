@@ -15,12 +15,14 @@ import collections
 import dataclasses
 import heapq
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from fleet.patience import LONGEST_SECONDS
 from fleet.replica import Profile, ReplicaStats
-from fleet.routing import Decision, Router
+from fleet.routing import PASSES, Decision, Router
 from fleet.wanted import Wanted
 
 # Of a job's time on the card, what is left when its last step is done: decoding.
@@ -160,6 +162,7 @@ class SimCard:
             model_gib=self.kind.model_gib,
             memory_gib=self.kind.memory_gib,
             job_seconds=self.kind.job_seconds,
+            load_seconds={model: self.kind.load_seconds(model) for model in self.kind.model_gib},
         )
 
 
@@ -395,8 +398,8 @@ class World:
 class OurPolicy:
     """The router as it is, with every job in its line until a card takes it."""
 
-    def __init__(self, router: Router | None = None) -> None:
-        self.router = router or Router()
+    def __init__(self, passes: int = PASSES, patience_seconds: float = LONGEST_SECONDS) -> None:
+        self.router = Router(passes, patience_seconds, clock=lambda: self._world.now)
         self.decisions: list[Decision] = []
         self._seqs: dict[str, int] = {}
 
@@ -430,6 +433,7 @@ class OurPolicy:
                 seq=self._seqs.setdefault(job.job, len(self._seqs)),
                 model=job.model,
                 lora_set=job.lora_set,
+                work=job.work,
                 resources=job.resources,
                 tags=job.tags,
             )
@@ -440,3 +444,5 @@ class OurPolicy:
             self.decisions.append(decision)
             card = self._cards[decision.replica.rpartition("#")[0]]
             self._world.send(self._jobs[decision.job], card)
+        if self.router.wakes_at < math.inf:
+            self._world.after(max(0.0, self.router.wakes_at - self._world.now), self._give_out)

@@ -4,6 +4,7 @@ Jobs with equal needs are of one kind and wait in the order in which they came. 
 whose model it has loaded before an older one that would need a load: that one is *passed*. Each kind
 counts who passed its oldest job on a card that could have run it, and who was passed as often as is
 allowed is next on any card that can run it. Younger jobs of a kind were passed by no more than its oldest.
+How often that is grows with how many waited before a job when it came: by its place it knew it would wait.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ class Waiting:
         self._jobs: dict[str, Wanted] = {}
         self._by_seq: dict[int, Wanted] = {}
         self._seqs: list[int] = []  # sorted
+        self._came: dict[int, tuple[int, float]] = {}  # how many waited before it, and when it came
         self._kinds: dict[object, Kind] = {}
 
     def __len__(self) -> int:
@@ -93,13 +95,27 @@ class Waiting:
         """Place of a waiting job: 1 is the oldest."""
         return bisect.bisect_left(self._seqs, self._jobs[job].seq) + 1
 
-    def add(self, wanted: Wanted) -> None:
+    def ahead(self, seq: int) -> int:
+        """How many waited before a job when it came."""
+        return self._came[seq][0]
+
+    def came_at(self, seq: int) -> float:
+        return self._came[seq][1]
+
+    def oldest_of(self, model: str) -> Wanted | None:
+        """The oldest job of a model, whatever else it needs."""
+        seqs = [kind.oldest for kind in self._kinds.values() if kind.model == model]
+        return self._by_seq[min(seqs)] if seqs else None
+
+    def add(self, wanted: Wanted, now: float) -> None:
         """A job at its place: the end for a new one, its old place for one that comes back."""
         other = self._by_seq.get(wanted.seq)
         if wanted.job in self._jobs or other is not None:
             raise ValueError(f"job {wanted.job}: it or another one waits at {wanted.seq}")
         self._jobs[wanted.job] = self._by_seq[wanted.seq] = wanted
-        bisect.insort(self._seqs, wanted.seq)
+        ahead = bisect.bisect_left(self._seqs, wanted.seq)
+        self._seqs.insert(ahead, wanted.seq)
+        self._came[wanted.seq] = (ahead, now)
         self.by_model[wanted.model] += 1
         self.kind_of(wanted).add(wanted)
 
@@ -111,7 +127,7 @@ class Waiting:
 
     def remove(self, wanted: Wanted) -> None:
         """A job that waits no more, whatever became of it."""
-        del self._jobs[wanted.job], self._by_seq[wanted.seq]
+        del self._jobs[wanted.job], self._by_seq[wanted.seq], self._came[wanted.seq]
         _delete(self._seqs, wanted.seq)
         self.by_model[wanted.model] -= 1
         kind = self._kinds[wanted.needs]

@@ -12,9 +12,8 @@ class Wanted:
     job: str
     seq: int  # its place in line, which it keeps when it is tried again
     model: str
-    lora_set: str = (
-        ""  # names the LoRAs and their weights, equal for equal sets; "" where there are none
-    )
+    work: float = 1.0  # times what a job of the model takes as it is measured
+    lora_set: str = ""  # names the LoRAs with their weights; equal for equal ones
     resources: frozenset[str] = frozenset()  # all of them: "fp4", "bf16", "mflux"
     tags: frozenset[str] = frozenset()  # all of them, of the replica's node
     avoid: frozenset[str] = frozenset()  # replicas that failed it, unless nobody else can run it
