@@ -131,7 +131,7 @@ def test_key_in_the_url_is_refused_even_beside_a_good_one(
 def test_key_in_the_url_is_in_no_log(
     keyed_service: KeyedService, client: httpx2.Client, key: str
 ) -> None:
-    answer = client.get("/jobs", params={"key": key})
+    answer = client.get("/jobs/in-no-log", params={"key": key})
     keyed_service.wait_until(lambda: answer.json()["request_id"] in keyed_service.log())
     assert key not in keyed_service.log_path.read_text()
 

@@ -6,12 +6,30 @@ import asyncio
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.service import ENGINE_MAIN
+from config.settings import ROOT
+from tests.service import ENGINE_MAIN, RunningService
 from utils import systemd
+
+FEED_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Blockable:
+    """A service that systemd watches, and the file that holds its event loop up."""
+
+    service: RunningService
+    channel: socket.socket
+    block: Path
+
+    def hear(self, message: bytes) -> None:
+        """Until it is told."""
+        while self.channel.recv(100) != message:
+            pass
 
 
 @pytest.fixture
@@ -97,7 +115,53 @@ def test_service_tells_systemd_when_it_is_ready_and_when_it_stops(
     told = {manager.recv(100)}
     while b"READY=1" not in told or b"WATCHDOG=1" not in told:
         told.add(manager.recv(100))
-    assert b"STOPPING=1" not in told
+    assert not any(message.startswith(b"STOPPING=1") for message in told)
     assert service.stop() == 0
-    while b"STOPPING=1" not in told:
-        told.add(manager.recv(100))
+    while not (message := manager.recv(100)).startswith(b"STOPPING=1"):
+        pass
+    # FLUX_DRAIN_SECONDS is ten, and ending takes its time beside.
+    assert message == b"STOPPING=1\nEXTEND_TIMEOUT_USEC=70000000"
+
+
+@pytest.fixture(scope="module")
+def blockable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Blockable]:
+    folder = tmp_path_factory.mktemp("blocked")
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        channel.bind(str(folder / "notify"))
+        channel.settimeout(60)
+        patch.setenv("NOTIFY_SOCKET", str(folder / "notify"))
+        patch.setenv("WATCHDOG_USEC", str(int(FEED_SECONDS * 2_000_000)))
+        patch.setenv("TEST_ENGINE", "scripted")
+        patch.setenv("TEST_BLOCK", str(folder / "block"))
+        service = RunningService(folder, main=ROOT / "tests" / "main_blocked.py")
+        service.start(wait=False)
+        try:
+            yield Blockable(service, channel, folder / "block")
+        finally:
+            service.process.kill()
+            service.process.wait()
+            service.client.close()
+
+
+def test_service_answers_when_systemd_is_told_that_it_is_ready(blockable: Blockable) -> None:
+    blockable.hear(b"READY=1")
+    assert blockable.service.client.get("/health").status_code in (200, 503)
+
+
+def test_service_whose_loop_stands_still_is_not_vouched_for(blockable: Blockable) -> None:
+    blockable.hear(b"WATCHDOG=1")
+    blockable.block.touch()
+    blockable.service.wait_until(blockable.block.with_name("block.blocked").exists)
+    blockable.channel.setblocking(False)
+    with pytest.raises(BlockingIOError):  # what was said before
+        while True:
+            blockable.channel.recv(100)
+    blockable.channel.settimeout(5 * FEED_SECONDS)
+    with pytest.raises(TimeoutError):
+        blockable.channel.recv(100)
+    blockable.block.unlink()
+    blockable.channel.settimeout(60)
+    blockable.hear(b"WATCHDOG=1")
