@@ -27,7 +27,7 @@ NAME = "flux"
 HELP = """Draw pictures with the services of this machine, and look after them.
 
 Exit status: 0 done, 1 something here is wrong, 2 usage, 3 no service answers, 4 the request was refused,
-5 a key is missing or may not, 6 later may go, 7 the job failed, 8 it was cancelled, 9 the service failed,
+5 not allowed (is it the key?), 6 later may go, 7 the job failed, 8 it was cancelled, 9 the service failed,
 78 a setting is wrong, 130 Ctrl-C. docs/cli.md has examples."""
 
 

@@ -24,7 +24,7 @@ AGAIN_SECONDS = 0.5
 ENDS = ("succeeded", "failed", "cancelled")
 # A reason of a limit, or of a service that is not ready: the same request may be taken later.
 _LATER = frozenset({429, 503})
-_NO_KEY = frozenset({401, 403})
+_NOT_ALLOWED = frozenset({"unauthorized", "forbidden"})
 _HEADER_TEXT = re.compile(r"[!-~]+")
 
 
@@ -42,6 +42,7 @@ class Client:
     def __init__(self, url: str, key: str | None, name: str = "") -> None:
         self.url = url
         self.name = name or url
+        self._shown = url if not name else f"{name} at {url}"
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self._http = httpx2.Client(
             base_url=url,
@@ -156,7 +157,7 @@ class Client:
             reason = str(error) or type(error).__name__
             raise Failure(
                 Status.UNREACHABLE,
-                f"{self.name} does not answer at {self.url} ({reason}). Is it running? Start it with ./flux serve, "
+                f"{self._shown} does not answer ({reason}). Is it running? Start it with ./flux serve, "
                 "or name another address with --url",
             ) from error
 
@@ -168,8 +169,8 @@ class Client:
         except (ValueError, KeyError, TypeError):
             return self._foreign(f"HTTP status {answer.status_code} without a reason")
         number = answer.status_code
-        if number in _NO_KEY:
-            status = Status.NO_KEY
+        if code in _NOT_ALLOWED:
+            status = Status.NOT_ALLOWED
             if code == "unauthorized":
                 message += " (for this command: --key or FLUX_API_KEY)"
         elif number in _LATER:

@@ -15,7 +15,7 @@ class Status(IntEnum):
     USAGE = 2  # the command line itself
     UNREACHABLE = 3  # no service answers
     REFUSED = 4  # the service does not take the request as it is
-    NO_KEY = 5  # a key is missing, unknown, or may not do this
+    NOT_ALLOWED = 5  # a key is missing, unknown or may not do this, or nobody may
     LATER = 6  # the same again later may go: the queue is full, a limit is reached, the service is not ready
     FAILED = 7  # the job failed
     CANCELLED = 8  # the job was cancelled, by somebody else

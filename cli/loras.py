@@ -16,6 +16,7 @@ from cli.session import Session
 
 BLOCK_BYTES = 2**20
 SUFFIX = ".safetensors"
+NEW = 201  # HTTP's "created"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -77,7 +78,7 @@ def add(
         for path in paths:
             with open(path, "rb") as file:
                 size = path.stat().st_size
-                lora = client.ask(
+                status, lora = client.ask_with_status(
                     "PUT",
                     f"/loras/{quote(path.name, safe='')}",
                     content=_blocks(session, path.name, file, size),
@@ -87,7 +88,13 @@ def add(
                     },
                 )
             if change:
-                lora = client.ask("PATCH", f"/loras/{quote(lora['name'], safe='')}", json=change)
+                where = f"/loras/{quote(lora['name'], safe='')}"
+                try:
+                    lora = client.ask("PATCH", where, json=change)
+                except Failure:
+                    if status == NEW:  # it was to be there by that name, or not at all
+                        client.ask("DELETE", where)
+                    raise
             added.append(lora)
             if not session.as_json:
                 fits = ", ".join(lora["compatible_models"]) or lora["refusal"] or "no model here"
