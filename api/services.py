@@ -43,6 +43,7 @@ from utils.job_store import JobStore
 from utils.keyring import Keyring
 from utils.line import Lane
 from utils.lora_manager import LoraManager
+from utils.model_files import ModelFiles
 from utils.queue_manager import QueueManager
 from utils.requests import RequestResolver, Wanted
 from utils.usage import Usage
@@ -177,7 +178,7 @@ def make_plan(settings: Settings, profile: PrecisionProfile, chance: Chance | No
     )
     resolver = RequestResolver(
         catalog, default, profile, placement, chance, loras, settings.cloud, backend_defaults,
-        settings.models,
+        settings.models, ModelFiles(settings.models, profile),
     )  # fmt: skip
     if catalog.of_cloud(settings.cloud.bfl_default_model) is None:
         names = ", ".join(row.source for row in catalog if row.cloud is not None)

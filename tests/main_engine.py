@@ -22,6 +22,7 @@ if __name__ == "__main__":
     server.profile_of = lambda name: replace(profile_of(name), loader=loader)
     if os.environ.get("TEST_ANYWHERE"):
         RequestResolver.why_not_on = lambda self, slot, row: None
+        RequestResolver.why_no_files = lambda self, row: None
     if seconds := os.environ.get("TEST_RESTART_SECONDS"):
         parent.RESTART_DELAY_SECONDS = float(seconds)
     sys.exit(server.serve(os.environ.get("TEST_PRECISION", "bf16")))

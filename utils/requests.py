@@ -26,8 +26,10 @@ from utils.gpu_manager import Placement, WorkerSlot
 from utils.input_pictures import InputPicture, reference_field
 from utils.lora_choice import LoraChoice
 from utils.lora_manager import LoraManager
+from utils.model_files import ModelFiles
 
 DRAWN_SEED = -1
+NO_FILES_RETRY_SECONDS = 60  # somebody has to fetch them
 NO_CLOUD = CloudSettings()
 NO_LIMITS = ModelSettings()
 # How much of an image is drawn anew where the request does not say: diffusers' default, and with a
@@ -97,7 +99,9 @@ class RequestResolver:
         cloud: CloudSettings = NO_CLOUD,
         backend_defaults: Mapping[str, str] = MappingProxyType({}),
         models: ModelSettings = NO_LIMITS,
+        files: ModelFiles | None = None,
     ) -> None:
+        self._files = files
         self._models = models
         self.catalog = catalog
         self._backend_defaults = backend_defaults
@@ -178,7 +182,15 @@ class RequestResolver:
         return row
 
     def why_not_here(self, row: ModelRow) -> str | None:
-        """Why this service on this machine cannot run the model; None when one of its workers can."""
+        """Why this service on this machine cannot draw with the model; None when one of its workers can."""
+        return self.why_cannot_run(row) or self.why_no_files(row)
+
+    def why_no_files(self, row: ModelRow) -> str | None:
+        """Why the model's files are not here and do not come; None where nothing stands against it."""
+        return None if self._files is None else self._files.why_not(row)
+
+    def why_cannot_run(self, row: ModelRow) -> str | None:
+        """Why no worker of this service could run the model, if its files were here; None when one could."""
         if row.cloud is not None:
             return self._why_no_cloud
         if row.memory_gib.get(self._profile.name) is None:
@@ -270,15 +282,26 @@ class RequestResolver:
         return [row.id for row in self.catalog if self.why_not_on(slot, row) is None]
 
     def require_runs_here(self, row: ModelRow) -> None:
-        reason = self.why_not_here(row)
+        """Raises UnsupportedHardware or ModelUnavailable, saying why it does not and what does."""
+        reason = self.why_cannot_run(row)
         if reason is not None and row.cloud is not None:
             raise ModelUnavailable(
                 f"model {row.id}: {reason}", fields=[FieldError("model", reason)]
             )
         if reason is not None:
-            runnable = [other.id for other in self.catalog if self.why_not_here(other) is None]
-            instead = f"; models that run here: {', '.join(runnable)}" if runnable else ""
-            raise UnsupportedHardware(reason + instead, fields=[FieldError("model", reason)])
+            raise UnsupportedHardware(
+                reason + self._instead(), fields=[FieldError("model", reason)]
+            )
+        if reason := self.why_no_files(row):
+            raise ModelUnavailable(
+                reason + self._instead(),
+                fields=[FieldError("model", reason)],
+                retry_after_seconds=NO_FILES_RETRY_SECONDS,
+            )
+
+    def _instead(self) -> str:
+        runnable = [row.id for row in self.catalog if self.why_not_here(row) is None]
+        return f"; models that run here: {', '.join(runnable)}" if runnable else ""
 
     def model(self, model_id: str) -> ModelRow:
         row = self.catalog.get(model_id)
@@ -287,10 +310,13 @@ class RequestResolver:
         return row
 
     def _that_runs_here(self, default: DefaultModel) -> DefaultModel:
-        """A default that nobody chose and that this machine cannot run gives way to the small model."""
-        reason = self.why_not_here(self.catalog[default.id])
+        """A default that nobody chose and that this machine cannot run gives way to the small model.
+
+        Not one whose files are missing: those may come, and nothing is drawn in its place meanwhile.
+        """
+        reason = self.why_cannot_run(self.catalog[default.id])
         small = self.catalog.get(DEFAULT_WITHOUT_GPU)
-        if default.is_configured or reason is None or small is None or self.why_not_here(small):
+        if default.is_configured or reason is None or small is None or self.why_cannot_run(small):
             return default
         return DefaultModel(
             small.id, f"{reason}, so the small model that ships with the project draws"

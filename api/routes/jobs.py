@@ -100,6 +100,8 @@ def _charged_all_the_same(job: Job) -> dict[str, str]:
 @router.post("/jobs/{job_id}/retry", status_code=202, summary="The same request as a new job")
 async def retry_job(request: Request, job_id: JobId, services: ServicesDep) -> dict[str, Any]:
     job = await services.job(job_id)
+    resolver = services.plan.resolver
+    resolver.require_runs_here(resolver.model(job.request.model))  # now, not when it was submitted
     return _submitted(services, await services.queue.retry(job.id, owner=owner_of(request)))
 
 

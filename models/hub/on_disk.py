@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30
 MOST_HEADER_BYTES = 100_000_000  # as the safetensors library has it
+# Parts that families load pipelines without; fetched all the same (see models/safety.py).
+NOT_NEEDED = ("safety_checker", "feature_extractor")
 _WITHOUT_WEIGHTS = (
     "Tokenizer",
     "Scheduler",
@@ -28,6 +30,12 @@ def hub_folder(models_dir: Path, environ: Mapping[str, str] = os.environ) -> Pat
     if not environ.get("HF_HOME"):
         return models_dir
     return Path(environ.get("HF_HUB_CACHE") or Path(environ["HF_HOME"]) / "hub").expanduser()
+
+
+def is_offline(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether the operator keeps huggingface_hub off the network; its own words for it."""
+    wanted = environ.get("HF_HUB_OFFLINE") or environ.get("TRANSFORMERS_OFFLINE") or ""
+    return wanted.upper() in ("1", "ON", "YES", "TRUE")
 
 
 def comes_with_the_project(row: ModelRow) -> bool:
@@ -45,10 +53,34 @@ def look_at(row: ModelRow, hub: Path) -> tuple[bool, str]:
     return look_at_folder(folder)
 
 
+def lacks(
+    row: ModelRow, hub: Path, precision: str, models_dir: Path, without: Collection[str] = ()
+) -> list[str]:
+    """What a worker that may not download would miss of a row's files; nothing where it can load them.
+
+    The parts named in `without` come from elsewhere.
+    """
+    is_ours = comes_with_the_project(row)
+    if not is_ours and any(
+        (place / f"{precision}.json").is_file() for place in _places(row, precision, models_dir)
+    ):
+        return []  # a copy is whole without the original
+    if is_ours:
+        return missing_in(ROOT / row.source)
+    found = [snapshot_of(hub, source) for source in (row.source, *row.other_sources)]
+    folders = [folder for folder in found if folder is not None]
+    if not folders:
+        return ["it was never fetched"]
+    if row.command:  # a program of its own, which takes what it needs of the same cache
+        return []
+    missing = [missing_in(folder, (*NOT_NEEDED, *without)) for folder in folders]
+    return [] if [] in missing else missing[-1]
+
+
 def files_of(row: ModelRow, hub: Path, precision: str, models_dir: Path) -> tuple[bool, int]:
     """Whether a row's files are here and whole, and the bytes that they take, its copy in `precision` included."""
     folder = ROOT / row.source if comes_with_the_project(row) else snapshot_of(hub, row.source)
-    is_whole_here = folder is not None and not missing_in(folder)
+    is_whole_here = folder is not None and not missing_in(folder, NOT_NEEDED)
     size = 0 if folder is None else size_bytes(folder)
     for place in _places(row, precision, models_dir):
         if (place / f"{precision}.json").is_file():

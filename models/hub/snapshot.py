@@ -15,9 +15,6 @@ from models.hub.download import Patience, Progress, disk_error, fetch, require_r
 from models.hub.repository import INDEX, RepoFile, Repository, ask, select
 from models.types import LoadOptions
 
-# Parts that families load pipelines without; fetched all the same (see models/safety.py).
-NOT_NEEDED = ("safety_checker", "feature_extractor")
-
 
 def snapshot(row: ModelRow, options: LoadOptions, *, without: Collection[str] = ()) -> Path:
     """The folder with the row's files, but the parts named in `without`; fetched if need and permission be.
@@ -30,7 +27,7 @@ def snapshot(row: ModelRow, options: LoadOptions, *, without: Collection[str] = 
     for source in (row.source, *row.other_sources):
         folder = on_disk.snapshot_of(hub, source)
         if folder is not None:
-            missing = on_disk.missing_in(folder, (*without, *NOT_NEEDED))
+            missing = on_disk.missing_in(folder, (*without, *on_disk.NOT_NEEDED))
             if not missing:
                 return folder
     if not options.allow_download:

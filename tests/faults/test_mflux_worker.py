@@ -29,6 +29,7 @@ def start(folder: Path) -> RunningService:
         main=ROOT / "tests" / "main_mflux.py",
         FLUX_MODEL="mflux-schnell",
         FLUX_MFLUX_QUANTIZE="8",
+        FLUX_ALLOW_DOWNLOAD="true",  # the stand-in has no weights, and fetches none
         PATH=f"{folder / 'bin'}:{os.environ['PATH']}",
         TMPDIR=str(folder),
     ).start()

@@ -17,6 +17,7 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
         main=ENGINE_MAIN,
         TEST_ENGINE="scripted",
         FLUX_API_KEYS=KEY,
+        FLUX_ALLOW_DOWNLOAD="true",  # other models can be chosen; none is drawn with
     ).start()
     try:
         yield running

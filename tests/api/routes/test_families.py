@@ -150,6 +150,23 @@ def test_sd_mask_leaves_every_black_pixel(sd_service: RunningService) -> None:
 
 
 def test_sd_model_whose_files_are_not_here_says_how_to_get_them(sd_service: RunningService) -> None:
-    answer = sd_service.generate(model="stable-diffusion-v1-5")
-    assert answer.status_code == 503
-    assert "download_models stable-diffusion-v1-5" in answer.json()["detail"]
+    def jobs() -> list[str]:
+        return [job["id"] for job in sd_service.client.get("/jobs").json()["jobs"]]
+
+    before, body = jobs(), {"prompt": "a cat", "model": "stable-diffusion-v1-5"}
+    for route in ("/generate", "/jobs", "/api/txt2img"):
+        answer = sd_service.client.post(route, json=body)
+        assert answer.status_code == 503, answer.text
+        assert "download_models stable-diffusion-v1-5" in answer.text
+    assert jobs() == before  # none was put into the queue
+
+
+def test_sd_models_are_told_by_what_is_here(sd_service: RunningService) -> None:
+    models = {row["id"]: row for row in sd_service.client.get("/api/models").json()["models"]}
+    there, missing = models["stable-diffusion-2-1"], models["sdxl-base"]
+    assert there["available"] and there["downloaded"] and there["reason"] is None
+    assert not missing["available"] and not missing["downloaded"]
+    assert "download_models sdxl-base" in missing["reason"]
+    backends = sd_service.client.get("/api/backends").json()["backends"]
+    (told,) = [backend for backend in backends if backend["id"] == "sd"]
+    assert told["available"] and told["downloaded"] == ["stable-diffusion-2-1"]

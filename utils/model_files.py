@@ -1,0 +1,81 @@
+"""Which models this machine has the files of, where none may be fetched.
+
+Every request asks, and a look opens each file of weights, so what was seen is believed for some seconds.
+A model that comes onto the disk meanwhile can be asked for without a restart.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from config.catalog import ModelRow
+from config.settings import ModelSettings
+from models.hub import on_disk
+from models.precision import PrecisionProfile
+
+BELIEVED_SECONDS = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    at: float  # monotonic seconds
+    reason: str | None
+
+
+class ModelFiles:
+    """What a service of a profile has not and may not fetch. Settings and environment are read once."""
+
+    def __init__(
+        self,
+        models: ModelSettings,
+        profile: PrecisionProfile,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._models_dir = models.models_dir
+        self._hub = on_disk.hub_folder(models.models_dir)
+        self._profile = profile
+        self._monotonic = monotonic
+        self._looks: dict[str, _Look] = {}
+        self._why_off = None
+        if not models.allow_download:
+            self._why_off = "downloads are off (FLUX_ALLOW_DOWNLOAD)"
+        elif on_disk.is_offline():
+            self._why_off = "HF_HUB_OFFLINE is set"
+
+    def why_not(self, row: ModelRow) -> str | None:
+        """Why a worker would not find the model's files; None where it would, or may fetch them."""
+        if self._why_off is None or row.cloud is not None:
+            return None
+        now, look = self._monotonic(), self._looks.get(row.id)
+        if look is None or now - look.at > BELIEVED_SECONDS:
+            look = self._looks[row.id] = _Look(now, self._look_at(row))
+        return look.reason
+
+    def _look_at(self, row: ModelRow) -> str | None:
+        missing = on_disk.lacks(
+            row, self._hub, self._profile.name, self._models_dir, self._from_elsewhere(row)
+        )
+        if not missing:
+            return None
+        what = f"{row.id} is not on this machine ({', '.join(missing)})"
+        if on_disk.comes_with_the_project(row):
+            return f"{what}, and it comes with the project: get the checkout's files again"
+        how = f"`python -m scripts.download_models {row.id}` fetches it"
+        if on_disk.is_offline():
+            how += " where the Hub can be asked (unset HF_HUB_OFFLINE for that)"
+        return f"{what}, and {self._why_off}; {how}"
+
+    def _from_elsewhere(self, row: ModelRow) -> tuple[str, ...]:
+        """The parts that nunchaku's checkpoints stand for, if one of the model is here."""
+        if "nunchaku" not in self._profile.engines:
+            return ()
+        from models.fp4 import nunchaku_engine  # only where downloads are off
+
+        checkpoint = nunchaku_engine.CHECKPOINTS.get(row.source)
+        if checkpoint is None or on_disk.snapshot_of(self._hub, checkpoint[0]) is None:
+            return ()
+        t5_repository, _ = nunchaku_engine.T5_CHECKPOINT
+        has_t5 = on_disk.snapshot_of(self._hub, t5_repository) is not None
+        return ("transformer", "text_encoder_2") if has_t5 else ("transformer",)
