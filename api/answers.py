@@ -69,6 +69,8 @@ def result_json(job: Job) -> dict[str, Any]:
         "guidance_scale": request.guidance_scale,
         "true_cfg_scale": request.true_cfg_scale,
         "images": images,
+        # Those that did not come; a picture's place in the request is that of its seed.
+        "failed_images": [asdict(image) for image in result.failed],
         "nsfw_flagged": _any_flagged(job),
         "filename": images[0]["filename"],
         "image_url": images[0]["image_url"],

@@ -175,6 +175,16 @@ class ImageFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FailedImage:
+    """A picture that did not come while others of its job did. `index` is its place in the request."""
+
+    index: int
+    seed: int
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationResult:
     """What a job made, and how long each part took (ms; `queued` and `total` are the parent's)."""
 
@@ -185,6 +195,7 @@ class GenerationResult:
     timings_ms: Mapping[str, float]
     loras: tuple[LoraApplied, ...] = ()
     cost_usd: float = 0.0  # what somebody else charges for it
+    failed: tuple[FailedImage, ...] = ()  # of a cloud, which draws each picture by itself
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -195,6 +206,7 @@ class GenerationResult:
             "timings_ms": dict(self.timings_ms),
             "loras": [dataclasses.asdict(lora) for lora in self.loras],
             "cost_usd": self.cost_usd,
+            "failed": [dataclasses.asdict(image) for image in self.failed],
         }
 
     @classmethod
@@ -207,6 +219,7 @@ class GenerationResult:
             timings_ms=dict(data["timings_ms"]),
             loras=tuple(LoraApplied(**lora) for lora in data.get("loras", ())),
             cost_usd=data.get("cost_usd", 0.0),
+            failed=tuple(FailedImage(**image) for image in data.get("failed", ())),
         )
 
 

@@ -21,6 +21,8 @@ Words in the prompt make it fail as the real one can:
     [[picture=foreign]]  =redirect  =html  =cut  =huge  =empty     what becomes of the picture
     [[expire=2]]                      the first addresses of the picture are over when they are told
     [[free]]                          does not say what it costs
+    [[red]]                           is red all over
+    [[only=42]]                       all these are for a request with this seed alone
 
 Another host is this one on a second port, so that the ledger shows who comes there.
 """
@@ -171,6 +173,8 @@ def words_of(prompt: str) -> dict[str, str]:
 async def _submit(cloud: Cloud, request: Request, model: str) -> Response:
     body = await _json_of(request)
     words = words_of(str(body.get("prompt", "")))
+    if words.get("only", str(body.get("seed"))) != str(body.get("seed")):
+        words = {}
     request.state.call |= {"model": model, "prompt": body.get("prompt"), "fields": sorted(body)}
     if refusal := _refused_key(request):
         return refusal
@@ -346,7 +350,7 @@ async def _deliver(cloud: Cloud, request: Request, name: str, signature: str) ->
             return Response(b"", media_type="image/png")
         case "huge":
             return StreamingResponse(_zeros(), media_type="image/png")
-    data = await asyncio.to_thread(draw, task.body)
+    data = await asyncio.to_thread(draw, task.body, "red" in task.words)
     if task.words.get("picture") == "cut":
         data = data[: len(data) // 2]
     kind = "jpeg" if task.body.get("output_format", "png") != "png" else "png"
@@ -364,8 +368,8 @@ def size_of(body: Mapping[str, Any]) -> tuple[int, int]:
     return width, round(width / ratio / 16) * 16
 
 
-def draw(body: Mapping[str, Any]) -> bytes:
-    """A gradient in colours of the seed with the prompt on it."""
+def draw(body: Mapping[str, Any], is_red: bool = False) -> bytes:
+    """A gradient in colours of the seed, or a red ground, with the prompt on it."""
     from PIL import Image, ImageDraw
 
     width, height = size_of(body)
@@ -375,6 +379,8 @@ def draw(body: Mapping[str, Any]) -> bytes:
         "RGB",
         [ramp.point([(base + value // 2) % 256 for value in range(256)]) for base in digest[:3]],
     )
+    if is_red:
+        picture = Image.new("RGB", (width, height), (230, 10, 10))
     text = re.sub(r"\[\[.*?\]\]", "", str(body.get("prompt", ""))).strip()
     lines = [text[start : start + 40] for start in range(0, min(len(text), 400), 40)]
     ImageDraw.Draw(picture).multiline_text((8, 8), "\n".join(lines), fill="white")

@@ -13,7 +13,13 @@ import httpx2
 import uvicorn
 
 from config.catalog import load_catalog
-from config.settings import CloudSettings, QueueSettings, Settings, StorageSettings
+from config.settings import (
+    CloudSettings,
+    ModelSettings,
+    QueueSettings,
+    Settings,
+    StorageSettings,
+)
 from models.bfl_prices import load_prices
 from models.types import GenerationRequest, OutputFormat
 from scripts import fake_bfl
@@ -116,11 +122,20 @@ def cloud_request(prompt: str = "a red balloon", **values: Any) -> GenerationReq
 
 @asynccontextmanager
 async def cloud_queue(
-    cloud: StandIn, folder: Path, *, chance: Chance | None = None, **values: Any
+    cloud: StandIn,
+    folder: Path,
+    *,
+    chance: Chance | None = None,
+    models: ModelSettings | None = None,
+    **values: Any,
 ) -> AsyncIterator[QueueManager]:
-    """A running queue in `folder` with the cloud and nothing else; `values` are settings of the cloud."""
+    """A running queue in `folder` with the cloud and nothing else; `values` are settings of the cloud.
+
+    Where `models` says nothing else, nobody looks whether pictures are safe for work.
+    """
     settings = Settings(
         cloud=cloud.settings(**values),
+        models=models or ModelSettings(safety_checker="off"),
         queue=QueueSettings(),
         storage=StorageSettings(output_dir=folder / "out", data_dir=folder, min_free_mib=0),
     )

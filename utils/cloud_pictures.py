@@ -15,6 +15,7 @@ from utils import images, metadata
 from utils.input_pictures import FORMATS, MAX_PIXELS, in_words, reference_field
 from utils.picture_header import read_header
 from utils.png_pixels import require_pixels
+from utils.worker.inspection import Inspection
 
 ENGINE = "bfl"
 PRECISION = "cloud"
@@ -71,15 +72,21 @@ def keep(
     job_id: str,
     index: int,
     output_dir: Path,
+    inspection: Inspection,
 ) -> ImageFile:
-    """Make the picture of an answer a file of ours, in staging. Blocks; for a thread.
+    """Make the picture of an answer a file of ours, in staging, as it may be seen. Blocks; for a thread.
 
-    Raises CloudError for what is no picture, OSError where it cannot be written.
+    Raises CloudError for what is no picture, NotSafe for one that is not given out, ModelUnavailable
+    where nobody could look at it, OSError where it cannot be written.
     """
-    picture = _decoded(data)
+    verdict = inspection.judge(_decoded(data))
+    picture = verdict.picture
     seed = request.seed + index
     origin = metadata.Origin(
-        precision=PRECISION, engine=ENGINE, model_reason=f"drawn by BFL's {row.source}"
+        precision=PRECISION,
+        engine=ENGINE,
+        model_reason=f"drawn by BFL's {row.source}",
+        nsfw_flagged=verdict.is_flagged,
     )
     encoded = images.encode(picture, request, seed=seed, origin=origin)
     filename = images.filename_of(job_id, index, request.output_format)
@@ -90,6 +97,7 @@ def keep(
         width=picture.width,
         height=picture.height,
         size_bytes=len(encoded),
+        nsfw_flagged=verdict.is_flagged,
     )
 
 

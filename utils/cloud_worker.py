@@ -13,13 +13,14 @@ import itertools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from config.catalog import Catalog, ModelRow
-from config.errors import FluxError, StorageUnavailable
+from config.errors import FluxError, ModelUnavailable, StorageUnavailable
 from config.settings import Settings
+from models import safety
 from models.bfl import Bfl
 from models.bfl_errors import (
     MAY_COST,
@@ -32,14 +33,25 @@ from models.bfl_errors import (
 )
 from models.bfl_prices import Prices
 from models.bfl_request import CloudTask
-from models.types import GenerationRequest, GenerationResult, ImageFile, Stage
+from models.hub import on_disk
+from models.safety import Weights
+from models.types import FailedImage, GenerationRequest, GenerationResult, ImageFile, Stage
 from utils import cloud_pictures, images
+from utils.checker_process import CheckerProcess
 from utils.cloud_tasks import Asked, CloudTasks
 from utils.cloud_turns import CloudTurns, Place
 from utils.gpu_manager import WorkerSlot
 from utils.line import Lane
 from utils.worker import events
-from utils.worker.parent import Death, GivenJob, HeldModel, WorkerListener, WorkerState
+from utils.worker.inspection import Inspection, NotSafe
+from utils.worker.parent import (
+    Death,
+    GivenJob,
+    HeldModel,
+    WorkerListener,
+    WorkerState,
+    child_environment,
+)
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +95,7 @@ class CloudWorker:
     lane = Lane.CLOUD
     # What a worker has that a cloud has not.
     model = engine = compute = loading = device = memory_mib = pid = None
-    last_death = last_load_error = safety = None
+    last_death = last_load_error = None
     batches_exactly = is_degraded = False
     deaths = 0
 
@@ -110,6 +122,9 @@ class CloudWorker:
         self._listener = listener
         self._monotonic = monotonic
         self._bfl = Bfl(settings.cloud)
+        self._checker, self._inspection = _checker_of(settings, catalog, self.slot)
+        self.safety = self._inspection.name
+        self._preparing = asyncio.Lock()
         self._turns = CloudTurns(MAX_PICTURES, monotonic)
         self._numbers = itertools.count()
         self._drawing: dict[str, asyncio.Task[events.Finished]] = {}
@@ -181,6 +196,8 @@ class CloudWorker:
         self._is_stopped = True
         for drawing in self._drawing.values():
             drawing.cancel()
+        if self._checker is not None:
+            self._checker.close()
         await asyncio.gather(*self._ends, return_exceptions=True)
         if self._asking:  # whether the cloud has it must be known, if it can be
             _, silent = await asyncio.wait(self._asking, timeout=LEAVE_SECONDS)
@@ -247,10 +264,13 @@ class CloudWorker:
         price = self._prices.estimate(row, request, pixels) / request.num_images
         job = _Job(id=job_id, request=request, row=row, number=number, price_usd=price)
         await self._tell_progress(job)
-        files = await self._files(job)
-        cost = sum(asked.usd for asked in await self._tasks.of_job(job_id))
+        await self._prepare_checker()
+        files, failed = await self._files(job)
+        asked_for = await self._tasks.of_job(job_id)
+        cost = sum(asked.usd for asked in asked_for if asked.state is not Asked.REFUSED)
         result = GenerationResult(
             images=files,
+            failed=failed,
             engine=cloud_pictures.ENGINE,
             precision=cloud_pictures.PRECISION,
             device="BFL's cloud",
@@ -259,30 +279,74 @@ class CloudWorker:
         )
         return events.Finished(job_id=job_id, model=request.model, result=result.to_json())
 
-    async def _files(self, job: _Job) -> tuple[ImageFile, ...]:
-        """All pictures: asked for one after the other, waited for at once. One that fails ends the rest."""
+    async def _prepare_checker(self) -> None:
+        """Whether pictures can be looked at is known before one is paid for. Raises ModelUnavailable."""
+        if self._checker is None:
+            return
+        async with self._preparing:  # the first alone waits in a thread
+            await asyncio.to_thread(self._inspection.prepare)
+        self._checker.wake()  # it is ready again by the time that the cloud has drawn
+
+    async def _files(self, job: _Job) -> tuple[tuple[ImageFile, ...], tuple[FailedImage, ...]]:
+        """The pictures that came, and those that did not. Raises the first one's error where none came.
+
+        They are asked for one after the other and waited for at once. One that fails ends no other,
+        because what the cloud has taken is paid for; after a refusal no more are asked for.
+        """
         known = {i: asked for i, asked in enumerate(await self._tasks.of_job(job.id))}
+        waiting: dict[int, asyncio.Task[ImageFile]] = {}
+        errors: dict[int, Exception] = {}
         try:
-            async with asyncio.TaskGroup() as group:
-                waiting = []
-                for index in range(job.request.num_images):
-                    place = (job.number, index)
-                    asked = known.get(index)
-                    task = None if asked is None else asked.task
-                    is_resumed = task is not None
-                    if task is not None:
-                        self._turns.enter(place)
-                        log.info(
-                            "a picture of an earlier start is looked after again",
-                            extra={"action": "cloud_resumed", "job_id": job.id},
-                        )
-                    else:
+            for index in range(job.request.num_images):
+                place = (job.number, index)
+                asked = known.get(index)
+                task = None if asked is None else asked.task
+                is_resumed = task is not None
+                if task is not None:
+                    self._turns.enter(place)
+                    log.info(
+                        "a picture of an earlier start is looked after again",
+                        extra={"action": "cloud_resumed", "job_id": job.id},
+                    )
+                elif errors:
+                    errors[index] = next(iter(errors.values()))
+                    continue
+                else:
+                    try:
                         task = await self._taken(job, index, place)
-                    picture = self._picture(job, index, place, task, is_resumed=is_resumed)
-                    waiting.append(group.create_task(picture))
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        return tuple(done.result() for done in waiting)
+                    except Exception as error:
+                        errors[index] = error
+                        continue
+                picture = self._picture(job, index, place, task, is_resumed=is_resumed)
+                waiting[index] = asyncio.create_task(picture, name=f"picture {job.id}-{index}")
+            if waiting:
+                await asyncio.wait(waiting.values())
+        except BaseException:
+            for picture_task in waiting.values():
+                picture_task.cancel()
+            await asyncio.gather(*waiting.values(), return_exceptions=True)
+            for index in waiting:  # also of one that was cancelled before it began
+                await self._turns.leave((job.number, index))
+            raise
+        files = {}
+        for index, done in waiting.items():
+            if (error := done.exception()) is None:
+                files[index] = done.result()
+            else:
+                errors[index] = error  # type: ignore[assignment] # no other kinds come out of a task
+        if not files:
+            raise errors[min(errors)]
+        failed = tuple(_failed_image(job, index, errors[index]) for index in sorted(errors))
+        return self._in_a_row([files[index] for index in sorted(files)], job), failed
+
+    def _in_a_row(self, files: Sequence[ImageFile], job: _Job) -> tuple[ImageFile, ...]:
+        """The files in staging by the names of their places, as those of any job are."""
+        renamed = []
+        for place, file in enumerate(files):
+            name = images.filename_of(job.id, place, job.request.output_format)
+            images.rename_staged(self._output_dir, file.filename, name)
+            renamed.append(replace(file, filename=name))
+        return tuple(renamed)
 
     async def _taken(self, job: _Job, index: int, place: Place) -> CloudTask:
         """A picture that the cloud has. Raises CloudError."""
@@ -422,13 +486,17 @@ class CloudWorker:
         keep = functools.partial(
             cloud_pictures.keep, data, job.row, job.request, job_id=job.id, index=index
         )
-        keeping = asyncio.create_task(asyncio.to_thread(keep, output_dir=self._output_dir))
+        keeping = asyncio.create_task(
+            asyncio.to_thread(keep, output_dir=self._output_dir, inspection=self._inspection)
+        )
         try:
             return await asyncio.shield(keeping)
         except asyncio.CancelledError:
             # Its file is thrown away after it was written.
             await asyncio.gather(keeping, return_exceptions=True)
             raise
+        except (NotSafe, ModelUnavailable) as error:
+            raise type(error)(f"{error.message}. {MAY_COST}") from error
         except OSError as error:
             raise StorageUnavailable(
                 f"the picture could not be written: {error.strerror}; free some disk space or check the "
@@ -482,3 +550,40 @@ class CloudWorker:
 
     def _ms_since(self, started: float) -> float:
         return (self._monotonic() - started) * 1000
+
+
+def _failed_image(job: _Job, index: int, error: Exception) -> FailedImage:
+    """A picture that did not come, where others of its job did."""
+    if isinstance(error, FluxError):
+        code, message = error.code, error.message
+    else:
+        log.error(
+            "a picture failed", extra={"action": "picture_failed", "job_id": job.id}, exc_info=error
+        )
+        code = "internal"
+        message = f"drawing failed with {type(error).__name__}; the service's log has the details"
+    log.warning(
+        "picture %d of %d did not come: %s", index + 1, job.request.num_images, message,
+        extra={"action": "cloud_picture_failed", "job_id": job.id},
+    )  # fmt: skip
+    return FailedImage(index=index, seed=job.request.seed + index, code=code, message=message)
+
+
+def _checker_of(
+    settings: Settings, catalog: Catalog, slot: WorkerSlot
+) -> tuple[CheckerProcess | None, Inspection]:
+    """Who looks at what the cloud delivers, as a worker looks at what it draws; None: nobody."""
+    models = settings.models
+    weights = None
+    if models.safety_checker != "off":
+        hub = on_disk.hub_folder(models.models_dir)
+        weights, _ = safety.find(models.safety_model, hub, catalog)
+    if weights is None:
+        return None, Inspection(None, models.safety_checker)
+    checker = CheckerProcess(weights, child_environment(slot, settings))
+
+    def load(weights: Weights) -> CheckerProcess:
+        checker.prepare()
+        return checker
+
+    return checker, Inspection(weights, models.safety_checker, load)

@@ -73,6 +73,11 @@ def publish(output_dir: Path, images: tuple[ImageFile, ...]) -> None:
     sync_folder(output_dir)
 
 
+def rename_staged(output_dir: Path, before: str, after: str) -> None:
+    if before != after:
+        os.replace(output_dir / STAGING / before, output_dir / STAGING / after)
+
+
 def staged_jobs(output_dir: Path) -> set[str]:
     """The ids of jobs that have files in staging."""
     folder = output_dir / STAGING

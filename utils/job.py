@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from models.types import GenerationRequest, GenerationResult
+from models.types import GenerationRequest, GenerationResult, ImageFile
 
 
 class JobStatus(StrEnum):
@@ -58,6 +58,11 @@ class Job:
     worker: str | None = None
     result: GenerationResult | None = None
     error: JobError | None = None
+
+    @property
+    def pictures(self) -> tuple[ImageFile, ...]:
+        """What it made; of a cloud that may be less than was asked for. Nothing before it has ended."""
+        return () if self.result is None else self.result.images
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

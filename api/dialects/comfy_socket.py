@@ -150,7 +150,7 @@ class Listener:
         for node in run.found.outputs:
             await self._executing(run, node)
             if run.kind(node) == "SaveImageWebsocket":
-                for index in range(run.job.request.num_images):
+                for index in range(len(run.job.pictures)):
                     await self._picture(PNG, await drawing.picture(self._services, run.job, index))
                 continue
             told = {"node": node, "display_node": node, "output": outputs[node]}

@@ -165,7 +165,7 @@ async def _answer(
         job = await drawing.drawn(request, services, wanted)
     data = [
         await _datum(request, services, job, index, response_format)
-        for index in range(job.request.num_images)
+        for index in range(len(job.pictures))
     ]
     answer = {
         "created": int(time.time()),

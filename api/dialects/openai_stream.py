@@ -74,7 +74,7 @@ class ImageStream(StreamingResponse):
                 yield text
             ended = drawing.done(await waiting)
             self._is_over = True
-            for index in range(ended.request.num_images):
+            for index in range(len(ended.pictures)):
                 picture = base64.b64encode(await drawing.picture(self._services, ended, index))
                 event = self._event(picture.decode(), ended) | {"usage": NO_USAGE}
                 yield _sse(f"{self._kind}.completed", event)

@@ -134,11 +134,11 @@ async def _answer(
         raise JobFailed("cancelled", "interrupted before the first picture was finished")
     images, seeds, texts = [], [], []
     for job in finished:
-        for index in range(job.request.num_images if asked.send_images else 0):
+        for index in range(len(job.pictures) if asked.send_images else 0):
             images.append(base64.b64encode(await drawing.picture(services, job, index)).decode())
-        for index in range(job.request.num_images):
-            seeds.append(job.request.seed + index)
-            texts.append(_infotext(job.request, job.request.seed + index, asked))
+        for picture in job.pictures:
+            seeds.append(picture.seed)
+            texts.append(_infotext(job.request, picture.seed, asked))
     echoed = {name: body[name] for name in body if name not in ("init_images", "mask")}
     info = _info(finished[0].request, asked, seeds, texts)
     return {"images": images, "parameters": echoed, "info": json.dumps(info, ensure_ascii=False)}

@@ -284,9 +284,113 @@ def test_job_of_several_stops_asking_at_the_first_failure(
 
 def test_job_of_several_says_what_was_asked_for(end_of: Callable[..., Job], cloud: StandIn) -> None:
     cloud.reset(credits=3)  # two pictures of 1.4 credits
-    job = end_of("[[delay=9]]", num_images=4)
-    assert job.error is not None and job.error.code == "provider_credits"
+    job = end_of("[[error]]", num_images=4)
+    assert job.error is not None and job.error.code == "provider_error"
     assert "2 of its pictures were asked for" in job.error.message
+    assert len(cloud.submits) == 3
+
+
+# Of several pictures some come: what was paid for is kept
+
+
+def test_job_keeps_the_pictures_that_came_and_says_which_did_not(
+    end_of: Callable[..., Job], cloud: StandIn, tmp_path: Path
+) -> None:
+    job = end_of("[[moderate=content]] [[only=41]]", num_images=3, seed=40)
+    assert job.status is JobStatus.SUCCEEDED and job.result is not None
+    assert [image.seed for image in job.result.images] == [40, 42]
+    (failed,) = job.result.failed
+    assert (failed.index, failed.seed, failed.code) == (1, 41, "moderated")
+    assert len(cloud.submits) == 3 and job.result.cost_usd == pytest.approx(2 * 0.014)
+    names = [f"{job.id}-{place}.png" for place in range(2)]
+    assert [image.filename for image in job.result.images] == names == files(tmp_path)
+    seeds = [
+        metadata.read_request((tmp_path / "out" / name).read_bytes())["request"]["seed"]
+        for name in names
+    ]
+    assert seeds == [40, 42]
+    assert type(job.result).from_json(job.result.to_json()).failed == (failed,)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("[[error]]", "provider_error"),
+        ("[[lost]]", "provider_lost"),
+        ("[[picture=cut]]", "provider_error"),
+        ("[[picture=html]]", "provider_error"),
+        ("[[poll=foreign]]", "provider_error"),
+    ],
+)
+def test_job_of_several_loses_no_neighbour_of_a_picture_that_fails(
+    end_of: Callable[..., Job], cloud: StandIn, words: str, code: str
+) -> None:
+    job = end_of(f"{words} [[only=7]]", num_images=2)
+    assert job.result is not None and [image.seed for image in job.result.images] == [8]
+    assert [failed.code for failed in job.result.failed] == [code]
+    assert len(cloud.submits) == 2
+
+
+def test_job_of_several_is_asked_for_no_further_after_a_refusal(
+    end_of: Callable[..., Job], cloud: StandIn, tmp_path: Path
+) -> None:
+    cloud.reset(credits=3)  # two pictures of 1.4 credits
+    job = end_of("[[delay=0.3]]", num_images=4)
+    assert job.result is not None and [image.seed for image in job.result.images] == [7, 8]
+    assert [(each.index, each.code) for each in job.result.failed] == [
+        (2, "provider_credits"),
+        (3, "provider_credits"),
+    ]
+    assert len(cloud.submits) == 3 and job.result.cost_usd == pytest.approx(2 * 0.014)
+    assert [row[1] for row in rows(tmp_path)] == ["taken", "taken", "refused"]
+
+
+def test_job_of_several_is_paid_for_as_the_ledger_says(
+    end_of: Callable[..., Job], cloud: StandIn, tmp_path: Path
+) -> None:
+    """One that nobody knows of counts as charged, and is not asked for again."""
+    job = end_of("[[then=500]] [[only=8]]", num_images=2)
+    assert job.result is not None and len(job.result.images) == 1
+    assert "may have charged" in job.result.failed[0].message
+    assert [row[1] for row in rows(tmp_path)] == ["taken", "unclear"]
+    assert len(cloud.submits) == 2 and job.result.cost_usd == pytest.approx(2 * 0.014)
+    with closing(sqlite3.connect(tmp_path / "jobs.sqlite3")) as db:
+        assert db.execute("SELECT images, cost_usd FROM usage").fetchall() == [
+            (1, pytest.approx(2 * 0.014))
+        ]
+
+
+def test_job_of_several_over_a_stop_keeps_what_came_and_asks_for_nothing_twice(
+    cloud: StandIn, tmp_path: Path
+) -> None:
+    async def in_loop() -> Job:
+        async with cloud_queue(cloud, tmp_path) as queue:
+            prompt = "[[then=500]] [[only=9]] [[delay=1]]"
+            job = await queue.submit(cloud_request(prompt, num_images=4))
+            await until(lambda: [row[1] for row in rows(tmp_path)][2:] == ["unclear"])
+            drain_at_once(queue)
+        async with cloud_queue(cloud, tmp_path) as queue:
+            return await queue.wait(await queue.get(job.id))
+
+    job = asyncio.run(in_loop())
+    assert job.result is not None and [image.seed for image in job.result.images] == [7, 8]
+    assert [failed.index for failed in job.result.failed] == [2, 3]
+    assert len(cloud.submits) == 3
+
+
+def test_job_of_several_that_is_cancelled_gives_its_turns_back(
+    in_queue: Callable[..., Any], cloud: StandIn, tmp_path: Path
+) -> None:
+    async def use(queue: QueueManager) -> None:
+        worker: Any = queue.workers[0]
+        job = await queue.submit(cloud_request("[[never]]", num_images=3))
+        await until(lambda: len(cloud.submits) == 3)
+        await queue.cancel(job.id)
+        await until(lambda: not worker.jobs)
+        assert worker._turns._inside == set()
+
+    in_queue(use)
+    assert files(tmp_path) == []
 
 
 # Coming back later
