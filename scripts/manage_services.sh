@@ -303,6 +303,9 @@ require_root() {
 require_ready_checkout() {
     [[ $checkout =~ ^[A-Za-z0-9/._@+-]+$ ]] || die "$EXIT_NOT_READY" "units cannot name '$checkout': move the checkout to a path of letters, digits and . _ @ + -"
     .venv/bin/python -c 'import importlib.util as i; exit(not all(map(i.find_spec, ("fastapi", "torch"))))' 2> /dev/null || die "$EXIT_NOT_READY" "there is no working .venv in $checkout: run scripts/setup_env.sh first, as the checkout's owner"
+    if [[ " ${names[*]} " == *' flux-fleet '* ]]; then
+        .venv/bin/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("ray") is None)' || die "$EXIT_NOT_READY" "Ray is not installed: run scripts/setup_env.sh --fleet first, as the checkout's owner"
+    fi
     local name file
     for name in "${names[@]}"; do
         for file in $(files_of "$name"); do

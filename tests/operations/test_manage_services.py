@@ -399,6 +399,18 @@ def test_install_without_an_environment_says_what_to_run(machine: Machine, tmp_p
     assert machine.files() == {}
 
 
+def test_install_fleet_without_ray_says_what_to_run(machine: Machine, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    (bare / ".venv" / "bin").mkdir(parents=True)
+    shutil.copytree(machine.checkout / "scripts", bare / "scripts")
+    python = bare / ".venv" / "bin" / "python"
+    python.write_text("#!/bin/bash\n[[ $* != *'\"ray\"'* ]]\n")
+    python.chmod(0o755)
+    done = Machine(bare, machine.stand_in, machine.root).run("install", "--user", "flux-fleet")
+    assert done.returncode == 78 and "setup_env.sh --fleet" in done.stderr
+    assert machine.files() == {}
+
+
 def test_install_from_a_path_that_units_cannot_name_is_refused(
     machine: Machine, tmp_path: Path
 ) -> None:
@@ -418,6 +430,7 @@ EXPOSURE = {
     "flux-cleanup": 3.0,
     "flux-api@bf16": 4.0,
     "flux-api@fp4": 4.0,
+    "flux-fleet": 4.0,
     "flux-page": 4.0,
     "flux-gpu": 4.0,
 }
@@ -439,7 +452,7 @@ def units(
             for name, text in PROGRAMS.items():
                 (machine.stand_in / "bin" / name).write_text(text)
                 (machine.stand_in / "bin" / name).chmod(0o755)
-            machine.well("install", *(["--user"] if user else ["--root", str(machine.root)]))
+            machine.well("install", "all", *(["--user"] if user else ["--root", str(machine.root)]))
         below = "home/.config/systemd/user" if user else "etc/systemd/system"
         found = machine.root / below
         for precision in ("fp4", "bf16"):
