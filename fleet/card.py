@@ -110,7 +110,8 @@ class Card:
             return State.AWAY
         if not self.jobs:
             return State.IDLE
-        return State.FINISHING if len(self.jobs) < self.stats.takes else State.BUSY
+        in_the_way = len(self.jobs - self.stats.finishing)
+        return State.FINISHING if in_the_way < self.stats.takes else State.BUSY
 
     def _conclude(self) -> None:
         """What it has by now, as far as can be known."""

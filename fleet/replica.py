@@ -28,7 +28,8 @@ class ReplicaStats:
     heard: str = (
         ""  # the last job that the front door gave it, so that one on its way is known as such
     )
-    takes: int = 1  # how many it may have; 2 while the last steps of one are done and it decodes
+    finishing: frozenset[str] = frozenset()  # of `jobs`: the last steps are done, it only decodes
+    takes: int = 1  # how many it may have, beside those that are finishing
     job_seconds: Mapping[str, float] = field(default_factory=dict)  # measured, a job by its model
     load_seconds: Mapping[str, float] = field(default_factory=dict)  # measured, of each model
     seconds_left: float | None = None  # until it is free, where its progress tells

@@ -6,7 +6,8 @@ used, and draws. Messages between the front door and a card take `latency_second
 `Policy`; the same cards and the same jobs can be given to any, so that rules can be compared.
 
 A job's waiting time ends when its drawing begins: a load is waiting to the one who waits. In every run it
-is counted for how long a card had nothing to do while a job waited that it could have run.
+is counted for how long a card had nothing to do while a job waited that it could have run. A job in the
+hand of a card that only decodes does not count as waiting: it is what the card does next.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ class Result:
     loads: int
     lora_changes: int
     seconds: float  # from the first job's coming to the last one's end
-    idle_while_waiting_seconds: float
+    idle_while_waiting_seconds: float  # a card that could have loaded the model did nothing
+    ready_while_waiting_seconds: float  # and of that, one that had the model or room for it
     sends: int
 
     @property
@@ -150,7 +152,7 @@ class SimCard:
             lora_sets=frozenset(self.lora_of.items()),
             jobs=frozenset([*running, *(job.job for job in self.line)]),
             heard=self.heard,
-            takes=2 if self.is_decoding else 1,
+            finishing=frozenset(running if self.is_decoding else ()),
         )
 
     def _bare(self) -> ReplicaStats:
@@ -195,12 +197,13 @@ class World:
     latency_seconds: float = 0.002
     report_seconds: float = 1.0  # a card reports so often, beside when something changes
     failures: Sequence[Failure] = ()
-    is_strict: bool = False  # a card that idles while somebody waits ends the run
+    is_strict: bool = False  # a card that could begin with a job and does not ends the run
     now: float = 0.0
     loads: int = 0
     lora_changes: int = 0
     sends: int = 0
     _idle_while_waiting: float = 0.0
+    _ready_while_waiting: float = 0.0
     _events: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _count: itertools.count[int] = field(default_factory=itertools.count)
 
@@ -236,6 +239,7 @@ class World:
             lora_changes=self.lora_changes,
             seconds=last - min(job.at for job in self.jobs),
             idle_while_waiting_seconds=self._idle_while_waiting,
+            ready_while_waiting_seconds=self._ready_while_waiting,
             sends=self.sends,
         )
 
@@ -383,16 +387,26 @@ class World:
         """Count the time since the last event in which a card idled while somebody waited."""
         if until <= self.now or not self._waiting or not self._idle:
             return
-        for card in self._idle.values():
-            for (model, resources, tags), count in self._kinds.items():
-                wanted = Wanted(job="", seq=0, model=model, resources=resources, tags=tags)
-                if count and card.profile.can_run(wanted):
-                    self._idle_while_waiting += until - self.now
-                    if self.is_strict:
-                        raise AssertionError(
-                            f"{card.name} idles from {self.now} to {until} while {model} is waited for"
-                        )
-                    return
+        able = [
+            (card, model)
+            for card in self._idle.values()
+            for (model, resources, tags), count in self._kinds.items()
+            if count and _can_run(card, model, resources, tags)
+        ]
+        seconds = until - self.now
+        self._idle_while_waiting += seconds * bool(able)
+        ready = [each for each in able if not each[0].profile.leaving(each[1], each[0].models)]
+        self._ready_while_waiting += seconds * bool(ready)
+        if self.is_strict and ready:
+            card, model = ready[0]
+            raise AssertionError(
+                f"{card.name} could have begun with {model} at {self.now} and did nothing until {until}"
+            )
+
+
+def _can_run(card: SimCard, model: str, resources: frozenset[str], tags: frozenset[str]) -> bool:
+    wanted = Wanted(job="", seq=0, model=model, resources=resources, tags=tags)
+    return card.profile.can_run(wanted)
 
 
 class OurPolicy:
