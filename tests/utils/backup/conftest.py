@@ -52,8 +52,9 @@ class Machine:
     def places(self) -> Places:
         return Places.of(dotenv(self.root / ".env"), self.root)
 
-    def use(self) -> None:
+    def use(self, databases: Path) -> None:
         """As after some use: jobs of every state, keys, LoRAs, inputs, pictures."""
+        shutil.copytree(databases, self.data)
         for folder in (
             self.data / "inputs" / "bf16",
             self.loras,
