@@ -210,6 +210,10 @@ class ModelSettings(Section):
         "memory",
         description="FP4 on Ada and Hopper: keep 4-bit weights and convert tile by tile, or convert once at load.",
     )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Compile models on an NVIDIA GPU, when they are loaded; pixels differ by rounding. `on`: all, the autoencoder too; `auto`: four-bit ones, which are slow without.",
+    )
     sd_model_id: str = Field(
         "auto",
         description="The model of a request that names `backend: sd` and no model, by its id or its name on the Hub; `auto`: the first that runs here.",
@@ -427,8 +431,9 @@ class CleanupSettings(Section):
 class FleetSettings(Section):
     """Of a fleet's front door and of the machines in it; a single service reads none of them."""
 
-    fleet_precision: Literal["bf16", "fp4"] = Field(
-        "bf16", description="Precision of the replicas of this machine."
+    fleet_precision: str = Field(
+        "auto",
+        description="Precision of the replicas of this machine, as the services are called; `auto`: the first of them.",
     )
     fleet_node: str = Field(
         "", description="What this machine is called in the fleet; empty: its host name."

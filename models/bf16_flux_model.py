@@ -7,6 +7,7 @@ on which instructions one has.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from models.precision import profile_of
 from models.types import ImageModel, LoadOptions
 
 PROFILE = profile_of("bf16")
+
+log = logging.getLogger("models")
 
 
 def compute_dtype(device: torch.device, family: type[PipelineModel] = PipelineModel) -> torch.dtype:
@@ -81,7 +84,30 @@ def load(row: ModelRow, options: LoadOptions) -> ImageModel:
     )
     if offloads:
         model.enable_offloading(device)
+    elif options.compile == "on" and device.type == "cuda":
+        compile_model(model, options, autoencoder=True)
     return model
+
+
+def compile_model(model: PipelineModel, options: LoadOptions, *, autoencoder: bool) -> None:
+    """Compile a loaded model and draw with it once; where that fails it stays as it was, and says so."""
+    options.on_progress("compiling", 0.0)
+    before = model.compute
+    try:
+        model.compile(autoencoder=autoencoder)
+        model.warm_up()
+        model.compute = f"{before}, compiled"
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # no gcc, no Triton, no ptxas: what it lacks has no common type
+        if isinstance(error, torch.AcceleratorError):
+            raise
+        log.warning(
+            "%s is not compiled", model.compute, extra={"action": "not_compiled"}, exc_info=True
+        )
+        model.uncompile()
+        model.compute = f"{before}, not compiled ({first_line(error)})"
+    options.on_progress("compiling", 1.0)
 
 
 def open_pipeline(

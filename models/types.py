@@ -250,6 +250,7 @@ class LoadOptions:
     loras_dir: Path | None = None
     engine: str = "auto"  # one of the profile's engines, or "auto": the best that runs here
     fp8_weights: str = "memory"  # "memory" or "speed": see ModelSettings
+    compile: str = "off"  # "on", "off" or "auto": see ModelSettings
     mflux_quantize: int = 0  # bits of mflux's weights; 0: not quantised
     parts: Any = None  # a `models.parts.Parts`: what the models of this process share
     on_progress: Callable[[str, float], None] = lambda what, fraction: None

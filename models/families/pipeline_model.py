@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from PIL import Image
 
 from config.catalog import ModelRow
 from config.errors import FluxError
@@ -31,9 +32,20 @@ from models.lora.in_use import Carrier, LorasInUse
 from models.lora.merged import MergedLoras, places_in
 from models.lora.opened import OpenedLoras
 from models.precision import LoraMode
-from models.types import Drawing, GenerationRequest, LoraApplied, LoraRef, PreviewOf, Stage
+from models.types import (
+    Drawing,
+    GenerationRequest,
+    LoraApplied,
+    LoraRef,
+    OutputFormat,
+    PreviewOf,
+    Stage,
+)
 
 OnStep = Callable[[int, int, PreviewOf], None]
+
+# Graphs of a kind of block: with and without LoRAs, one size of pictures, then any, and as many for batches.
+MAX_GRAPHS = 64
 
 
 class Stopwatch:
@@ -230,25 +242,42 @@ class PipelineModel:
         saving.enable_offloading(*self._weighty(), prefetch=True)
         self._waits_in_main_memory = True
 
-    def compile(self, *, lora_rank: int, **options: Any) -> None:
-        """Compile the denoiser's blocks, once for whatever LoRAs they will draw with.
+    def compile(self, *, autoencoder: bool, **options: Any) -> None:
+        """Compile the denoiser's blocks, and with `autoencoder` what decodes, where they are.
 
-        Each layer gets a branch of `lora_rank`, into which a request's LoRAs are written; their ranks
-        added up must not be more, or the blocks are compiled again for twice as many. `options` are
-        those of `torch.compile`. Must be called before `enable_offloading`.
+        Each is compiled as it is first used with a kind of inputs. Faster, and off by rounding from what
+        was not compiled. `options` are those of `torch.compile`. Must be called before
+        `enable_offloading`.
         """
-        self._change_carrier(LoraMode.MERGED, fixed_rank=lora_rank)
+        torch._dynamo.config.recompile_limit = MAX_GRAPHS
+        self._change_carrier(LoraMode.MERGED, compiled=True)
         getattr(self._image, self.DENOISER).compile_repeated_blocks(**options)
+        if autoencoder:
+            self._image.vae.decoder.to(memory_format=torch.channels_last)
+            self._image.vae.decoder.compile(**options)
+
+    def uncompile(self) -> None:
+        """Undo `compile`."""
+        for part in (getattr(self._image, self.DENOISER), self._image.vae):
+            for module in part.modules():
+                module._compiled_call_impl = None
+        self._image.vae.decoder.to(memory_format=torch.contiguous_format)
+
+    def warm_up(self) -> None:
+        """Draw for nobody, at the model's own size: what is compiled is compiled before the first request."""
+        self.generate(
+            [_any_drawing(self._row)], on_stage=lambda stage: None, on_step=lambda *step: None
+        )
 
     def unload(self) -> None:
         """Let go of the weights; the caller collects and empties the CUDA cache."""
         del self._text, self._image, self._embeddings, self._preview_map, self._loras, self._opened
 
-    def _change_carrier(self, mode: LoraMode, *, fixed_rank: int | None = None) -> None:
+    def _change_carrier(self, mode: LoraMode, *, compiled: bool = False) -> None:
         self._loras.release()
-        self._loras = LorasInUse(self._opened, self._carrier(mode, fixed_rank=fixed_rank))
+        self._loras = LorasInUse(self._opened, self._carrier(mode, compiled=compiled))
 
-    def _carrier(self, mode: LoraMode, *, fixed_rank: int | None = None) -> Carrier:
+    def _carrier(self, mode: LoraMode, *, compiled: bool = False) -> Carrier:
         parts = {name: self._part(name) for name in self.LORA_PARTS}
         devices = {
             name: self._text_device if name in self.TEXT_PARTS else self._device for name in parts
@@ -256,7 +285,8 @@ class PipelineModel:
         if mode is LoraMode.NATIVE:
             return PeftAdapters(parts, devices, self._opened.take_native)
         dtypes = {name: part.dtype for name, part in parts.items()}
-        return MergedLoras(places_in(parts, devices, fixed_rank=fixed_rank), devices, dtypes)
+        what = self.DENOISER if compiled else None
+        return MergedLoras(places_in(parts), devices, dtypes, compiled=what)
 
     def _part(self, name: str) -> Any:
         return getattr(self._text if name in self.TEXT_PARTS else self._image, name)
@@ -268,6 +298,7 @@ class PipelineModel:
             return
         with ExitStack() as stack:
             stack.enter_context(saving.tiled(self._image.vae))
+            stack.enter_context(uncompiled(getattr(self._image, self.DENOISER), self._image.vae))
             if self._device.type == "cuda" and not self._waits_in_main_memory:
                 denoiser, encoders, devices = self._weighty()
                 # Text encoders that are not on their device wait in main memory as it is.
@@ -357,6 +388,20 @@ def without_parts(pipeline: Any, names: Sequence[str]) -> Any:
     return type(pipeline)(**facts | parts)
 
 
+@contextmanager
+def uncompiled(*modules: torch.nn.Module) -> Iterator[None]:
+    """Within it what was compiled of `modules` runs as it was written: hooks on it are no part of a graph."""
+    parts = [part for module in modules for part in module.modules()]
+    before = {part: part._compiled_call_impl for part in parts if part._compiled_call_impl}
+    for part in before:
+        part._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for part, call in before.items():
+            part._compiled_call_impl = call
+
+
 def place(
     pipeline: Any,
     devices: Sequence[str],
@@ -383,6 +428,25 @@ def common_request(drawings: Sequence[Drawing]) -> GenerationRequest:
     if len({drawing.request.batch_key for drawing in drawings}) != 1:
         raise ValueError("drawn together are only drawings, at least one, of one batch_key")
     return drawings[0].request
+
+
+def _any_drawing(row: ModelRow) -> Drawing:
+    """One step at the row's own size, with what it cannot do without."""
+    size = (row.default_width, row.default_height)
+    request = GenerationRequest(
+        prompt="", negative_prompt=None, model=row.id, backend=row.backend, width=size[0], height=size[1],
+        num_inference_steps=1, guidance_scale=row.guidance_scale, true_cfg_scale=row.true_cfg_scale,
+        seed=0, num_images=1, output_format=OutputFormat.PNG, output_quality=95, tags=(),
+        image="any" if "image" in row.requires else None,
+        mask="any" if "mask" in row.requires else None,
+        strength=1.0 if "image" in row.requires else None,
+    )  # fmt: skip
+    return Drawing(
+        request=request,
+        seed=0,
+        image=Image.new("RGB", size) if request.image else None,
+        mask=Image.new("L", size, 255) if request.mask else None,
+    )
 
 
 def _dtype_of(embeddings: Any) -> torch.dtype:

@@ -13,8 +13,10 @@ The low-rank branch always takes the inputs as they are, in 16 bit. Layers marke
 `Fp8`: an E2M1 value times its E4M3 scale has up to six significant bits, E4M3 keeps four. In units of
 6 times the tensor's scale the codes 0, 1½, 3 and 6 are exact, the large ones among them; the others are
 off by at most 1/16 (1.4 % of the weights' size in all; in units of 8 it would be 2.2 %). Inputs get a
-scale per row. "memory" converts tiles of `TILE_ROWS` outputs as they are used; "speed" converts once
-and keeps a byte more for every weight.
+scale per row. "memory" converts tiles of `TILE_ROWS` outputs as they are used. "speed" converts once, the
+low-rank branch and all: what Q + U·V (and λ) make is rounded to E4M3 with a scale per output, which moves
+it by 2.6 % of its size; a step then has one product for each layer, and the four-bit codes wait in main
+memory. So "speed" takes a byte for every weight.
 
 `NativeFp4`: inputs are rounded like weights, with a scale per 16 and one per tensor. Outliers would
 take the resolution of their 15 neighbours: checkpoints made for this path (`activations = 4`) divide
@@ -34,7 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.functional import ScalingType, SwizzleType
 
-from models.fp4.kernels import Kernels, swizzled
+from models.fp4.kernels import Kernels, rows_to_fp8, swizzled
 from models.fp4.linear import Fp4Linear
 
 TILE_ROWS = 4096  # outputs converted at a time: 64 MB of FP8 at 15,360 inputs
@@ -103,21 +105,30 @@ class Fp8:
         self.prepare_branch(layer)
         if not self._fits(layer):
             return
-        layer.kept["unit"] = (layer.global_scale * FP8_UNIT).expand(1, layer.out_features)
-        if self._convert_once:
-            layer.kept["weight"] = self._tile(layer, 0, layer.out_features)
+        if not self._convert_once:
+            layer.kept["unit"] = (layer.global_scale * FP8_UNIT).expand(1, layer.out_features)
+            return
+        dense = layer.dense_without_extra()
+        layer.kept["weight"], unit = rows_to_fp8(dense)
+        layer.kept["unit"] = unit.T.contiguous()
+        if layer.packed.is_cuda:  # what is not multiplied with takes no room there
+            layer.packed, layer.block_scale = layer.packed.cpu(), layer.block_scale.cpu()
 
     def prepare_branch(self, layer: Fp4Linear) -> None:
-        layer.kept["branches"] = layer.branches
+        if not self._convert_once or not self._fits(layer):
+            layer.kept["branches"] = layer.branches
+        else:  # the layer's own branch is in the weight
+            layer.kept["branches"] = () if layer.extra is None else (layer.extra,)
 
     def multiply(self, layer: Fp4Linear, inputs: torch.Tensor) -> torch.Tensor:
         if not self._fits(layer):
             return self._exact.multiply(layer, inputs)
         rows = inputs.reshape(-1, layer.in_features)
-        values, scale = self._kernels.to_fp8(_smoothed(layer, rows, self._kernels))
         if self._convert_once:
+            values, scale = self._kernels.to_fp8(rows)
             product = self._product(values, scale, layer.kept["weight"], layer.kept["unit"])
         else:
+            values, scale = self._kernels.to_fp8(_smoothed(layer, rows, self._kernels))
             product = torch.empty(
                 rows.shape[0], layer.out_features, dtype=torch.bfloat16, device=rows.device
             )
@@ -142,14 +153,13 @@ class Fp8:
     def _product(
         values: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor, unit: torch.Tensor
     ) -> torch.Tensor:
-        return F.scaled_mm(
+        # `F.scaled_mm` is the same, but before PyTorch 2.12 the compiler does not know it.
+        return torch._scaled_mm(
             values,
             weight.T,
             scale,
-            ScalingType.RowWise,
             unit.contiguous(),
-            ScalingType.RowWise,
-            output_dtype=torch.bfloat16,
+            out_dtype=torch.bfloat16,
             use_fast_accum=values.is_cuda,  # Hopper: partial sums stay in the tensor core
         )
 
@@ -210,7 +220,8 @@ def _with_branch(
     """Add U·(V·x) and the bias to `product` (M, N)."""
     if bias is not None:
         product = product + bias
-    for up, down in layer.kept.get("branches") or layer.branches:
+    branches = layer.kept["branches"] if "branches" in layer.kept else layer.branches
+    for up, down in branches:
         if up.shape[1]:
             product = torch.addmm(product, rows @ down.to(rows.dtype).T, up.to(rows.dtype).T)
     return product

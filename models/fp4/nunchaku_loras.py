@@ -92,5 +92,5 @@ def carrier(pipeline: Any) -> Carrier:
         "transformer": pipeline.transformer.dtype
     }
     branch = NunchakuBranch(pipeline.transformer)
-    places = places_in(parts, devices) | branch.places
+    places = places_in(parts) | branch.places
     return MergedLoras(places, devices, dtypes, on_change=branch.tell)

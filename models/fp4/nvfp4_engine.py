@@ -15,6 +15,7 @@ import torch
 
 from config.catalog import ModelRow
 from config.errors import ModelUnavailable
+from models.bf16_flux_model import compile_model
 from models.families import family_of
 from models.families.pipeline_model import device_of
 from models.fingerprint import fingerprint
@@ -61,6 +62,8 @@ def load(row: ModelRow, options: LoadOptions) -> ImageModel:
     device = torch.device(options.devices[-1])
     if device.type == "cuda" and _is_lean(pipeline.transformer, options):
         _make_room(pipeline, torch.device(options.devices[0]))
+    if device.type == "cuda" and options.compile != "off":
+        compile_model(model, options, autoencoder=options.compile == "on")
     return model
 
 

@@ -2,6 +2,10 @@
 
 What is merged is kept by contents and weights, on the device: to change to a set that was used before
 is to exchange references. Layers with room for a branch are four-bit ones and `branch.BranchedLinear`.
+
+In a compiled model a layer with another width of branch, or without one, is another graph. There all layers
+get branches of one width, the next power of two, filled up with zeros; those that a set does not change get
+nothing but zeros. So there is one graph without LoRAs and one with, and after the second width none is new.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from models.lora.kept import Kept
 from models.lora.merge import Shape, merge
 
 MAX_BYTES = 2**30  # of merged sets, on the device
+LEAST_WIDTH = 16  # of the branches in a compiled model
 # transformers 4 has CLIP's encoder in a text_model, transformers 5 has it bare; LoRAs are named by the latter.
 _WRAPPER = "text_model."
 
@@ -36,20 +41,11 @@ class Place(Protocol):
     def clear_extra(self) -> None: ...
 
 
-def places_in(
-    components: Mapping[str, nn.Module],
-    devices: Mapping[str, torch.device],
-    *,
-    fixed_rank: int | None = None,
-) -> dict[str, Place]:
-    """The layers that can have a LoRA, by name, component first; those of torch's are given a branch.
-
-    With `fixed_rank` the transformer's branches have that rank from the start (see `branch.py`).
-    """
+def places_in(components: Mapping[str, nn.Module]) -> dict[str, Place]:
+    """The layers that can have a LoRA, by name, component first; those of torch's are given a branch."""
     places: dict[str, Place] = {}
     for name, component in components.items():
-        fixed = fixed_rank if name == "transformer" else None
-        make_room(component, devices[name], fixed_rank=fixed)
+        make_room(component)
         for path, part in component.named_modules():
             if hasattr(part, "set_extra"):
                 places[f"{name}.{path.removeprefix(_WRAPPER)}"] = part
@@ -61,6 +57,7 @@ class MergedLoras:
 
     `devices` and `dtypes` are what each component computes on and in; a place with a weight computes
     in the weight's dtype. `on_change` is called when a set is in place, for those who have to be told.
+    `compiled` names a component that is compiled.
     """
 
     def __init__(
@@ -70,10 +67,12 @@ class MergedLoras:
         dtypes: Mapping[str, torch.dtype],
         *,
         on_change: Callable[[], None] = lambda: None,
+        compiled: str | None = None,
         max_bytes: int = MAX_BYTES,
     ) -> None:
         self._places, self._devices, self._dtypes = places, devices, dtypes
         self._on_change = on_change
+        self._compiled = None if compiled is None else f"{compiled}."
         self._sets: Kept[Layers] = Kept(max_bytes)
         self._layers: Layers = {}
         self.shapes: Mapping[str, Shape] = {
@@ -104,13 +103,42 @@ class MergedLoras:
                 name: (self._moved(name, added.up), self._moved(name, added.down))
                 for name, added in merged.layers.items()
             }
+            layers = self._of_one_width(layers)
             self._sets.put(key, layers, sum(u.nbytes + d.nbytes for u, d in layers.values()))
         return layers
 
+    def _of_one_width(self, layers: Layers) -> Layers:
+        """The same sums, as a compiled component wants them."""
+        if not layers or self._compiled is None:
+            return layers
+        width = max([LEAST_WIDTH, *(up.shape[1] for up, _ in layers.values())])
+        width = 1 << (width - 1).bit_length()
+        zeros: dict[tuple[Shape, torch.dtype], Pair] = {}
+        even = dict(layers)
+        for name, place in self._places.items():
+            if not name.startswith(self._compiled):
+                continue
+            shape, dtype = (place.out_features, place.in_features), self._dtype(name)
+            if (shape, dtype) not in zeros:
+                like = {"dtype": dtype, "device": self._devices[name.partition(".")[0]]}
+                zeros[shape, dtype] = (
+                    torch.zeros(shape[0], width, **like),
+                    torch.zeros(width, shape[1], **like),
+                )
+            up, down = (tensor.view_as(tensor) for tensor in zeros[shape, dtype])
+            if name in layers:
+                own_up, own_down = layers[name]
+                up = torch.cat([own_up, up[:, own_up.shape[1] :]], dim=1)
+                down = torch.cat([own_down, down[own_down.shape[0] :]])
+            even[name] = up, down
+        return even
+
     def _moved(self, layer: str, tensor: torch.Tensor) -> torch.Tensor:
-        component, weight = layer.partition(".")[0], self._places[layer].weight
-        dtype = self._dtypes[component] if weight is None else weight.dtype
-        return tensor.to(self._devices[component], dtype)
+        return tensor.to(self._devices[layer.partition(".")[0]], self._dtype(layer))
+
+    def _dtype(self, layer: str) -> torch.dtype:
+        weight = self._places[layer].weight
+        return self._dtypes[layer.partition(".")[0]] if weight is None else weight.dtype
 
     def _put(self, layers: Layers) -> None:
         for name in self._layers.keys() - layers.keys():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from config import settings as module
 from config.errors import ConfigurationError
@@ -47,6 +48,7 @@ OTHER: dict[str, tuple[str, Any]] = {
     "cancel_timeout_seconds": ("65", 65.0),
     "engine": ("diffusers", "diffusers"),
     "fp8_weights": ("speed", "speed"),
+    "compile": ("on", "on"),
     "mflux_quantize": ("4", 4),
     "sd_model_id": ("sdxl-base", "sdxl-base"),
     "local_model_id": ("flux2-klein-4b", "flux2-klein-4b"),
@@ -87,6 +89,15 @@ OTHER: dict[str, tuple[str, Any]] = {
     "log_prompts": ("true", True),
     "console_level": ("error", "error"),
     "console_format": ("json", "json"),
+    "fleet_precision": ("fp4", "fp4"),
+    "fleet_node": ("studio-2.local", "studio-2.local"),
+    "fleet_port": ("7000", 7000),
+    "fleet_token": ("secret", SecretStr("secret")),
+    "fleet_object_store_mib": ("512", 512),
+    "fleet_cache_gib": ("0.5", 0.5),
+    "fleet_min_replicas": ("1", 1),
+    "fleet_max_replicas": ("8", 8),
+    "fleet_idle_seconds": ("60", 60.0),
 }
 WRONG = [
     ("FLUX_PORT", "0"),
@@ -95,6 +106,11 @@ WRONG = [
     ("FLUX_PORT", "80.5"),
     ("FLUX_PORT", ""),
     ("FLUX_MAX_BODY_BYTES", "1"),
+    ("FLUX_FLEET_NODE", "a/b"),
+    ("FLUX_FLEET_PORT", "80"),
+    ("FLUX_FLEET_OBJECT_STORE_MIB", "1"),
+    ("FLUX_FLEET_CACHE_GIB", "0"),
+    ("FLUX_FLEET_IDLE_SECONDS", "0"),
     ("FLUX_DRAIN_SECONDS", "-1"),
     ("FLUX_DRAIN_SECONDS", "nan"),
     ("FLUX_DRAIN_SECONDS", "inf"),

@@ -541,8 +541,11 @@ def test_compiled_model_changes_loras_without_compiling_again(folder: Path, sets
     model = applied.load("bf16", folder)
     some = [sets[0], sets[1], sets[2], sets[3]]
     wanted = {refs: picture(both[0], refs) for refs in some}
-    model.compile(lora_rank=8, backend="eager", fullgraph=True)
+    model.compile(autoencoder=True, backend="eager", fullgraph=True)
     draw(model, request())
+    for refs in (sets[1], sets[2]):  # a width of branches, and one more: from then on, any
+        model.use_loras(refs)
+        draw(model, request(refs))
     with torch._dynamo.config.patch(error_on_recompile=True):
         for refs in (*some, *some):
             assert numpy.abs(picture(model, refs) - wanted[refs]).max() <= 1

@@ -156,7 +156,7 @@ class Child:
         # From this thread, before anything else: who dies at once must still be known to have begun.
         self.send(events.Begun(job_ids=[job.id for job in jobs]))
         ids = [job.id for job in jobs]
-        with log_context.bound(job_id=ids[0] if len(ids) == 1 else ids):
+        with log_context.bound(job_id=log_context.of_jobs(ids)):
             Run(jobs, self).run()
         # A cancel that came too late must not hit a job of the same id that is tried again.
         self._cancelled.difference_update(job.id for job in jobs)
@@ -225,7 +225,8 @@ class Child:
 
     def die_poisoned(self, job_ids: Sequence[str]) -> None:
         log.exception(
-            "the CUDA context is lost", extra={"action": "worker_poisoned", "job_id": list(job_ids)}
+            "the CUDA context is lost",
+            extra={"action": "worker_poisoned", "job_id": log_context.of_jobs(job_ids)},
         )
         self._outbox.flush()  # pictures of earlier jobs are in main memory
         os._exit(EXIT_POISONED_CONTEXT)
@@ -367,6 +368,7 @@ class Child:
             offload=offload,
             engine=self._config.engine,
             fp8_weights=self._config.fp8_weights,
+            compile=self._config.compile,
             mflux_quantize=self._config.mflux_quantize,
             parts=self._parts,
             on_progress=on_progress,

@@ -26,6 +26,7 @@ class WorkerConfig:
     safety_model: str
     engine: str
     fp8_weights: str
+    compile: str
     mflux_quantize: int
     threads: int
     devices: int  # how many the model is spread over; 1 but in split mode

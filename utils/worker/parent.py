@@ -23,6 +23,7 @@ from config.catalog import DefaultModel
 from config.settings import OTHER_NAMES, ROOT, Settings
 from models.precision import PrecisionProfile
 from models.types import Stage
+from utils import log_context
 from utils.gpu_manager import WorkerSlot
 from utils.input_pictures import inputs_folder
 from utils.line import Lane
@@ -266,7 +267,10 @@ class Worker:
                 "worker %s died: %s",
                 self.name,
                 death.exit_text,
-                extra={"action": "worker_died", "job_id": [job.id for job in death.jobs]},
+                extra={
+                    "action": "worker_died",
+                    "job_id": log_context.of_jobs([job.id for job in death.jobs]),
+                },
             )
             try:
                 await self._listener.on_death(self, death)
@@ -426,6 +430,7 @@ class Worker:
             safety_model=self._settings.models.safety_model,
             engine=self._settings.models.engine,
             fp8_weights=self._settings.models.fp8_weights,
+            compile=self._settings.models.compile,
             mflux_quantize=self._settings.models.mflux_quantize,
             threads=self._settings.worker.threads,
             devices=self.slot.devices,
@@ -503,6 +508,8 @@ def child_environment(slot: WorkerSlot, settings: Settings) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
     }
+    # What was compiled once is there after a restart.
+    environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.models.models_dir / "compiled"))
     if not settings.models.allow_download:
         environment["HF_HUB_OFFLINE"] = "1"
     return environment

@@ -72,22 +72,39 @@ def test_path_multiplies_as_float64_does(path, dtype, limit, shape, smooth: bool
     assert relative(got, product64(layer, inputs)) < limit
 
 
-def test_fp8_tile_by_tile_has_the_bits_of_once_at_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compute, "TILE_ROWS", 32)  # three tiles
+def test_fp8_tile_by_tile_has_the_bits_of_one_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, _ = make_layer()
     inputs = make_inputs(17, 128).bfloat16()
     results = []
-    for once in (True, False):
-        layer.use(Fp8(convert_once=once))
+    for rows in (4096, 32):  # one tile, three tiles
+        monkeypatch.setattr(compute, "TILE_ROWS", rows)
+        layer.use(Fp8(convert_once=False))
         results.append(layer(inputs))
     assert torch.equal(*results)
     assert "weight" not in layer.kept, "memory: nothing converted stays"
 
 
+@pytest.mark.parametrize("smooth", [False, True])
+def test_fp8_once_has_the_branch_in_the_weight_and_loras_beside_it(smooth: bool) -> None:
+    layer, _ = make_layer(smooth=smooth)
+    layer.use(Fp8(convert_once=True))
+    assert layer.kept["branches"] == ()
+    got = layer.kept["weight"].float() * layer.kept["unit"].T
+    assert relative(got, layer.dense().double()) < 0.03
+    inputs = make_inputs(17, 128).bfloat16()
+    before = layer(inputs)
+    up, down = torch.randn(96, 3), torch.randn(3, 128)
+    layer.set_extra(up, down)
+    assert relative(layer(inputs), product64(layer, inputs)) < 0.05
+    layer.clear_extra()
+    assert torch.equal(layer(inputs), before)
+
+
 def test_fp8_weights_are_as_near_to_the_four_bits_as_the_head_says() -> None:
     layer, _ = make_layer(512, 256)
-    layer.use(Fp8(convert_once=True))
-    got = layer.kept["weight"].float() * layer.kept["unit"].T
+    path = Fp8(convert_once=False)
+    layer.use(path)
+    got = path._tile(layer, 0, 256).float() * layer.kept["unit"].T
     wanted = nvfp4.dequantize(layer.quantized)
     assert relative(got, wanted.double()) < 0.016
     assert float(torch.isclose(got, wanted, rtol=1e-6).float().mean()) > 0.55

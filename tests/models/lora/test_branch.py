@@ -9,12 +9,12 @@ from torch import nn
 from models.lora.branch import BranchedLinear, make_room
 
 
-def make(*, bias: bool = True, fixed_rank: int | None = None) -> tuple[BranchedLinear, nn.Linear]:
+def make(*, bias: bool = True) -> tuple[BranchedLinear, nn.Linear]:
     torch.manual_seed(1)
     layer = nn.Linear(24, 40, bias=bias)
     other = nn.Linear(24, 40, bias=bias)
     other.load_state_dict(layer.state_dict())
-    make_room(nn.Sequential(layer), fixed_rank=fixed_rank)
+    make_room(nn.Sequential(layer))
     assert isinstance(layer, BranchedLinear)
     return layer, other
 
@@ -24,12 +24,11 @@ def columns(rank: int, seed: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(40, rank, generator=generator), torch.randn(rank, 24, generator=generator)
 
 
-@pytest.mark.parametrize("fixed_rank", [None, 4])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(24,), (3, 24), (2, 5, 24)])
 @torch.no_grad()
-def test_branch_adds_its_product_and_leaves_no_trace(fixed_rank, bias: bool, shape) -> None:
-    layer, plain = make(bias=bias, fixed_rank=fixed_rank)
+def test_branch_adds_its_product_and_leaves_no_trace(bias: bool, shape) -> None:
+    layer, plain = make(bias=bias)
     inputs = torch.randn(shape)
     assert torch.equal(layer(inputs), plain(inputs))
     for rank in (3, 1, 9):
@@ -51,25 +50,6 @@ def test_layer_keeps_its_weight_its_state_and_its_hooks() -> None:
     assert layer.weight is weight and seen == [1]
     assert set(layer.state_dict()) == {"weight", "bias"}
     assert [name for name, _ in layer.named_parameters()] == ["weight", "bias"]
-
-
-def test_fixed_rank_has_the_shape_that_follows_from_the_present_columns_alone() -> None:
-    layer, _ = make(fixed_rank=4)
-    shapes = []
-    for rank in (2, 4, 5, 17, 3):
-        layer.set_extra(*columns(rank))
-        shapes.append(layer._extra[0].shape[1])
-    layer.clear_extra()
-    assert [*shapes, layer._extra[0].shape[1]] == [4, 4, 8, 32, 4, 4]
-
-
-def test_fixed_rank_writes_into_the_tensors_that_are_there() -> None:
-    layer, _ = make(fixed_rank=8)
-    before = layer._extra
-    layer.set_extra(*columns(8))
-    layer.set_extra(*columns(2))
-    assert layer._extra[0] is before[0] and layer._extra[1] is before[1]
-    assert not layer._extra[0][:, 2:].any() and not layer._extra[1][2:].any()
 
 
 def test_moving_and_casting_the_model_takes_the_columns_along() -> None:

@@ -35,6 +35,7 @@ def config(folder: Path, socket_fd: int) -> WorkerConfig:
         safety_model="auto",
         engine="auto",
         fp8_weights="memory",
+        compile="off",
         mflux_quantize=0,
         threads=0,
         devices=1,
