@@ -53,6 +53,7 @@ _TITLES = {
     "provider_busy": "The cloud has too much to do",
     "provider_budget": "The cloud's budget is spent",
     "provider_lost": "The cloud has lost the task",
+    "nsfw_blocked": "The picture is not given out",
     "moderated": "Blocked by the cloud's moderation",
     "internal": "The service failed",
 }

@@ -30,6 +30,7 @@
 One handler in `api/errors.py` turns a FluxError into an answer.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -164,12 +165,23 @@ _STATUS_OF_JOB_ERRORS = {
 }
 
 
+# A picture that a job could not use, as `FluxError.of` says it in the job's message.
+_OF_A_PICTURE = re.compile(r"(image|mask|reference_images\.\d+): (.+)", re.DOTALL)
+_CODES_OF_PICTURES = frozenset({"bad_file", "not_found", "too_large", "provider_refused"})
+
+
 class JobFailed(FluxError):
-    """A job ended as failed; `code` is the job's own."""
+    """A job ended as failed; `code` is the job's own.
+
+    What is wrong with a picture of the request shows when it is decoded, in the job; the field is named
+    as it is for what is seen at once.
+    """
 
     def __init__(self, code: str, message: str) -> None:
         status = _STATUS_OF_JOB_ERRORS.get(code, 500)
-        super().__init__(message, retry_after_seconds=30 if status == 503 else None)
+        found = _OF_A_PICTURE.fullmatch(message) if code in _CODES_OF_PICTURES else None
+        fields = [] if found is None else [FieldError(found[1], found[2])]
+        super().__init__(message, fields=fields, retry_after_seconds=30 if status == 503 else None)
         self.code = code
         self.status = status
 

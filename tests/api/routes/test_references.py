@@ -174,6 +174,7 @@ def test_reference_whose_pixels_are_damaged_ends_its_own_job(tiny: RunningServic
     damaged[at : at + 4] = b"\0\0\0\0"
     answer = klein(tiny, reference_images=[text(SECOND), text(bytes(damaged))])
     assert "reference_images.1: the picture cannot be decoded" in answer.json()["detail"]
+    assert [fault["field"] for fault in answer.json()["errors"]] == ["reference_images.1"]
     assert drawn(klein(tiny))
 
 

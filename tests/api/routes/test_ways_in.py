@@ -294,6 +294,8 @@ def test_generate_image_that_cannot_be_decoded_is_422(engine_service: RunningSer
     answer = engine_service.generate(image=text(damaged))
     assert (answer.status_code, answer.json()["code"]) == (422, "bad_file")
     assert "image: the picture cannot be decoded" in answer.json()["detail"]
+    (fault,) = answer.json()["errors"]
+    assert fault["field"] == "image" and fault["message"].startswith("the picture cannot be")
     assert engine_service.generate(image=text(IMAGE)).status_code == 200  # the worker lives on
 
 
