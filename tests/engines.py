@@ -17,6 +17,8 @@ is drawn at once, in one colour that follows from prompt and seed.
     kill           ends its process
     full           the disk has no room for the picture
 
+A prompt with `striped` in it is drawn with black stripes, so that there is something to be seen.
+
 `raise-once NAME`, `kill-once NAME` and so on do it unless the file NAME lies in models_dir, and
 leave that file there.
 """
@@ -146,7 +148,11 @@ class Scripted:
 def _colour(drawing: Drawing) -> Image.Image:
     colour = hashlib.sha256(f"{drawing.request.prompt} {drawing.seed}".encode()).digest()[:3]
     size = (drawing.request.width, drawing.request.height)
-    return Image.new("RGB", size, tuple(colour))
+    picture = Image.new("RGB", size, tuple(colour))
+    if "striped" in drawing.request.prompt:
+        for left in range(0, size[0], 16):
+            picture.paste("black", (left, 0, left + 4, size[1]))
+    return picture
 
 
 def _jpeg(picture: Image.Image) -> bytes:

@@ -6,21 +6,27 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+import re
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
+from websockets.sync.client import connect
 
+from tests.api.dialects.comfy_prompts import ksampler, node
 from tests.safety_weights import classifier
 from tests.service import ENGINE_MAIN, RunningService
 from utils.metadata import read_request
 
 
-def prompt_of(is_red: bool) -> str:
+def prompt_of(is_red: bool, word: str = "colour") -> str:
     """A prompt that the stand-in model draws in a colour that is red, or is not."""
     for number in range(1000):
-        prompt = f"colour {number}"
+        prompt = f"{word} {number}"
         red, green, blue = hashlib.sha256(f"{prompt} 1".encode()).digest()[:3]
         if (red > green + blue + 40) if is_red else (red + 40 < min(green, blue)):
             return prompt
@@ -138,3 +144,190 @@ def test_events_of_a_flagged_job_carry_no_picture_unseen(flagging: RunningServic
         lines = [line for line in stream.iter_lines() if line.startswith("data:")]
     ended = json.loads(lines[-1].removeprefix("data:"))
     assert ended["result"]["nsfw_flagged"] is True
+
+
+# Every way by which a picture leaves: what is there to be seen is stripes
+
+
+def prompt_of_stripes(words: str) -> str:
+    """Red enough between black stripes."""
+    for number in range(100_000):
+        prompt = f"{words}{number}"
+        red, green, blue = hashlib.sha256(f"{prompt} 1".encode()).digest()[:3]
+        if red > 240 and max(green, blue) < 20:
+            return prompt
+    raise AssertionError
+
+
+STRIPES = prompt_of_stripes("striped ")
+# Drawn until the file of this name is there: until a preview has come.
+HELD = prompt_of_stripes("watched striped-")
+SIZE = {"width": 128, "height": 128, "seed": 1}
+
+
+def has_stripes(data: bytes) -> bool:
+    """Whether neighbours differ as no blurred picture's do."""
+    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    steps = ImageChops.difference(picture, ImageChops.offset(picture, 1, 0))
+    inside = steps.crop((1, 0, picture.width, picture.height))
+    return max(high for _, high in inside.getextrema()) > 100
+
+
+def striped_picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_noise((128, 128), 200).convert("RGB").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def by_json(service: RunningService, **more: Any) -> list[bytes]:
+    return [base64.b64decode(draw(service, STRIPES, **more)["image"])]
+
+
+def by_raw(service: RunningService) -> list[bytes]:
+    body = {"prompt": STRIPES, **SIZE}
+    found = []
+    for kind in ("png", "jpeg", "webp"):
+        answer = service.client.post("/generate?format=raw", json={**body, "output_format": kind})
+        assert answer.headers["content-type"] == f"image/{kind}"
+        found.append(answer.content)
+    return found
+
+
+def by_address(service: RunningService) -> list[bytes]:
+    told = draw(service, STRIPES)
+    paths = (told["image_url"], told["download_url"], f"{told['image_url']}/thumbnail")
+    paths += (f"/jobs/{told['id']}/image",)
+    stored = (service.output_dir / told["filename"]).read_bytes()
+    return [stored, *(service.client.get(path).content for path in paths)]
+
+
+def by_upload(service: RunningService) -> list[bytes]:
+    """An edit."""
+    answer = service.client.post(
+        "/upload-image-generate?format=raw",
+        data={"prompt": STRIPES, "seed": "1", "strength": "0.5"},
+        files={"image": ("a.png", striped_picture(), "image/png")},
+    )
+    return [answer.content]
+
+
+def by_openai(service: RunningService) -> list[bytes]:
+    body = {"prompt": STRIPES, "size": "128x128", "seed": 1}
+    told = service.client.post("/v1/images/generations", json=body).json()["data"][0]
+    body["response_format"] = "url"
+    linked = service.client.post("/v1/images/generations", json=body).json()["data"][0]
+    return [base64.b64decode(told["b64_json"]), httpx2.get(linked["url"]).content]
+
+
+def hold(service: RunningService) -> Callable[[], None]:
+    """Lets what is asked for by HELD go on."""
+    name = HELD.partition(" ")[2]
+    (service.folder / "models" / name).unlink(missing_ok=True)
+    return lambda: service.release(name)
+
+
+def by_openai_stream(service: RunningService) -> list[bytes]:
+    """Partial pictures, and the whole one."""
+    body = {"prompt": HELD, "size": "128x128", "seed": 1, "stream": True, "partial_images": 3}
+    found, let_go = [], hold(service)
+    with service.client.stream("POST", "/v1/images/generations", json=body) as stream:
+        for line in stream.iter_lines():
+            found += re.findall(r'"b64_json": ?"([^"]+)"', line)
+            if found:
+                let_go()
+    assert len(found) > 1, "no partial picture came"
+    return [base64.b64decode(each) for each in found]
+
+
+def by_a1111(service: RunningService) -> list[bytes]:
+    answer = service.client.post("/sdapi/v1/txt2img", json={"prompt": STRIPES, **SIZE})
+    return [base64.b64decode(answer.json()["images"][0])]
+
+
+def by_iti(service: RunningService) -> list[bytes]:
+    answer = service.client.post("/api/txt2img", json={"prompt": STRIPES, **SIZE})
+    return [base64.b64decode(re.findall(r'"([A-Za-z0-9+/=]{200,})"', answer.text)[0])]
+
+
+def by_fleet(service: RunningService) -> list[bytes]:
+    body = {"prompt": STRIPES, "model": "embedded", **SIZE}
+    return [service.client.post("/api/generate-image", json=body).content]
+
+
+def by_bfl(service: RunningService) -> list[bytes]:
+    asked = service.client.post("/v1/embedded", json={"prompt": STRIPES, **SIZE}).json()
+
+    def result() -> dict[str, Any]:
+        return service.client.get(f"/v1/get_result?id={asked['id']}").json()
+
+    service.wait_until(lambda: result()["status"] == "Ready")
+    return [httpx2.get(result()["result"]["sample"]).content]
+
+
+def by_comfy(service: RunningService) -> list[bytes]:
+    """Previews and the picture itself over the websocket, and the address that its page asks."""
+    prompt, client, let_go = ksampler(HELD, seed=1), str(uuid.uuid4()), hold(service)
+    prompt["5"]["inputs"]["height"] = 128
+    prompt["10"] = node("SaveImageWebsocket", images=["8", 0])
+    found, names = [], []
+    with connect(f"{service.url.replace('http', 'ws')}/ws?clientId={client}") as socket:
+        body = {"prompt": prompt, "client_id": client}
+        prompt_id = service.client.post("/prompt", json=body).json()["prompt_id"]
+        for message in socket:
+            if isinstance(message, bytes):
+                found.append(message[8:])
+                let_go()
+                continue
+            told = json.loads(message)
+            if told["type"] == "execution_success" and told["data"]["prompt_id"] == prompt_id:
+                break
+            if told["type"] == "executed":
+                names += told["data"]["output"].get("images", [])
+    assert len(found) > 1, "no preview came"
+    assert names
+    return found + [service.client.get("/view", params=each).content for each in names]
+
+
+def by_events(service: RunningService) -> list[bytes]:
+    """Previews of the page."""
+    found, let_go = [], hold(service)
+    with service.client.stream("GET", "/events") as stream:
+        lines = stream.iter_lines()
+        next(lines)  # it listens
+        service.submit(HELD, seed=1)
+        for line in lines:
+            found += re.findall(r"data:image/jpeg;base64,([A-Za-z0-9+/=]+)", line)
+            if found:
+                let_go()
+            if line == "event: succeeded":
+                break
+    assert found, "no preview came"
+    return [base64.b64decode(each) for each in found]
+
+
+WAYS: tuple[Callable[[RunningService], list[bytes]], ...] = (
+    by_json, by_raw, by_address, by_upload, by_openai, by_openai_stream, by_a1111, by_iti, by_fleet,
+    by_bfl, by_comfy, by_events,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_flagged_picture_leaves_by_no_way_unblurred(
+    flagging: RunningService, way: Callable[[RunningService], list[bytes]]
+) -> None:
+    got = way(flagging)
+    assert got and not [len(data) for data in got if has_stripes(data)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_picture_that_nobody_looks_at_shows_what_the_ways_are_tested_by(
+    engine_service: RunningService, way: Callable[[RunningService], list[bytes]]
+) -> None:
+    """Else the test of the flagged ones could not fail."""
+    assert all(map(has_stripes, way(engine_service)))
+
+
+def test_nothing_of_flagged_pictures_lies_about_unblurred(flagging: RunningService) -> None:
+    by_address(flagging)
+    kept = [path for path in flagging.folder.rglob("*") if path.suffix in (".png", ".jpg", ".webp")]
+    assert kept and not [str(path) for path in kept if has_stripes(path.read_bytes())]
