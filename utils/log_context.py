@@ -7,7 +7,7 @@ has its jobs in hand, and takes them along into the threads beside the drawing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
@@ -17,6 +17,11 @@ _fields: ContextVar[Mapping[str, Any]] = ContextVar(
     "log fields",
     default=MappingProxyType({}),
 )
+
+
+def of_jobs(ids: Sequence[str]) -> str | list[str]:
+    """What a line's `job_id` is: nearly always one."""
+    return ids[0] if len(ids) == 1 else list(ids)
 
 
 def bind(**fields: Any) -> None:

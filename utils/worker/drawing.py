@@ -26,6 +26,7 @@ from models.types import (
     PreviewOf,
     Stage,
 )
+from utils import log_context
 from utils.worker import events
 
 log = logging.getLogger("worker")
@@ -360,7 +361,9 @@ class Run:
             ids = [job.id for job in jobs]
             self._die_if_poisoned([Unit(job=job, index=0) for job in jobs], error)
             log.error(
-                "drawing failed", extra={"action": "job_failed", "job_id": ids}, exc_info=error
+                "drawing failed",
+                extra={"action": "job_failed", "job_id": log_context.of_jobs(ids)},
+                exc_info=error,
             )
             code = "internal"
             message = (
