@@ -135,6 +135,30 @@ def test_other_program_is_named_and_left_alone(checkout: Path, listen: Listen) -
     assert started.poll() is None
 
 
+def test_pid_that_a_file_names_is_not_believed(checkout: Path, listen: Listen) -> None:
+    """Files outlive their processes; who listens is asked of the system."""
+    port = free_port()
+    (checkout / "other.py").write_text(LISTENER)
+    stranger, _ = listen(free_port(), script="other.py")
+    for name in ("bf16.pid", "main_bf16.pid"):
+        for folder in (checkout / "logs", checkout / "data"):
+            folder.mkdir(exist_ok=True)
+            (folder / name).write_text(f"{stranger.pid}\n")
+    started, _ = listen(port)
+    assert guard(checkout, port).returncode == 0
+    assert started.wait(5) == 0 and stranger.poll() is None
+
+
+def test_end_of_a_pid_that_another_program_has_by_now_ends_nothing(listen: Listen) -> None:
+    """Between the look and the signal an instance may end and its number be given away."""
+    stranger, _ = listen(free_port())
+    earlier = psutil.Process(stranger.pid)
+    earlier._ident = (stranger.pid, earlier.create_time() - 100)  # what psutil knows a process by
+    earlier._gone = earlier._pid_reused = False
+    port_guard.end(earlier, stop_seconds=0.1)
+    assert stranger.poll() is None
+
+
 def test_other_service_of_this_checkout_is_left_alone(checkout: Path, listen: Listen) -> None:
     port = free_port()
     started, _ = listen(port)

@@ -838,3 +838,38 @@ async def test_eta_counts_the_pictures_that_are_left(tmp_path: Path, step: int, 
         progress = bench.manager.progress(job.id)
         assert progress is not None
         assert progress.eta_ms == (12 - step) * 10.0 + left * 1000.0
+
+
+# Whether all is well, for a watchdog
+
+
+@in_loop
+async def test_queue_is_well_while_its_work_goes_on(tmp_path: Path) -> None:
+    async with Bench(tmp_path) as bench:
+        await bench.submit()
+        await bench.settle()
+        assert bench.manager.is_well()
+
+
+@in_loop
+async def test_queue_whose_worker_is_stuck_beyond_its_end_is_not_well(tmp_path: Path) -> None:
+    async with Bench(tmp_path) as bench:
+        await bench.submit()
+        await bench.settle()
+        bench.worker.last_sign -= 3600 + 61  # of a load, and a minute
+        assert not bench.manager.is_well()
+        bench.worker.jobs.clear()
+        assert bench.manager.is_well()  # one without a job gives no signs
+
+
+@in_loop
+async def test_queue_whose_dispatcher_has_ended_is_not_well_but_while_it_drains(
+    tmp_path: Path,
+) -> None:
+    async with Bench(tmp_path) as bench:
+        for task in bench.manager._dispatcher._tasks:
+            task.cancel()
+        await asyncio.wait(bench.manager._dispatcher._tasks)
+        assert not bench.manager.is_well()
+        bench.manager.drain()
+        assert bench.manager.is_well()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -144,6 +145,19 @@ async def test_ledger_new_job_is_in_line_and_told_with_its_position(tmp_path: Pa
             ("queued", {"position": 2}),
         ]
         assert len(at.ledger.line) == 2
+
+
+@pytest.mark.parametrize("log_prompts", [False, True])
+@in_loop
+async def test_ledger_prompt_is_logged_only_where_it_may_be(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, log_prompts: bool
+) -> None:
+    caplog.set_level(logging.INFO, logger="utils.ledger")
+    async with desk(tmp_path) as at:
+        at.ledger._log_prompts = log_prompts
+        await at.append()
+    [line] = [line for line in caplog.records if line.action == "job_queued"]
+    assert getattr(line, "prompt", None) == (REQUEST.prompt if log_prompts else None)
 
 
 @in_loop
