@@ -15,6 +15,9 @@ main() {
     if ! docker compose version > /dev/null 2>&1; then need docker-compose docker-compose; fi
     need npm npm # and Node.js with it: the page's graph is tested without a browser
 
+    # Tests start hundreds of processes: modules are compiled once for all of them.
+    unset PYTHONDONTWRITEBYTECODE
+
     local checks=0
     scripts/check.sh || checks=$?
     local tests=0

@@ -1,5 +1,6 @@
 """Fixtures for every test: one real service that is shared, and a way to start others."""
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -20,6 +21,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # A shell starts what it runs in the background deaf to Ctrl-C, and so would be all that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Whatever is imported while tests are collected stays: looking for garbage among it takes seconds.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from config.settings import ROOT
 
 _NOT_COPIED = shutil.ignore_patterns(
     ".git", ".venv*", ".env", "data", "generated_images", "uploads", "logs", "models_cache",
-    "__pycache__", ".*_cache", ".hypothesis", "node_modules",
+    ".*_cache", ".hypothesis", "node_modules",
 )  # fmt: skip
 
 
