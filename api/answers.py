@@ -89,6 +89,16 @@ def _any_flagged(job: Job) -> bool | None:
     return True if True in verdicts else None if None in verdicts else False
 
 
+def fleet_headers(job: Job, services: Services) -> dict[str, str]:
+    """Who drew a finished job, and how often it was tried before."""
+    return {
+        "X-Fleet-Node": job.node or services.plan.node,
+        "X-Fleet-Model": job.request.model,
+        "X-Fleet-Retries": str(max(0, job.attempts - 1)),
+        "X-Generation-Time": str(round(generation_time_ms(job))),
+    }
+
+
 def generation_time_ms(job: Job) -> float:
     """Milliseconds from the start of the job to its picture on disk; waiting in line not counted."""
     assert job.result is not None
@@ -109,7 +119,7 @@ def job_json(job: Job, queue: QueueManager) -> dict[str, Any]:
         "progress": (progress_json(progress) if progress and not job.status.is_final else None),
         "result": result_json(job) if job.result else None,
         "error": ({"code": job.error.code, "message": job.error.message} if job.error else None),
-        "node": None,
+        "node": job.node,
         "gpu": job.worker,
     }
 

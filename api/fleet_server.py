@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import secrets
 import sys
 
 from api import server
@@ -45,10 +44,9 @@ def serve(replica: str = REPLICA) -> int:
         server.give_hub_token(settings)
         os.environ.update(environment(settings))
         head = Head(settings, machine_of(settings))
-        board = secrets.token_hex(8)
-        cluster = Cluster(head.start(), f"{VERSION}-{replica}", board, replica)
+        cluster = Cluster(head.start(), f"{VERSION}-{replica}", replica)
         cluster.connect()
-        app = create_app(make_plan(settings, FLEET, crew=Crew(cluster, board, settings)))
+        app = create_app(make_plan(settings, FLEET, crew=Crew(cluster, settings)))
     except ConfigurationError as error:
         return server.refuse(FLEET.service, error)
     status = server.run(app, settings, FLEET.service)

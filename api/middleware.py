@@ -58,6 +58,7 @@ EXPOSED_HEADERS = (
     "X-Generation-Time",
     "X-Fleet-Node",
     "X-Fleet-Model",
+    "X-Fleet-Retries",
     "X-Request-Id",
     "Retry-After",
 )

@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -29,13 +30,16 @@ from models import safety
 from models.bfl_prices import Prices, load_prices
 from models.families import mflux_command
 from models.hub import on_disk
-from models.precision import PrecisionProfile, known_precisions, profile_of
+from models.precision import FLEET, PrecisionProfile, known_precisions, profile_of
 from models.types import GenerationRequest
 from utils import systemd
 from utils.allowance import Allowance
 from utils.cleanup_service import CleanupService
 from utils.clock import Chance
 from utils.cloud_tasks import CloudTasks
+from utils.fleet.crew import Crew
+from utils.fleet.queue import FleetQueue
+from utils.fleet.roster import FleetLoras, FleetResolver
 from utils.gpu_manager import Placement, place_workers
 from utils.input_pictures import InputPicture, InputPictures, inputs_folder, reference_field
 from utils.job import Job, StoredImage
@@ -67,6 +71,7 @@ class Plan:
     keys: Keyring
     node: str
     prices: Prices
+    crew: Crew | None = None  # of a fleet's front door
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,8 +152,13 @@ def _require_one_size(image: InputPicture, mask: InputPicture) -> None:
         )
 
 
-def make_plan(settings: Settings, profile: PrecisionProfile, chance: Chance | None = None) -> Plan:
-    """Raises ConfigurationError when the settings ask for what is not there."""
+def make_plan(
+    settings: Settings,
+    profile: PrecisionProfile,
+    chance: Chance | None = None,
+    crew: Crew | None = None,
+) -> Plan:
+    """Raises ConfigurationError when the settings ask for what is not there. With a crew, it is a fleet's plan."""
     chance = chance or Chance()
     settings = _with_own_engine(settings, profile)
     catalog = mflux_command.quantised(load_catalog(), settings.models.mflux_quantize)
@@ -166,8 +176,10 @@ def make_plan(settings: Settings, profile: PrecisionProfile, chance: Chance | No
     )
     keys = Keyring(settings, chance)
     keys.require()
-    _require_safety(settings, catalog)
-    loras = LoraManager(settings, profile, catalog, chance)
+    if crew is None:
+        _require_safety(settings, catalog)
+    make_loras = LoraManager if crew is None else FleetLoras
+    loras = make_loras(settings, profile, catalog, chance)
     models = settings.models
     backend_defaults = choose_backend_defaults(
         catalog,
@@ -176,7 +188,8 @@ def make_plan(settings: Settings, profile: PrecisionProfile, chance: Chance | No
             "flux-local": ("FLUX_LOCAL_MODEL_ID (or SD_FLUX_MODEL_ID)", models.local_model_id),
         },
     )
-    resolver = RequestResolver(
+    make_resolver = RequestResolver if crew is None else partial(FleetResolver, roster=crew.roster)
+    resolver = make_resolver(
         catalog, default, profile, placement, chance, loras, settings.cloud, backend_defaults,
         settings.models, ModelFiles(settings.models, profile),
     )  # fmt: skip
@@ -197,8 +210,9 @@ def make_plan(settings: Settings, profile: PrecisionProfile, chance: Chance | No
         loras=loras,
         chance=chance,
         keys=keys,
-        node=socket.gethostname(),
+        node=settings.fleet.fleet_node or socket.gethostname(),
         prices=load_prices(catalog),
+        crew=crew,
     )
 
 
@@ -262,13 +276,15 @@ async def running(plan: Plan) -> AsyncIterator[Services]:
     inputs = InputPictures(inputs_folder(storage.data_dir, plan.profile.name))
     store = await JobStore.open(storage.data_dir / f"{plan.profile.name}.sqlite3")
     tasks = CloudTasks(store, plan.chance.now, plan.settings.cloud.bfl_daily_budget_usd)
-    usage = Usage(storage.data_dir, known_precisions())
+    usage = Usage(storage.data_dir, (*known_precisions(), FLEET.name))
 
     def make_workers(queue: QueueManager) -> list[Worker]:
-        workers: list[Any] = [
-            Worker(slot, plan.profile, plan.settings, plan.default, queue)
-            for slot in plan.placement.slots
-        ]
+        workers: list[Any] = []
+        if plan.crew is None:
+            workers = [
+                Worker(slot, plan.profile, plan.settings, plan.default, queue)
+                for slot in plan.placement.slots
+            ]
         if plan.resolver.cloud_models:
             from utils.cloud_worker import CloudWorker  # it brings an HTTP client
 
@@ -277,7 +293,8 @@ async def running(plan: Plan) -> AsyncIterator[Services]:
             )
         return workers
 
-    queue = QueueManager(
+    make_queue = QueueManager if plan.crew is None else FleetQueue
+    queue = make_queue(
         store,
         make_workers,
         lambda worker: (
@@ -303,6 +320,8 @@ async def running(plan: Plan) -> AsyncIterator[Services]:
         await plan.keys.open()
         await plan.loras.start(store, queue.bus)
         await queue.start()
+        if plan.crew is not None:
+            await plan.crew.open(queue, plan.default, plan.loras.pins.folder, inputs.folder)
     except BaseException:
         await plan.keys.close()
         await store.close()
@@ -316,6 +335,8 @@ async def running(plan: Plan) -> AsyncIterator[Services]:
     finally:
         await cleanup.stop()
         await plan.loras.stop()
+        if plan.crew is not None:
+            await plan.crew.close()
         await queue.stop()
         await plan.keys.close()
         watchdog.cancel()

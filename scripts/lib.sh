@@ -62,6 +62,17 @@ is_port() {
     [[ $1 =~ ^[0-9]{1,5}$ ]] && ((10#$1 >= 1 && 10#$1 <= 65535))
 }
 
+# are_gpus <text>: distinct non-negative integers with commas between.
+are_gpus() {
+    [[ $1 =~ ^[0-9]{1,4}(,[0-9]{1,4})*$ ]] || return 1
+    local index seen=,
+    for index in ${1//,/ }; do
+        index=$((10#$index))
+        [[ $seen != *,$index,* ]] || return 1
+        seen+=$index,
+    done
+}
+
 # take_port --script|--page <path> <host> <port|auto> [start]: prints the port to use. An earlier
 # instance that holds it is ended; anything else on it is named, with status 3.
 take_port() {

@@ -30,7 +30,8 @@ main() {
     mkdir -p requirements
     lock_torch > "$tools/torch.txt"
     lock runtime '# What the services need, but for torch: see torch.txt.' "${upgrade[@]}"
-    lock dev '# The same and what the tests need, but for torch: see torch.txt.' --extra dev "${upgrade[@]}"
+    lock fleet '# The same and what a fleet needs, but for torch: see torch.txt.' --extra fleet "${upgrade[@]}"
+    lock dev '# The same and what the tests need, but for torch: see torch.txt.' --extra fleet --extra dev "${upgrade[@]}"
     mv "$tools/torch.txt" requirements/torch.txt
 }
 
@@ -38,7 +39,8 @@ main() {
 lock() {
     local name=$1 heading=$2
     shift 2
-    cp requirements/"$name".txt "$tools/$name.txt" 2>/dev/null || true
+    # A set that is new has the versions that the others have.
+    cp requirements/"$name".txt "$tools/$name.txt" 2> /dev/null || cp requirements/dev.txt "$tools/$name.txt" 2> /dev/null || true
     # The --no-emit options and the header keep this machine's indexes and folders out of the file.
     "$tools/venv/bin/pip-compile" "$@" pyproject.toml --output-file "$tools/$name.txt" \
         --quiet --generate-hashes --strip-extras --no-header --no-emit-options \

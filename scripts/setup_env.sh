@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv and installs the locked requirements into it, when they changed. --dev adds what the
-# tests need. --nunchaku makes .venv-nunchaku instead, the environment of the FP4 engine nunchaku.
+# Makes .venv and installs the locked requirements into it, when they changed. --fleet adds what a fleet
+# needs, --dev that and what the tests need. --nunchaku makes .venv-nunchaku instead, the environment of the FP4 engine nunchaku.
 # PYTHON names the Python to make it with.
 set -euo pipefail
 
@@ -8,10 +8,11 @@ main() {
     cd "$(dirname "${BASH_SOURCE[0]}")/.."
     kind=runtime
     venv=.venv
-    lists=(requirements/torch.txt requirements/runtime.txt requirements/dev.txt)
+    lists=(requirements/torch.txt requirements/runtime.txt requirements/fleet.txt requirements/dev.txt)
     pythons='3.11 or later' too_new='(4,)' by_hand=''
     case "${1-}" in
         '') ;;
+        --fleet) kind=fleet ;;
         --dev) kind=dev ;;
         --nunchaku)
             kind=nunchaku
@@ -21,10 +22,10 @@ main() {
             by_hand="python3 -m venv $venv && $venv/bin/python -m pip install -r ${lists[0]}"
             ;;
         -h | --help)
-            echo "Usage: scripts/setup_env.sh [--dev | --nunchaku]"
+            echo "Usage: scripts/setup_env.sh [--fleet | --dev | --nunchaku]"
             return
             ;;
-        *) die 2 "unknown option '$1'; accepted is --dev or --nunchaku" ;;
+        *) die 2 "unknown option '$1'; accepted is --fleet, --dev or --nunchaku" ;;
     esac
     stamp=$venv/.installed       # what is installed: "<kind> <checksum of the requirements>"
     unfinished=$venv/.installing # there while an installation runs, and after one that was cut off
@@ -41,7 +42,7 @@ main() {
     say "ready"
 }
 
-# The development set holds the runtime's too.
+# Each set holds those before it: the runtime's, the fleet's, the development's.
 is_ready() {
     local checksum=$1 installed
     [[ ! -e $unfinished ]] || return 1
@@ -50,7 +51,11 @@ is_ready() {
         return
     fi
     installed=$(cat "$stamp")
-    [[ $installed == "$kind $checksum" || $installed == "dev $checksum" ]] && works "$venv/bin/python"
+    [[ ${installed#* } == "$checksum" ]] || return 1
+    case $kind:${installed%% *} in
+        "$kind:$kind" | *:dev | runtime:fleet) works "$venv/bin/python" ;;
+        *) return 1 ;;
+    esac
 }
 
 # Drivers that stop at CUDA 12 need other builds, which the doctor names: they are left as they are.

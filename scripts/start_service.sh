@@ -135,17 +135,6 @@ choose_environment() {
     python=.venv-$engine/bin/python
 }
 
-# Distinct non-negative integers with commas between.
-are_gpus() {
-    [[ $1 =~ ^[0-9]{1,4}(,[0-9]{1,4})*$ ]] || return 1
-    local index seen=,
-    for index in ${1//,/ }; do
-        index=$((10#$index))
-        [[ $seen != *,$index,* ]] || return 1
-        seen+=$index,
-    done
-}
-
 choose_port() {
     local address host configured
     address=$(service_address "$precision")

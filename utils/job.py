@@ -60,6 +60,11 @@ class Job:
     error: JobError | None = None
 
     @property
+    def node(self) -> str | None:
+        """The machine of a fleet that had it last; None for one that none had."""
+        return None if self.worker is None else self.worker.rpartition("/")[0] or None
+
+    @property
     def pictures(self) -> tuple[ImageFile, ...]:
         """What it made; of a cloud that may be less than was asked for. Nothing before it has ended."""
         return () if self.result is None else self.result.images

@@ -339,6 +339,11 @@ class JobStore:
             (row["model"], JobStatus(row["status"]), row["jobs"], row["ms"] or 0.0) for row in rows
         ]
 
+    async def ended_by_worker(self, since: str, owner: str | None) -> dict[str | None, int]:
+        """Jobs that succeeded or failed since a moment, by who had them last; None: nobody did."""
+        rows = await self._all("ended_by_worker", {"since": since, "owner": owner})
+        return {row["worker"]: row["jobs"] for row in rows}
+
     async def ended_by_tag(self, since: str, owner: str | None) -> dict[str, int]:
         rows = await self._all("ended_by_tag", {"since": since, "owner": owner})
         return {row["tag"]: row["jobs"] for row in rows}

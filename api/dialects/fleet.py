@@ -1,6 +1,6 @@
 """The API of a fleet router: `POST /api/generate-image` → the PNG, and what its dashboard asks.
 
-This service is a fleet of one: the node is this machine. Image generation is on until somebody with
+A service is a fleet of one: the node is this machine. A fleet's front door tells of its machines. Image generation is on until somebody with
 the operator's key switches it off, which is remembered.
 """
 
@@ -58,9 +58,8 @@ async def generate_image(request: Request, services: ServicesDep) -> Response:
     with native.in_words(NAMES):
         job = await drawing.drawn(request, services, wanted)
     headers = {
-        "X-Fleet-Node": services.plan.node,
+        **answers.fleet_headers(job, services),
         "X-Fleet-Model": model,
-        "X-Generation-Time": str(round(answers.generation_time_ms(job))),
         "X-Job-Id": job.id,
         "X-Seed": str(job.request.seed),
         "X-Model": job.request.model,
@@ -77,7 +76,9 @@ async def image_models(services: ServicesDep) -> dict[str, Any]:
                 "name": row.id,
                 "type": "image",
                 "backend": row.backend,
-                "fleet_nodes": [services.plan.node],
+                "fleet_nodes": [
+                    node["node_id"] for node in _nodes(services) if row.id in node["image_models"]
+                ],
             }
             for row in _there(services)
         ]
@@ -102,12 +103,15 @@ async def image_stats(services: ServicesDep) -> dict[str, Any]:
     by_model: collections.Counter[str] = collections.Counter()
     for model, _, jobs, _ in rows:
         by_model[model] += jobs
+    by_node: collections.Counter[str] = collections.Counter()
+    for worker, jobs in (await store.ended_by_worker(since, owner)).items():
+        by_node[(worker or "").rpartition("/")[0] or services.plan.node] += jobs
     return {
         "total": total,
         "completed": completed,
         "failed": total - completed,
         "avg_generation_ms": round(sum(ms for _, ms in done) / completed) if completed else 0,
-        "by_node": {services.plan.node: total} if total else {},
+        "by_node": dict(by_node),
         "by_model": dict(by_model),
         "by_tag": await store.ended_by_tag(since, owner),
         "recent": [
@@ -121,13 +125,13 @@ async def image_stats(services: ServicesDep) -> dict[str, Any]:
 async def health(services: ServicesDep) -> dict[str, Any]:
     queue = services.queue
     reason = queue.why_not_ready()
-    stats = await image_stats(services)
+    stats, nodes = await image_stats(services), _nodes(services)
     recommendations = [] if reason is None else [{"severity": "critical", "description": reason}]
     return {
         "status": "healthy" if reason is None else "critical",
         "vitals": {
-            "nodes_total": 1,
-            "nodes_online": 1 if reason is None else 0,
+            "nodes_total": len(nodes),
+            "nodes_online": sum(node["status"] == "online" for node in nodes),
             "queued": queue.waiting,
             "running": len(queue.running_ids),
         },
@@ -140,19 +144,12 @@ async def health(services: ServicesDep) -> dict[str, Any]:
 
 @router.get("/dashboard/api/settings")
 async def read_settings(services: ServicesDep) -> dict[str, Any]:
-    server, node = services.plan.settings.server, services.plan.node
+    server = services.plan.settings.server
     return {
         SWITCH: await _is_on(services),
         "version": VERSION,
         "config": {"host": server.host, "port": server.port},
-        "nodes": [
-            {
-                "node_id": node,
-                "status": "online" if services.queue.why_not_ready() is None else "offline",
-                "image_models": [row.id for row in _there(services)],
-                "image_port": server.port,
-            }
-        ],
+        "nodes": _nodes(services),
     }
 
 
@@ -172,6 +169,35 @@ async def write_settings(request: Request, services: ServicesDep) -> dict[str, A
 
 async def _is_on(services: Services) -> bool:
     return await services.queue.store.read_state(SWITCH) != "false"
+
+
+def _nodes(services: Services) -> list[dict[str, Any]]:
+    """The machines, with the models that each can draw with."""
+    plan = services.plan
+    if plan.crew is None:
+        is_online = services.queue.why_not_ready() is None
+        models = {plan.node: (is_online, [row.id for row in _there(services)])}
+    else:
+        models = {
+            node: (
+                True,
+                [
+                    row.id
+                    for row in plan.catalog
+                    if any(row.id in each.runnable for each in plan.crew.replicas_of(node))
+                ],
+            )
+            for node in plan.crew.nodes
+        }
+    return [
+        {
+            "node_id": node,
+            "status": "online" if is_online else "offline",
+            "image_models": ids,
+            "image_port": plan.settings.server.port,
+        }
+        for node, (is_online, ids) in models.items()
+    ]
 
 
 def _there(services: Services) -> list[ModelRow]:
@@ -202,7 +228,7 @@ def _event(services: Services, job: Job) -> dict[str, Any]:
     return {
         "timestamp": job.finished_at,
         "model": job.request.model,
-        "node_id": services.plan.node,
+        "node_id": job.node or services.plan.node,
         "status": "completed" if is_done else "failed",
         "generation_ms": round(answers.generation_time_ms(job)) if is_done else 0,
         "width": job.request.width,

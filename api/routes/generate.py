@@ -129,9 +129,7 @@ async def _raw(services: Services, job: Job) -> Response:
             "X-Job-Id": job.id,
             "X-Seed": str(job.request.seed),
             "X-Model": job.request.model,
-            "X-Generation-Time": str(round(answers.generation_time_ms(job))),
-            "X-Fleet-Node": services.plan.node,
-            "X-Fleet-Model": job.request.model,
+            **answers.fleet_headers(job, services),
         },
     )
 

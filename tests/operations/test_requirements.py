@@ -9,7 +9,7 @@ from config.settings import ROOT
 from models.fp4 import nunchaku_support
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-FILES = ("torch", "runtime", "dev")
+FILES = ("torch", "runtime", "fleet", "dev")
 
 
 def text_of(name: str) -> str:
@@ -21,7 +21,8 @@ def locked(name: str) -> dict[str, str]:
 
 
 def pinned(requirements: list[str]) -> dict[str, str]:
-    return {normal(name): version for name, version in (r.split("==") for r in requirements)}
+    pairs = (requirement.split("==") for requirement in requirements)
+    return {normal(name.partition("[")[0]): version for name, version in pairs}
 
 
 def normal(name: str) -> str:
@@ -42,21 +43,22 @@ def test_lock_every_requirement_is_exact_and_hashed(name: str) -> None:
         assert re.fullmatch(r"[a-z0-9.-]+==\S+( +--hash=sha256:[0-9a-f]{64})+ *", line), line
 
 
-@pytest.mark.parametrize("name", ["runtime", "dev"])
+@pytest.mark.parametrize("name", ["runtime", "fleet", "dev"])
 def test_lock_leaves_torch_and_cuda_to_the_build(name: str) -> None:
     assert not [p for p in locked(name) if re.match(r"torch$|cuda|triton|nvidia-(?!ml-py$)", p)]
 
 
 def test_lock_agrees_with_pyproject() -> None:
     runtime = pinned(PROJECT["dependencies"])
-    dev = pinned(PROJECT["optional-dependencies"]["dev"])
+    fleet, dev = (pinned(PROJECT["optional-dependencies"][extra]) for extra in ("fleet", "dev"))
     assert locked("torch") == {"torch": runtime.pop("torch")}
     assert runtime.items() <= locked("runtime").items()
-    assert (runtime | dev).items() <= locked("dev").items()
+    assert (runtime | fleet).items() <= locked("fleet").items()
+    assert (runtime | fleet | dev).items() <= locked("dev").items()
 
 
-def test_lock_dev_holds_all_of_runtime() -> None:
-    assert locked("runtime").items() <= locked("dev").items()
+def test_lock_each_set_holds_the_one_before() -> None:
+    assert locked("runtime").items() <= locked("fleet").items() <= locked("dev").items()
 
 
 @pytest.mark.parametrize("name", FILES)

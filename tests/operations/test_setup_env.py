@@ -52,7 +52,13 @@ class Checkout:
         shutil.copy(ROOT / "models" / "fp4" / "nunchaku_support.py", root / "models" / "fp4")
         self.lock("torch", torch=make_wheel(root / "wheels", "torch", "2.13.0+cpu"))
         self.lock("runtime", one=make_wheel(root / "wheels", "one", "1.0"))
-        self.lock("dev", one=self.hash_of("one"), two=make_wheel(root / "wheels", "two", "1.0"))
+        self.lock("fleet", one=self.hash_of("one"), far=make_wheel(root / "wheels", "far", "1.0"))
+        self.lock(
+            "dev",
+            one=self.hash_of("one"),
+            far=self.hash_of("far"),
+            two=make_wheel(root / "wheels", "two", "1.0"),
+        )
 
     def hash_of(self, name: str) -> str:
         wheel = next((self.root / "wheels").glob(f"{name}-*.whl"))
@@ -134,6 +140,14 @@ def test_setup_again_does_nothing(installed: Checkout) -> None:
 def test_setup_dev_adds_what_the_tests_need_and_serves_the_runtime_too(installed: Checkout) -> None:
     assert installed.setup("--dev")[0] == 0
     assert installed.imports("torch", "one", "two")
+    assert installed.setup() == installed.setup("--fleet") == (0, "")
+
+
+def test_setup_fleet_adds_what_a_fleet_needs_and_serves_the_runtime_too(
+    installed: Checkout,
+) -> None:
+    assert installed.setup("--fleet")[0] == 0
+    assert installed.imports("torch", "one", "far")
     assert installed.setup() == (0, "")
 
 

@@ -10,6 +10,9 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+# The same in every front door: with another one Ray would take replicas for changed, and end them.
+BOARD = "fleet"
+
 _boards: dict[str, Board] = {}
 
 

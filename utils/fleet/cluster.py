@@ -11,7 +11,7 @@ import threading
 from typing import Any
 
 from models.precision import known_precisions
-from utils.fleet.board import Seat
+from utils.fleet.board import BOARD, Seat
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +28,11 @@ MAX_CALLS = 64  # at a replica at once; whether a job is taken is its worker's w
 
 
 class Cluster:
-    """`board` is the name under which the routers of this process tell who is there."""
+    """Of the cluster at an address. `replica` is the class of its replicas, `version` of their code."""
 
-    def __init__(self, address: str, version: str, board: str, replica: str = REPLICA) -> None:
+    def __init__(self, address: str, version: str, replica: str = REPLICA) -> None:
         self._address = address
         self._version = version
-        self._board = board
         self._replica = replica
         self._handles: dict[str, Any] = {}
         self._counts: dict[str, int] = {}
@@ -92,7 +91,7 @@ class Cluster:
             ray_actor_options={"num_cpus": 0, "resources": {precision: 1}},
             request_router_config=RequestRouterConfig(
                 request_router_class=ROUTER,
-                request_router_kwargs={"board": self._board},
+                request_router_kwargs={"board": BOARD},
                 request_routing_stats_period_s=REPORT_SECONDS,
             ),
         )
@@ -110,7 +109,8 @@ class Cluster:
             wait_for_applications_running=False,
         )
         # The router is made with the first call otherwise, and it is what tells who is there.
-        handle._init()
+        if not handle.is_initialized:
+            handle._init()
         return handle
 
     def end_process(self, seat: Seat) -> None:

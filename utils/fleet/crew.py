@@ -17,7 +17,7 @@ from config.catalog import DefaultModel
 from config.errors import NotFound
 from config.settings import Settings
 from utils.fleet import messages
-from utils.fleet.board import Board, Seat, board_of
+from utils.fleet.board import BOARD, Board, Seat, board_of
 from utils.fleet.cluster import Cluster
 from utils.fleet.door_files import DoorFiles
 from utils.fleet.link import Link, ReplicaFailed, ReplicaGone, ReplicaRefused
@@ -35,11 +35,11 @@ AGAIN_SECONDS = 1.0
 class Crew:
     """`cluster` is connected. `open` with the queue that it works for."""
 
-    def __init__(self, cluster: Cluster, board: str, settings: Settings) -> None:
+    def __init__(self, cluster: Cluster, settings: Settings) -> None:
         self.roster = Roster()
         self.away: set[str] = set()  # machines that get nothing new
         self._cluster = cluster
-        self._board: Board = board_of(board)
+        self._board: Board = board_of(BOARD)
         self._settings = settings
         self._door = secrets.token_hex(8)  # of this life of the front door
         self._handles: dict[str, Any] = {}
@@ -78,6 +78,9 @@ class Crew:
     def nodes(self) -> list[str]:
         """The machines that have a replica up."""
         return sorted({worker.node for worker in self.replicas})
+
+    def replicas_of(self, node: str) -> list[FleetWorker]:
+        return [worker for worker in self.replicas if worker.node == node]
 
     def drain(self, node: str, *, is_away: bool) -> None:
         """A machine gets nothing new, or again. Raises NotFound for one that is not in the fleet."""

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config.catalog import Catalog, DefaultModel, choose_default, load_catalog
+from config.errors import ConfigurationError
 from config.settings import Settings
 from models.families import mflux_command
-from models.precision import PrecisionProfile, profile_of
+from models.precision import PrecisionProfile, known_precisions, profile_of
 from utils import main_memory
 from utils.clock import Chance
 from utils.gpu_manager import Placement, WorkerSlot, place_workers
@@ -82,7 +83,7 @@ class Machine:
 
 def machine_of(settings: Settings) -> Machine:
     """This machine by its settings. Raises ConfigurationError."""
-    profile, chance = profile_of(settings.fleet.fleet_precision), Chance()
+    profile, chance = _profile_of(settings), Chance()
     folder = folder_of(settings)
     storage = settings.storage.model_copy(
         update={
@@ -91,7 +92,10 @@ def machine_of(settings: Settings) -> Machine:
             "lora_dir": folder / "loras",
         }
     )
-    mine = settings.model_copy(update={"storage": storage})
+    models = settings.models
+    if models.engine not in profile.engines:  # of another precision's machine
+        models = models.model_copy(update={"engine": "auto"})
+    mine = settings.model_copy(update={"storage": storage, "models": models})
     catalog = mflux_command.quantised(load_catalog(), settings.models.mflux_quantize)
     placement = place_workers(settings.worker)
     default = choose_default(
@@ -117,6 +121,17 @@ def machine_of(settings: Settings) -> Machine:
         resolver=resolver,
         files=files,
     )
+
+
+def _profile_of(settings: Settings) -> PrecisionProfile:
+    precision, known = settings.fleet.fleet_precision, known_precisions()
+    if precision == "auto":
+        return profile_of(known[0])
+    if precision not in known:
+        raise ConfigurationError(
+            f"FLUX_FLEET_PRECISION = {precision!r}: there is no such precision; there is: auto, {', '.join(known)}"
+        )
+    return profile_of(precision)
 
 
 def take_place(machine: Machine) -> tuple[WorkerSlot, int]:

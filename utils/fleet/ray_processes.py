@@ -100,6 +100,7 @@ def _start_arguments(settings: Settings, machine: Machine) -> list[str]:
         f"--dashboard-agent-listen-port={_free_port()}",
         f"--runtime-env-agent-port={_free_port()}",
         "--disable-usage-stats",
+        f"--temp-dir={temporary_folder(settings)}",
     ]
 
 
@@ -124,7 +125,7 @@ class Head:
         address = f"{get_node_ip_address()}:{port}"
         if self._running() is not None:
             return address
-        if _answers(address):
+        if answers(address):
             raise ConfigurationError(
                 f"FLUX_FLEET_PORT = {port}: another program answers there; choose another port"
             )
@@ -133,7 +134,6 @@ class Head:
             *_start_arguments(self._settings, self._machine),
             "--head",
             f"--port={port}",
-            f"--temp-dir={temporary_folder(self._settings)}",
             f"--ray-client-server-port={_free_port()}",
             f"--dashboard-port={_free_port()}",
             "--dashboard-host=127.0.0.1",
@@ -152,7 +152,7 @@ class Head:
         born = psutil.Process(process.pid).create_time()
         self._note.write_text(json.dumps({"pid": process.pid, "born": born}))
         deadline = time.monotonic() + START_SECONDS
-        while not _answers(address):
+        while not answers(address):
             if process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
                 said = log_path.read_text(errors="replace").strip().splitlines()[-3:]
@@ -184,7 +184,7 @@ class Head:
             return None
 
 
-def _answers(address: str) -> bool:
+def answers(address: str) -> bool:
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=1).close()

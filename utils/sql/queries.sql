@@ -116,6 +116,11 @@ FROM job
 WHERE finished_at >= :since AND status IN ('succeeded', 'failed') AND (:owner IS NULL OR owner = :owner)
 GROUP BY model, status;
 
+-- name: ended_by_worker
+SELECT worker, count(*) AS jobs FROM job
+WHERE finished_at >= :since AND status IN ('succeeded', 'failed') AND (:owner IS NULL OR owner = :owner)
+GROUP BY worker;
+
 -- name: ended_by_tag
 SELECT tag.value AS tag, count(*) AS jobs FROM job, json_each(job.request, '$.tags') AS tag
 WHERE finished_at >= :since AND status IN ('succeeded', 'failed') AND (:owner IS NULL OR owner = :owner)

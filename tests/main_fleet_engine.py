@@ -1,0 +1,11 @@
+"""The front door of a fleet whose replicas draw with the scripted stand-in model."""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from api import fleet_server  # noqa: E402 (the path comes first)
+
+if __name__ == "__main__":
+    sys.exit(fleet_server.serve("tests.fleet_replica:ScriptedReplica"))

@@ -1,0 +1,55 @@
+"""Makes this machine a part of a fleet, in the foreground: `python -m utils.fleet.join ADDRESS`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from config.errors import ConfigurationError
+from config.settings import load_settings
+from models.precision import FLEET
+from utils.fleet.machine import machine_of
+from utils.fleet.ray_processes import answers, environment, fleet_folder, join_arguments
+
+EXIT_CONFIGURATION = 78  # EX_CONFIG
+
+
+def main() -> int:
+    try:
+        settings = load_settings(FLEET.name)
+        address = _address(sys.argv[1] if len(sys.argv) == 2 else "", settings.fleet.fleet_port)
+        kept = fleet_folder(settings) / "token"
+        if not settings.fleet.fleet_token.get_secret_value() and not kept.exists():
+            raise ConfigurationError(
+                f"this machine has not the fleet's token: copy {kept.relative_to(settings.storage.data_dir.parent)} "
+                f"of the fleet's first machine to {kept}, or set FLUX_FLEET_TOKEN to what it holds"
+            )
+        machine = machine_of(settings)
+        environ = environment(settings)
+        if not answers(address):
+            raise ConfigurationError(
+                f"nothing answers at {address}: start ./start_fleet.sh there first, and let this machine "
+                "reach its ports"
+            )
+    except ConfigurationError as error:
+        print(f"{FLEET.service}: {error}", file=sys.stderr)
+        return EXIT_CONFIGURATION
+    places = ", ".join(f"{count} {name}" for name, count in machine.resources.items())
+    print(f"{FLEET.service}: {machine.name} joins {address} with {places}", file=sys.stderr)
+    arguments = join_arguments(settings, machine, address)
+    os.execvpe(arguments[0], arguments, environ)  # so that signals reach Ray
+
+
+def _address(text: str, port: int) -> str:
+    host, colon, given = text.rpartition(":")
+    if not colon:
+        host, given = text, str(port)
+    if not host or not given.isdecimal():
+        raise ConfigurationError(
+            f"{text!r} is no address; it is the host of the fleet's first machine, or host:port"
+        )
+    return f"{host}:{given}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
