@@ -17,11 +17,11 @@ RANK = memory.RANK
 TEXT_TOKENS = 256
 
 
-def transformer(device: torch.device) -> Any:
-    """`FluxTransformer2DModel` of FLUX.1 [schnell] in BF16."""
+def transformer(device: torch.device, **config: Any) -> Any:
+    """`FluxTransformer2DModel` of FLUX.1 [schnell] in BF16, but for what `config` changes."""
     from diffusers import FluxTransformer2DModel
 
-    return _filled(_empty(FluxTransformer2DModel, guidance_embeds=False), device)
+    return _filled(_empty(FluxTransformer2DModel, guidance_embeds=False, **config), device)
 
 
 def fp4_transformer(device: torch.device, *, fp8_weights: str) -> tuple[Any, ComputePath]:
@@ -41,18 +41,27 @@ def fp4_transformer(device: torch.device, *, fp8_weights: str) -> tuple[Any, Com
     return model, path
 
 
-def autoencoder(device: torch.device) -> Any:
+def autoencoder(device: torch.device, **config: Any) -> Any:
     from diffusers import AutoencoderKL
 
-    return _filled(_empty(AutoencoderKL, **memory.VAE), device)
+    return _filled(_empty(AutoencoderKL, **memory.VAE | config), device)
 
 
-def t5(device: torch.device) -> Any:
+def t5(device: torch.device, **config: Any) -> Any:
     from transformers import T5Config, T5EncoderModel
 
     with init_empty_weights():
-        model = T5EncoderModel(T5Config(**memory.T5)).bfloat16()
-    return _filled(model, device)
+        model = T5EncoderModel(T5Config(**memory.T5 | config)).bfloat16()
+    model = _filled(model, device)
+    model.encoder.embed_tokens.weight = model.shared.weight
+    return model
+
+
+def clip(device: torch.device, **config: Any) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.device(device):  # its buffers are computed, so it is not made empty
+        return CLIPTextModel(CLIPTextConfig(**memory.CLIP | config)).bfloat16().eval()
 
 
 def inputs(device: torch.device, width: int, height: int, batch: int = 1) -> dict[str, Any]:

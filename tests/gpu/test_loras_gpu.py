@@ -165,12 +165,13 @@ def large() -> Iterator[FluxTransformer2DModel]:
 
 def random_lora(transformer: Any, rank: int, seed: int) -> Chosen:
     """On every linear layer of the blocks, as most trainers make them."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(CUDA).manual_seed(seed)
+    here = {"generator": generator, "device": CUDA}
     layers = {}
     for name, (rows, columns) in layer_shapes({"transformer": transformer}).items():
         if "blocks" in name:
-            down = torch.randn(rank, columns, generator=generator).bfloat16() / columns**0.5
-            up = torch.randn(rows, rank, generator=generator).bfloat16() / rank**0.5
+            down = (torch.randn(rank, columns, **here) / columns**0.5).bfloat16().cpu()
+            up = (torch.randn(rows, rank, **here) / rank**0.5).bfloat16().cpu()
             layers[name] = Factors(
                 down, up, 0.1, (f"{name}.lora_A.weight", f"{name}.lora_B.weight")
             )
@@ -228,6 +229,10 @@ def test_costs_at_flux1s_size(large: FluxTransformer2DModel, way: str) -> None:
     if way == "compiled":
         large.compile_repeated_blocks(fullgraph=True)
         plain = step(large)
+        for rank in (16, 32):  # a width of branches, and one more: from then on, any
+            carrier.carry([random_lora(large, rank, seed=99)])
+            step(large)
+        carrier.carry([])
     base_ms = milliseconds(lambda: step(large))
     print(f"\n{torch.cuda.get_device_name(CUDA)}, torch {torch.__version__}, {way}")
     print(f"| rank | LoRAs | first use ms | change ms | step ms (without: {base_ms:.1f}) |")
