@@ -11,18 +11,20 @@ import pytest
 
 from config.settings import ROOT
 from tests import mflux_stand_in
+from tests.safety_weights import classifier
 from tests.service import RunningService
 
 
 @pytest.fixture(scope="module")
 def mac(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     folder = tmp_path_factory.mktemp("mac")
-    running = start(folder)
+    weights = classifier(tmp_path_factory.mktemp("weights") / "judge")
+    running = start(folder, FLUX_SAFETY_MODEL=str(weights))
     yield running
     running.close()
 
 
-def start(folder: Path) -> RunningService:
+def start(folder: Path, **environ: str) -> RunningService:
     mflux_stand_in.install(folder / "bin")
     running = RunningService(
         folder,
@@ -32,6 +34,7 @@ def start(folder: Path) -> RunningService:
         FLUX_ALLOW_DOWNLOAD="true",  # the stand-in has no weights, and fetches none
         PATH=f"{folder / 'bin'}:{os.environ['PATH']}",
         TMPDIR=str(folder),
+        **environ,
     ).start()
     running.wait_for_workers()
     return running
@@ -49,6 +52,15 @@ def test_mflux_request_is_drawn_by_the_command(mac: RunningService) -> None:
     told = answer.json()
     assert (told["model"], told["engine"], told["seed"]) == ("mflux-schnell", "mflux-q8", 3)
     assert [image["seed"] for image in told["images"]] == [3, 4]
+
+
+def test_mflux_picture_that_is_flagged_is_kept_nowhere_as_it_was_drawn(mac: RunningService) -> None:
+    """The stand-in's red follows from the seed; what lies in TMPDIR lies in the service's folder."""
+    told = mac.generate(backend="mflux", width=256, height=256, seed=250, num_images=2).json()
+    assert [image["nsfw_flagged"] for image in told["images"]] == [True, True]
+    pictures = {path.name for path in mac.folder.rglob("*.png")}
+    assert {image["filename"] for image in told["images"]} <= pictures
+    assert "picture.png" not in pictures and not list(mac.folder.glob("mflux-*"))
 
 
 def test_mflux_failure_is_told_with_its_last_words(mac: RunningService) -> None:
