@@ -39,7 +39,8 @@ RUN scripts/setup_env.sh \
 
 # All but the packages and the code: those come last, because they change most.
 FROM base AS service
-RUN useradd --system --uid 10001 --user-group --home-dir /tmp --no-create-home --shell /usr/sbin/nologin flux \
+RUN groupadd --gid 10001 flux \
+    && useradd --uid 10001 --gid 10001 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin flux \
     && mkdir -p data generated_images logs models_cache uploads/lora_files \
     && chown -R flux:flux data generated_images logs models_cache uploads
 ENV PATH="/app/.venv/bin:${PATH}" \

@@ -185,3 +185,21 @@ def _endings(path: str) -> list[str]:
 _COMMENTS = re.compile(r"<!--.*?-->", re.DOTALL)
 # Names of others: the stand-in's, a model in BFL's address, LibreChat's variable.
 NOT_OURS = {"/__calls", "/MODEL", "SD_WEBUI_URL"}
+
+
+def test_troubleshooting_quotes_what_the_code_says() -> None:
+    code = "".join(
+        path.read_text(encoding="utf-8")
+        for room in ("api", "config", "models", "scripts", "utils")
+        for path in (ROOT / room).rglob("*")
+        if path.suffix in (".py", ".sh", ".yml")
+    )
+    code = re.sub(r'"\s*\n\s*f?"', "", code)  # strings that go on in the next line
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    seen = [row.split("|")[1] for row in text.splitlines() if row.startswith("| ")]
+    quoted = {words for cell in seen for words in re.findall(r"`([^`]+)`", cell)} - QUOTED_OF_OTHERS
+    assert len(quoted) > 30
+    assert not [words for words in quoted if words not in code]
+
+
+QUOTED_OF_OTHERS = {"connection refused"}
