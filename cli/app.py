@@ -21,6 +21,7 @@ from cli import (
     serve,
     usage,
 )
+from cli.command import ReaderGone
 from cli.failures import Failure, Status
 
 NAME = "flux"
@@ -43,7 +44,6 @@ def run(arguments: Sequence[str]) -> int:
     as_json = _wants_json(arguments)
     try:
         done = build()(list(arguments), prog_name=NAME, standalone_mode=False)
-        sys.stdout.flush()
         return int(done) if isinstance(done, int) else int(Status.DONE)
     except Failure as failure:
         return _end(failure, as_json)
@@ -51,8 +51,8 @@ def run(arguments: Sequence[str]) -> int:
         return _end(Failure(Status.INTERRUPTED, "ended"), as_json)
     except KeyboardInterrupt:
         return _end(Failure(Status.INTERRUPTED, "ended by Ctrl-C"), as_json)
-    except BrokenPipeError:
-        # Whoever read has enough. What is still to be written goes nowhere, so that Python's end says nothing.
+    except ReaderGone:
+        # What is still to be written goes nowhere, so that Python's end says nothing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(Status.DONE)
     except OSError as error:

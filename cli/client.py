@@ -62,15 +62,18 @@ class Client:
 
     def ask(self, method: str, path: str, **options: Any) -> Any:
         """The answer's JSON; None where there is nothing in it. Raises Failure."""
+        return self.ask_with_status(method, path, **options)[1]
+
+    def ask_with_status(self, method: str, path: str, **options: Any) -> tuple[int, Any]:
+        """The same, with HTTP's status in front: whether something is new."""
         answer = self._answer(method, path, **options)
         if not answer.content:
-            return None
+            return answer.status_code, None
         try:
-            return answer.json()
+            return answer.status_code, answer.json()
         except ValueError:
-            raise self._foreign(
-                f"{method} {path} is answered by something else than JSON"
-            ) from None
+            what = f"{method} {path} is answered by something else than JSON"
+            raise self._foreign(what) from None
 
     def file(self, path: str, **options: Any) -> bytes:
         return self._answer("GET", path, **options).content

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any, get_type_hints
 
@@ -45,6 +46,10 @@ _SPEAKS = {"url": (Url, None), "key": (Key, None), "service": (Service, None)}
 _ANSWERS = {"as_json": (Json, False)}
 
 
+class ReaderGone(Exception):
+    """Whoever read standard output has enough, as `head` has."""
+
+
 def command(
     app: typer.Typer, name: str, *, speaks: bool = True, **options: Any
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -57,7 +62,11 @@ def command(
 
         def run(*arguments: Any, **values: Any) -> None:
             session = Session(**{key: values.pop(key) for key in common})
-            function(session, *arguments, **values)
+            try:
+                function(session, *arguments, **values)
+                sys.stdout.flush()
+            except BrokenPipeError:
+                raise ReaderGone from None  # the library would make a failure of it
 
         added = [
             inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)

@@ -76,7 +76,7 @@ class Progress:
         self._stream.write("\r\x1b[2K")
         if not self._rows:
             self._rows = rows
-            self._stream.write("\r\n" * rows)  # so that there is room below the cursor
+            self._stream.write("\n" * rows)  # so that there is room below the cursor
         self._stream.write(f"\x1b[{self._rows}A\r\x1b7")
         self._stream.write(terminal.drawn(self._way, picture, columns, min(rows, self._rows)))
         self._stream.write(f"\x1b8\x1b[{self._rows}B\r")

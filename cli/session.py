@@ -134,6 +134,10 @@ def printable(value: Any) -> str:
 def _console(stream: Any) -> Console:
     from rich.console import Console
 
+    class Ours(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # its own way ends the process as if something had failed
+
     # Where nobody watches, lines are as long as what is in them.
     width = None if stream.isatty() else 400
-    return Console(file=stream, width=width, highlight=False, soft_wrap=not stream.isatty())
+    return Ours(file=stream, width=width, highlight=False, soft_wrap=not stream.isatty())

@@ -61,7 +61,7 @@ def cells(width: int, height: int, columns: int, rows: int = ROWS) -> tuple[int,
 def drawn(way: Way, picture: Image, columns: int, rows: int) -> str:
     """The characters that draw a picture from the cursor on; where it stands afterwards is not said."""
     if way is Way.BLOCKS:
-        return "\r\n".join(_blocks(picture, columns, rows))
+        return "\n\r".join(_blocks(picture, columns, rows))
     if way is Way.SIXEL:
         return _sixel(picture, columns * CELL_PX[0], rows * CELL_PX[1])
     if way is Way.KITTY:
