@@ -104,6 +104,11 @@ export class ServiceClient {
 		return this.#ok(at("/images/", id), {method: "DELETE"});
 	}
 
+	/** Whether cleanup leaves a picture. @param {string} id @param {boolean} isPinned */
+	pinImage(id, isPinned) {
+		return this.#ok(at("/images/", id, "/pin"), {method: isPinned ? "PUT" : "DELETE"});
+	}
+
 	/** @returns {Promise<{loras: Lora[]}>} */
 	loras() {
 		return this.#json("/loras");
@@ -144,6 +149,31 @@ export class ServiceClient {
 
 	unloadModel() {
 		return this.#send("POST", "/unload-model", undefined, {signal: AbortSignal.timeout(LOAD_TIMEOUT_MS)});
+	}
+
+	/** Of a fleet's front door. @returns {Promise<Fleet>} */
+	fleet() {
+		return this.#json("/dashboard/api/fleet");
+	}
+
+	/** Of the last 24 hours. @returns {Promise<ImageStats>} */
+	imageStats() {
+		return this.#json("/dashboard/api/image-stats");
+	}
+
+	/** @returns {Promise<{image_generation: boolean}>} */
+	fleetSettings() {
+		return this.#json("/dashboard/api/settings");
+	}
+
+	/** @param {boolean} isOn */
+	switchImages(isOn) {
+		return this.#send("POST", "/dashboard/api/settings", {image_generation: isOn});
+	}
+
+	/** A machine begins nothing new, or takes part again. @param {string} node @param {boolean} isAway */
+	drain(node, isAway) {
+		return this.#send("POST", "/dashboard/api/drain", {node, drain: isAway});
 	}
 
 	/** The description of all routes. @returns {Promise<OpenApi>} */
@@ -215,8 +245,9 @@ async function problemOf(response) {
 	const {status} = response;
 	const text = await whileReading(response.text());
 	try {
-		const {detail, title, code, errors} = JSON.parse(text);
-		return new Problem(String(detail ?? title ?? `HTTP ${status}`), status, code, errors);
+		const {detail, title, code, errors, error} = JSON.parse(text);
+		// Places of LoRAs are counted for programs; their names follow.
+		return new Problem(String(detail ?? title ?? error ?? `HTTP ${status}`).replace(/\bloras\.\d+\.name: /g, ""), status, code, errors);
 	} catch {
 		return new Problem(`the service answered with HTTP ${status}`, status);
 	}

@@ -84,6 +84,17 @@ export class Gallery {
 		return true;
 	}
 
+	/** Pins a picture, or lets cleanup have it again. @param {GalleryImage} image */
+	async pin({key, id, service, pinned}) {
+		try {
+			await connectionTo(this.#connections, service).ask(client => client.pinImage(id, !pinned));
+			this.#set({images: this.#gallery.images.map(image => (image.key === key ? {...image, pinned: !pinned} : image))});
+			this.#store.say(pinned ? "Cleanup may have it again." : "Pinned: cleanup leaves it.");
+		} catch (error) {
+			this.#store.say(`Not ${pinned ? "unpinned" : "pinned"}: ${messageOf(error)}.`);
+		}
+	}
+
 	get #gallery() {
 		return this.#store.state.gallery;
 	}

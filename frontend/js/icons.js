@@ -17,6 +17,7 @@ export const ICONS = {
 	seed: `${box(3.5, 3.5, 13, 13, 3)}M7 7h.01M13 7h.01M10 10h.01M7 13h.01M13 13h.01`,
 	settings: `M3 6h8m4 0h2M3 14h2m4 0h8${ring(13, 6, 2)}${ring(7, 14, 2)}`,
 	copy: `${box(7, 7, 9.5, 9.5, 2)}M13 4.5A1.5 1.5 0 0 0 11.5 3.5h-6a2 2 0 0 0-2 2v6A1.5 1.5 0 0 0 4.5 13`,
+	pin: "M7 3h6l-1 5.5 3 3H5l3-3zM10 11.5V17",
 	delete: "M4 6h12M8 6V4h4v2M6 6l.7 10h6.6L14 6",
 	close: "m5 5 10 10M15 5 5 15",
 	previous: "m12.5 4-6 6 6 6",

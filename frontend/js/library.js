@@ -17,14 +17,16 @@ export class Library {
 	#connections;
 	#store;
 	#editor;
+	#reveal;
 	/** Files that did not arrive, to send again. @type {Map<string, File>} */
 	#files = new Map();
 
-	/** @param {Connections} connections @param {Store} store @param {Editor} editor */
-	constructor(connections, store, editor) {
+	/** @param {Connections} connections @param {Store} store @param {Editor} editor @param {() => void} reveal brings nodes into view */
+	constructor(connections, store, editor, reveal) {
 		this.#connections = connections;
 		this.#store = store;
 		this.#editor = editor;
+		this.#reveal = reveal;
 	}
 
 	/** Reads the lists whenever a service comes. */
@@ -131,6 +133,7 @@ export class Library {
 		const makers = nodes.flatMap(node => [() => commands.addNode(node), ...models.map(({id}) => commands.connecting(`${node.id}.lora`, `${id}.loras`))]);
 		this.#editor.do(commands.together(nodes.length === 1 ? "add a LoRA" : `add ${nodes.length} LoRAs`, graph, makers));
 		this.#editor.select(nodes.map(({id}) => id));
+		if (!place) this.#reveal();
 		return nodes.map(({id}) => id);
 	}
 

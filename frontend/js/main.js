@@ -52,11 +52,11 @@ async function main() {
 	const camera = new Values({camera: INITIAL_CAMERA});
 	const editor = new Editor(store);
 	const gallery = new Gallery(connections, store);
-	const library = new Library(connections, store, editor);
-	const runs = new Runs(connections, store, service => void gallery.refresh(service));
 	/** Set when there is a canvas. */
 	let fit = () => {};
 	const fitSoon = () => requestAnimationFrame(() => requestAnimationFrame(fit));
+	const library = new Library(connections, store, editor, fitSoon);
+	const runs = new Runs(connections, store, service => void gallery.refresh(service));
 	const opener = new Opener(store, editor, library, fitSoon);
 	const app = {store, camera, connections, editor, gallery, library, opener, runs};
 
@@ -120,7 +120,8 @@ async function ownName() {
 	if (origin === null) return null;
 	try {
 		const {service} = await new ServiceClient(origin, () => "").live();
-		const name = SERVICE_NAMES.find(each => service.includes(each)) ?? null;
+		// A fleet is the one service of its page, in the first one's place.
+		const name = SERVICE_NAMES.find(each => service.includes(each)) ?? (service.includes("fleet") ? FIRST_SERVICE : null);
 		sessionStorage.setItem(OWN_NAME, name ?? "");
 		return name;
 	} catch {

@@ -12,6 +12,11 @@ export function modelOf(state, node) {
 	return service?.models.find(({id}) => id === wanted) ?? null;
 }
 
+/** What a picture costs at least, or "". @param {Pick<Model, "price"> | null} model */
+export function priceOf(model) {
+	return model?.price ? `${model.price.split(" ")[0]} a picture` : "";
+}
+
 /** The model that a sampler draws with. @param {State} state @param {string} sampler */
 export function modelOfSampler(state, sampler) {
 	return modelOf(state, planOf(state.document.graph, sampler)?.model);

@@ -14,6 +14,11 @@ export function readKeys() {
 	return Object.fromEntries(Object.entries(read(KEYS)).flatMap(([address, key]) => (typeof key === "string" ? [[address, key]] : [])));
 }
 
+/** A key that was typed on another page than the main one. @param {string} address @param {string} key */
+export function rememberKey(address, key) {
+	write(KEYS, {...readKeys(), [address]: key});
+}
+
 /** @returns {Partial<State> | null} null when there is nothing to go on with */
 export function restore() {
 	const saved = read(PAGE);

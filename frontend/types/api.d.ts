@@ -218,6 +218,8 @@ interface StoredImage {
 	prompt: string;
 	precision: string;
 	engine: string;
+	/** Cleanup leaves it. */
+	pinned: boolean;
 	request: GenerationRequest;
 }
 

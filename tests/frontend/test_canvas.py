@@ -268,7 +268,7 @@ def test_canvas_runs_with_the_keyboard_alone(service: RunningService, open_page:
     page.keyboard.press("Enter")
     expect(page.locator(".menu")).to_contain_text("Wire to Sampler 3, Prompt")
     page.keyboard.press("ArrowDown")
-    expect(page.locator(".menu [aria-selected=true]")).to_contain_text("Negative")
+    expect(page.locator(".menu [data-current=true]")).to_contain_text("Negative")
     page.keyboard.press("Enter")
     assert ("n5.text", "n3.negative") in wires(page)
     for name, value in (("width", "128"), ("height", "128"), ("num_inference_steps", "1")):

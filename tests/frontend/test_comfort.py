@@ -193,6 +193,29 @@ def _run(page: Page) -> None:
     expect(stage).to_have_text("Finished", timeout=60_000)
 
 
+def test_comfort_keys_work_on_a_phone_too(service: RunningService, open_page: OpenPage) -> None:
+    page = open_page(ui(service), viewport=PHONE, has_touch=True)
+    is_ready(page)
+    expect(page.locator(".keys")).to_be_hidden()  # fingers have none
+    prompt(page).blur()
+    page.keyboard.press("?")
+    help_box = page.locator("#help").bounding_box()
+    assert help_box["x"] >= 0 and help_box["x"] + help_box["width"] <= PHONE["width"]
+    page.locator("#help").get_by_text("This list").scroll_into_view_if_needed()
+    expect(page.locator("#help").get_by_text("This list")).to_be_in_viewport()
+    page.keyboard.press("Escape")
+    for key, panel in (("g", "gallery"), ("l", "loras"), ("q", "queue"), ("m", "machine")):
+        page.keyboard.press(key)
+        expect(page.locator(f"#panel-{panel}")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#panel")).to_be_hidden()
+    page.locator("#form-more > summary").click()
+    small(page, num_inference_steps=1)
+    page.keyboard.type("a star")
+    page.keyboard.press("Control+Enter")
+    expect_picture(page, 128)
+
+
 def test_comfort_screen_of_4k_shows_the_whole_graph_large(
     service: RunningService, open_page: OpenPage
 ) -> None:

@@ -15,6 +15,7 @@ import pytest
 from playwright.sync_api import expect
 
 from config.settings import ROOT
+from tests.cloud import KEY, StandIn
 from tests.frontend.conftest import DESKTOP, OpenPage
 from tests.frontend.page import (
     PHONE,
@@ -28,7 +29,7 @@ from tests.frontend.page import (
     small,
     ui,
 )
-from tests.service import ENGINE_MAIN, RunningService, free_port
+from tests.service import ENGINE_MAIN, KeyedService, RunningService, free_port
 
 Start = Callable[..., RunningService]
 
@@ -323,6 +324,31 @@ def test_page_as_static_files_asks_for_the_key_and_keeps_it_in_this_tab(
     assert key not in str(graph(page))
 
 
+def test_page_key_that_is_revoked_is_asked_for_again_and_nothing_typed_is_lost(
+    keyed_service: KeyedService, open_page: OpenPage
+) -> None:
+    made = keyed_service.client.post("/admin/keys", json={"name": "page", "scopes": ["generate"]})
+    page = open_page(ui(keyed_service), errors_expected=True)
+    expect(page.locator("#key-title")).to_have_text("The BF16 service needs a key")
+    page.keyboard.press("Escape")  # looked at without one
+    notice = page.locator("#notice")
+    expect(notice).to_contain_text("needs a key")
+    prompt(page).fill("page-keeps-words")
+    notice.get_by_role("button", name="Enter the key").click()
+    page.keyboard.type(made.json()["key"])
+    page.keyboard.press("Enter")
+    is_ready(page)
+    assert keyed_service.client.delete(f"/admin/keys/{made.json()['id']}").is_success
+    page.click("#run")
+    expect(page.locator("#key-error")).to_contain_text("revoked")
+    page.keyboard.type(keyed_service.key)
+    page.keyboard.press("Enter")
+    is_ready(page)
+    expect(prompt(page)).to_have_value("page-keeps-words")
+    expect_picture(page)  # the run waited
+    assert keyed_service.key not in page.evaluate("JSON.stringify(localStorage) + document.cookie")
+
+
 # Gallery
 
 
@@ -360,7 +386,54 @@ def test_page_gallery_is_looked_through_and_a_picture_deleted(
     assert newest["prompt"] == "the first"
 
 
+def test_page_gallery_pins_a_picture_and_unpins_it(
+    engine_service: RunningService, open_page: OpenPage
+) -> None:
+    drawn = engine_service.generate(prompt="to keep", width=128, height=128).json()["images"][0]
+
+    def is_pinned() -> bool:
+        images = engine_service.client.get("/images?limit=100").json()["images"]
+        return next(each["pinned"] for each in images if each["id"] == drawn["id"])
+
+    page = open_page(ui(engine_service))
+    page.click("#panels [data-panel=gallery]")
+    page.get_by_role("button", name="to keep").first.click()
+    pin = page.get_by_role("button", name="Pin", exact=True)
+    expect(pin).to_have_attribute("aria-pressed", "false")
+    pin.click()
+    expect(pin).to_have_attribute("aria-pressed", "true")
+    assert is_pinned()
+    page.keyboard.press("Escape")
+    expect(page.locator("#tiles .pinned").first).to_be_visible()
+    page.reload()  # the service remembers
+    page.click("#panels [data-panel=gallery]")
+    page.get_by_role("button", name="to keep").first.click()
+    expect(pin).to_have_attribute("aria-pressed", "true")
+    page.keyboard.press("p")
+    expect(pin).to_have_attribute("aria-pressed", "false")
+    assert not is_pinned()
+
+
 # Models and the machine
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_page_cloud_model_tells_its_price_before_it_draws(
+    start_engine: Start, cloud: StandIn, open_page: OpenPage, viewport: dict[str, int]
+) -> None:
+    service = start_engine(
+        wait_for_workers=False, FLUX_BFL_API_BASE=f"{cloud.url}/v1", FLUX_BFL_API_KEY=KEY
+    )
+    page = open_page(ui(service), viewport=viewport)
+    is_ready(page)
+    if viewport is PHONE:
+        page.locator("#form-more > summary").click()
+    field(page, "model", "model").select_option(label="FLUX.2 [pro] · $0.03 a picture")
+    expect(node(page, "model")).to_contain_text("Each picture costs $0.03")
+    expect(page.locator("#form-summary")).to_contain_text("$0.03 a picture")
+    prompt(page).fill("a red balloon")
+    page.keyboard.press("Enter")
+    expect(node(page, "image").locator(".facts-line")).to_contain_text("CLOUD · $0.03")
 
 
 def test_page_model_that_cannot_run_says_why_and_what_it_costs(

@@ -311,6 +311,23 @@ def test_results_bad_lora_files_say_why_on_their_nodes(
     expect(node(page, "lora", 1)).to_contain_text(re.compile("does not fit|cannot be applied"))
 
 
+def test_results_lora_that_does_not_fit_is_refused_in_words(
+    service: RunningService, open_page: OpenPage, no_loras: None
+) -> None:
+    service.client.put("/loras/other.safetensors", content=lora(0.5, SDXL))
+    page = open_page(ui(service), errors_expected=True)
+    is_ready(page)
+    page.click("#panels [data-panel=loras]")
+    page.get_by_role("button", name="Use other").click()
+    expect(node(page, "lora")).to_be_in_viewport(ratio=0.99)
+    prompt(page).fill("a red ball")
+    page.keyboard.press("Enter")  # the service answers with 409
+    why = "LoRA other cannot be used with embedded"
+    expect(node(page, "image").locator(".run-detail")).to_have_text(re.compile(f"^{why}"))
+    expect(page.locator("#message")).to_have_text(re.compile(f"^{why}"))
+    expect(field(page, "lora", "name")).to_have_attribute("aria-invalid", "true")
+
+
 def test_results_library_renames_and_deletes(
     service: RunningService, open_page: OpenPage, no_loras: None
 ) -> None:

@@ -50,7 +50,10 @@ export function openMenu({at, label, items, search = false}) {
 	};
 	const mark = () => {
 		const rows = [...list.querySelectorAll("[data-index]")];
-		rows.forEach((each, index) => each.setAttribute("aria-selected", String(index === current)));
+		rows.forEach((each, index) => {
+			each.setAttribute("data-current", String(index === current));
+			if (search) each.setAttribute("aria-selected", String(index === current)); // an option has it, an item of a menu the focus
+		});
 		const now = rows[current];
 		now?.scrollIntoView({block: "nearest"});
 		if (search) filter.setAttribute("aria-activedescendant", now?.id ?? "");

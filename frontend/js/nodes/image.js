@@ -169,7 +169,7 @@ function factsOf({job: {result, request}}, image) {
 	return [
 		`Seed ${image.seed}`,
 		size(image),
-		`${request.num_inference_steps} steps`,
+		!result?.cost_usd && `${request.num_inference_steps} steps`,
 		result && precision(result.precision),
 		result?.cost_usd && `$${result.cost_usd}`,
 		...loras

@@ -2,7 +2,7 @@
 
 import {keep, make} from "../dom.js";
 import {inShort, precision} from "../format.js";
-import {modelOf} from "../models.js";
+import {modelOf, priceOf} from "../models.js";
 import {servicesOf, serviceNamed} from "../services.js";
 import {field, segments} from "./fields.js";
 
@@ -48,7 +48,7 @@ export function mountModel(body, context) {
 				({id}) => id,
 				({id}) => make("option", {value: id}),
 				(option, {title, available, price}) => {
-					option.textContent = available ? `${title}${price ? ` · ${price.split(" ")[0]}` : ""}` : `${title} (cannot run here)`;
+					option.textContent = available ? `${title}${price ? ` · ${priceOf({price})}` : ""}` : `${title} (cannot run here)`;
 				}
 			);
 			model.value = String(wanted ?? "");
@@ -69,7 +69,7 @@ export function mountModel(body, context) {
 			why.textContent = wordsOf(serviceOf(store.state), chosen);
 			about.textContent = phase === "ready" ? (chosen?.description ?? "") : "";
 			about.title = about.textContent;
-			price.textContent = priceOf(chosen);
+			price.textContent = chosen?.price ? `Each picture costs ${chosen.price}.` : "";
 		}
 	);
 	for (const name of all) {
@@ -107,11 +107,6 @@ function byReason(models) {
 		titles.set(words, [...(titles.get(words) ?? []), title]);
 	}
 	return [...titles].map(([reason, all]) => [reason, all.join(", ")]);
-}
-
-/** @param {Model | null} model */
-function priceOf(model) {
-	return model?.price ? `Each picture costs ${model.price}.` : "";
 }
 
 /** @param {ServiceState | null} service @param {Model | null} model */

@@ -5,6 +5,7 @@ import * as commands from "../graph/commands.js";
 import {freeIds, newNode, nodesOf} from "../graph/graph.js";
 import {mainSampler} from "../graph/plan.js";
 import {NODE_TYPES} from "../graph/table.js";
+import {modelOfSampler, priceOf} from "../models.js";
 import {mountNode} from "../nodes/nodes.js";
 
 /** What belongs where, in this order. @type {Readonly<Record<string, readonly NodeKind[]>>} */
@@ -62,10 +63,10 @@ export function mountForm(app) {
 		}
 	);
 	store.watch(
-		({document, faults}) => [document.graph, faults],
-		(graph, faults) => {
+		({document, faults, services}) => [document.graph, faults, services],
+		(graph, faults, _services) => {
 			const settings = nodesOf(graph).filter(({kind}) => kind === "model" || kind === "sampler");
-			find("#form-summary").textContent = summaryOf(graph);
+			find("#form-summary").textContent = summaryOf(store.state);
 			find("#form-more", document, HTMLDetailsElement).open ||= settings.some(({id}) => Object.values(faults[id] ?? {}).some(Boolean));
 		}
 	);
@@ -104,16 +105,17 @@ export function mountForm(app) {
 /** @param {GraphNode} node */
 const keyOf = ({id, kind}) => `${id} ${kind}`;
 
-/** @param {Graph} graph */
-function summaryOf(graph) {
-	const sampler = mainSampler(graph);
+/** @param {State} state */
+function summaryOf(state) {
+	const sampler = mainSampler(state.document.graph);
 	if (!sampler) return "";
 	const {width, height, num_inference_steps: steps, seed_mode: mode, seed, num_images: count} = sampler.values;
 	return [
 		width !== null || height !== null ? `${width ?? "…"} × ${height ?? "…"}` : "",
 		steps === null ? "" : `${steps} steps`,
 		mode === "fixed" ? `seed ${seed}` : "random seed",
-		count === 1 ? "" : `${count} pictures`
+		count === 1 ? "" : `${count} pictures`,
+		priceOf(modelOfSampler(state, sampler.id))
 	]
 		.filter(Boolean)
 		.join(" · ");

@@ -1,6 +1,6 @@
 /** Everything on disk, as thumbnails. */
 
-import {find, keep, make} from "../dom.js";
+import {find, icon, keep, make} from "../dom.js";
 import {precision} from "../format.js";
 import {show} from "../pictures.js";
 import {servicesOf} from "../services.js";
@@ -26,7 +26,7 @@ export function mountGallery({store, connections, gallery}, panel) {
 		state => [state.gallery, servicesOf(state).length],
 		({images, words, isKnown, isComplete, error}, services) => {
 			panel.dataset.services = String(services);
-			keep(tiles, images, ({key}) => key, tile);
+			keep(tiles, images, ({key}) => key, tile, (element, {pinned}) => void (find(".pinned", element).hidden = !pinned));
 			note.textContent = error && !images.length ? error : "";
 			if (isKnown && !images.length) {
 				note.textContent = words ? "No prompt has these words." : "Every picture that is drawn is kept on disk and shows up here.";
@@ -44,7 +44,7 @@ export function mountGallery({store, connections, gallery}, panel) {
 		const thumbnail = make("img", {alt: image.prompt, loading: "lazy", width: 256, height: 256});
 		const connection = connections[image.service];
 		if (connection) void show(thumbnail, image.thumbnail_url, connection);
-		const element = make("button.tile", {title: image.prompt}, thumbnail, make("span.badge", precision(image.precision)));
+		const element = make("button.tile", {title: image.prompt}, thumbnail, make("span.badge", precision(image.precision)), make("span.pinned", {role: "img", "aria-label": "Pinned"}, icon("pin")));
 		element.addEventListener("click", () => store.set({viewed: image.key}));
 		return make("li", element);
 	}

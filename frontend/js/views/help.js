@@ -48,6 +48,7 @@ const KEYS = [
 			["M", "Machine"],
 			["W", "Workflows"],
 			["V", "Canvas or form"],
+			["P", "Pin the picture that is looked at"],
 			["?", "This list"]
 		]
 	]

@@ -1,5 +1,6 @@
 /** The library: LoRAs of both services, to search, use, rename, delete. */
 
+import {isReachable} from "../connection.js";
 import {button, chooseFiles, find, keep, make} from "../dom.js";
 import {precision} from "../format.js";
 import {factsOf} from "../nodes/lora.js";
@@ -33,6 +34,11 @@ export function mountLoras({store, library}, panel) {
 	};
 	search.addEventListener("input", render);
 	store.watch(({services}) => [services], render);
+	// A file may have come from elsewhere since.
+	store.watch(
+		state => [state.panel],
+		now => now === "loras" && servicesOf(store.state).forEach(service => void (isReachable(service) && library.refresh(service.name)))
+	);
 
 	/** On each service that has it: those that share a folder know of a change already. @param {string} name @param {(service: ServiceName, lora: Lora) => Promise<unknown>} act what it returns ends it */
 	async function onEach(name, act) {

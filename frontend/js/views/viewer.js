@@ -14,19 +14,21 @@ export function mountViewer(app) {
 	const [previous, next, facts] = [find("#viewer-previous"), find("#viewer-next"), find("#viewer-facts")];
 	const close = () => store.set({viewed: null});
 	const actions = actionsFor(app, () => imageAt(0), {onUsed: close});
-	actions.row.append(button({label: "Delete", words: "Delete", icon: "delete", act: () => void askAndDelete()}));
+	const pin = button({label: "Pin", words: "Pin", icon: "pin", act: togglePin});
+	pin.title = "Cleanup leaves pinned pictures";
+	actions.row.append(pin, button({label: "Delete", words: "Delete", icon: "delete", act: () => void askAndDelete()}));
 	find("#viewer-actions").append(actions.row);
 	find("#viewer-close").addEventListener("click", close);
 	previous.addEventListener("click", () => void go(-1));
 	next.addEventListener("click", () => void go(1));
 	dialog.addEventListener("close", close);
 	dialog.addEventListener("keydown", event => {
-		/** @type {Record<string, () => Promise<void>>} */
-		const keys = {ArrowLeft: () => go(-1), ArrowRight: () => go(1), Delete: askAndDelete};
+		/** @type {Record<string, () => unknown>} */
+		const keys = {ArrowLeft: () => go(-1), ArrowRight: () => go(1), Delete: askAndDelete, p: togglePin};
 		const act = keys[event.key];
 		if (act && !event.ctrlKey && !event.metaKey && !event.altKey) {
 			event.preventDefault();
-			void act();
+			act();
 		}
 	});
 
@@ -59,6 +61,7 @@ export function mountViewer(app) {
 				}
 			);
 			actions.update();
+			pin.setAttribute("aria-pressed", String(image.pinned));
 			const connection = connections[image.service];
 			if (connection) void show(picture, image.image_url, connection);
 			if (!dialog.open) dialog.showModal();
@@ -80,6 +83,11 @@ export function mountViewer(app) {
 		if (distance > 0 && !imageAt(distance)) await gallery.loadMore();
 		const image = imageAt(distance);
 		if (image) store.set({viewed: image.key});
+	}
+
+	function togglePin() {
+		const image = imageAt(0);
+		if (image) void gallery.pin(image);
 	}
 
 	async function askAndDelete() {
