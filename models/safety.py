@@ -124,7 +124,9 @@ def load(weights: Weights) -> SafetyChecker:
         if _kind(config) == _OF_STABLE_DIFFUSION:
             return _StableDiffusions(folder, _recipe(folder, folder.parent / "feature_extractor"))
         return _Classifier(weights, config, _recipe(folder))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # what a wrong value or file breaks inside has no common type
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise ModelUnavailable(
             f"the safety checker {weights.name} cannot be loaded: {reason.replace(str(folder), folder.name)}; "

@@ -35,9 +35,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 COMMAND = (sys.executable, "-m", "utils.checker_process")
-IDLE_SECONDS = 60.0
+IDLE_SECONDS = 120.0
 LOAD_SECONDS = 180.0  # from a cold disk, beside other work
 LOOK_SECONDS = 60.0
+END_SECONDS = 2.0  # from its last word
 THREADS = 2  # it computes beside a worker that draws
 BAND_BYTES = 2**22  # a picture goes over in bands: no second copy of it is made
 
@@ -66,18 +67,8 @@ class CheckerProcess:
         process = self._process
         return process.pid if process is not None and process.poll() is None else None
 
-    def wake(self) -> None:
-        """Have it there soon, where it has ended meanwhile. Returns at once."""
-        if self._lock.acquire(blocking=False):  # else somebody is at it
-            try:
-                self._there()
-            except OSError as error:
-                log.warning("%s", error, extra={"action": "checker_not_started"})
-            finally:
-                self._lock.release()
-
     def prepare(self) -> None:
-        """Returns when it could look at a picture. Raises ModelUnavailable."""
+        """Returns when it could look at a picture at once. Raises ModelUnavailable."""
         self._in_two_tries(lambda process: None)
 
     def is_flagged(self, picture: Any) -> bool:
@@ -110,6 +101,8 @@ class CheckerProcess:
                 _let_go(self._process)
             self._is_ready = False
             self._process = self._started()
+            if self._is_closed:
+                self._process.kill()  # `close` came while it was made, and did not see it
         return self._process
 
     def _started(self) -> subprocess.Popen[bytes]:
@@ -124,8 +117,6 @@ class CheckerProcess:
         )
         # When it ends nobody may be there who asks, and a process that nobody asked for stays in the list.
         threading.Thread(target=process.wait, name="checker's end", daemon=True).start()
-        if self._is_closed:
-            process.kill()  # `close` came while it was made
         return process
 
     def _ready(self) -> subprocess.Popen[bytes]:
@@ -195,8 +186,11 @@ class CheckerProcess:
             watchdog.cancel()
 
     def _how(self, process: subprocess.Popen[bytes]) -> str:
-        process.kill()  # of a pipe that is closed nothing comes any more
-        status = process.wait()
+        try:
+            status = process.wait(END_SECONDS)  # its own end says more
+        except subprocess.TimeoutExpired:
+            process.kill()  # of a pipe that is closed nothing comes any more
+            status = process.wait()
         _let_go(process)
         if self._is_closed:
             return "the service stops"

@@ -34,7 +34,6 @@ from models.bfl_errors import (
 from models.bfl_prices import Prices
 from models.bfl_request import CloudTask
 from models.hub import on_disk
-from models.safety import Weights
 from models.types import FailedImage, GenerationRequest, GenerationResult, ImageFile, Stage
 from utils import cloud_pictures, images
 from utils.checker_process import CheckerProcess
@@ -124,7 +123,7 @@ class CloudWorker:
         self._bfl = Bfl(settings.cloud)
         self._checker, self._inspection = _checker_of(settings, catalog, self.slot)
         self.safety = self._inspection.name
-        self._preparing = asyncio.Lock()
+        self._preparing: asyncio.Task[None] | None = None
         self._turns = CloudTurns(MAX_PICTURES, monotonic)
         self._numbers = itertools.count()
         self._drawing: dict[str, asyncio.Task[events.Finished]] = {}
@@ -199,6 +198,8 @@ class CloudWorker:
         if self._checker is not None:
             self._checker.close()
         await asyncio.gather(*self._ends, return_exceptions=True)
+        if self._preparing is not None:
+            await asyncio.gather(self._preparing, return_exceptions=True)
         if self._asking:  # whether the cloud has it must be known, if it can be
             _, silent = await asyncio.wait(self._asking, timeout=LEAVE_SECONDS)
             for asking in silent:  # its row says that nobody knows
@@ -281,11 +282,20 @@ class CloudWorker:
 
     async def _prepare_checker(self) -> None:
         """Whether pictures can be looked at is known before one is paid for. Raises ModelUnavailable."""
-        if self._checker is None:
-            return
-        async with self._preparing:  # the first alone waits in a thread
-            await asyncio.to_thread(self._inspection.prepare)
-        self._checker.wake()  # it is ready again by the time that the cloud has drawn
+        if self._preparing is None:  # jobs that come together wait for one and the same
+            self._preparing = asyncio.create_task(asyncio.to_thread(self._be_ready_to_look))
+            self._preparing.add_done_callback(self._was_prepared)
+        await asyncio.shield(self._preparing)
+
+    def _be_ready_to_look(self) -> None:
+        self._inspection.prepare()
+        if self._checker is not None:
+            self._checker.prepare()  # it may have ended since the last picture
+
+    def _was_prepared(self, preparing: asyncio.Task[None]) -> None:
+        self._preparing = None
+        if not preparing.cancelled():
+            preparing.exception()  # who waited has it; perhaps nobody does any more
 
     async def _files(self, job: _Job) -> tuple[tuple[ImageFile, ...], tuple[FailedImage, ...]]:
         """The pictures that came, and those that did not. Raises the first one's error where none came.
@@ -581,9 +591,4 @@ def _checker_of(
     if weights is None:
         return None, Inspection(None, models.safety_checker)
     checker = CheckerProcess(weights, child_environment(slot, settings))
-
-    def load(weights: Weights) -> CheckerProcess:
-        checker.prepare()
-        return checker
-
-    return checker, Inspection(weights, models.safety_checker, load)
+    return checker, Inspection(weights, models.safety_checker, lambda weights: checker)

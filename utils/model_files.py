@@ -1,13 +1,13 @@
 """Which models this machine has the files of, where none may be fetched.
 
-Every request asks, and a look opens each file of weights, so what was seen is believed for some seconds.
-A model that comes onto the disk meanwhile can be asked for without a restart.
+Every request asks, and a look opens each file of weights, so what was seen is believed for a while: of a
+model that is not here some seconds, so that it can be asked for soon after it has come, without a restart.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from config.catalog import ModelRow
@@ -15,12 +15,14 @@ from config.settings import ModelSettings
 from models.hub import on_disk
 from models.precision import PrecisionProfile
 
-BELIEVED_SECONDS = 3.0
+BELIEVED_SECONDS = 3.0  # that a model is not here
+WHOLE_SECONDS = 60.0  # that it is; a worker that finds it gone says so
+T5 = "T5"
 
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    at: float  # monotonic seconds
+    until: float  # monotonic seconds
     reason: str | None
 
 
@@ -43,20 +45,26 @@ class ModelFiles:
             self._why_off = "downloads are off (FLUX_ALLOW_DOWNLOAD)"
         elif on_disk.is_offline():
             self._why_off = "HF_HUB_OFFLINE is set"
+        self._checkpoints = _checkpoints_of(profile) if self._why_off else {}
 
     def why_not(self, row: ModelRow) -> str | None:
         """Why a worker would not find the model's files; None where it would, or may fetch them."""
         if self._why_off is None or row.cloud is not None:
             return None
         now, look = self._monotonic(), self._looks.get(row.id)
-        if look is None or now - look.at > BELIEVED_SECONDS:
-            look = self._looks[row.id] = _Look(now, self._look_at(row))
+        if look is None or now > look.until:
+            reason = self._look_at(row)
+            until = now + (BELIEVED_SECONDS if reason else WHOLE_SECONDS)
+            look = self._looks[row.id] = _Look(until, reason)
         return look.reason
 
     def _look_at(self, row: ModelRow) -> str | None:
-        missing = on_disk.lacks(
-            row, self._hub, self._profile.name, self._models_dir, self._from_elsewhere(row)
-        )
+        try:
+            missing = on_disk.lacks(
+                row, self._hub, self._profile.name, self._models_dir, self._from_elsewhere(row)
+            )
+        except OSError as error:
+            missing = [f"its folder cannot be read: {error.strerror}"]
         if not missing:
             return None
         what = f"{row.id} is not on this machine ({', '.join(missing)})"
@@ -69,13 +77,18 @@ class ModelFiles:
 
     def _from_elsewhere(self, row: ModelRow) -> tuple[str, ...]:
         """The parts that nunchaku's checkpoints stand for, if one of the model is here."""
-        if "nunchaku" not in self._profile.engines:
+        transformer = self._checkpoints.get(row.source)
+        if transformer is None or on_disk.snapshot_of(self._hub, transformer) is None:
             return ()
-        from models.fp4 import nunchaku_engine  # only where downloads are off
-
-        checkpoint = nunchaku_engine.CHECKPOINTS.get(row.source)
-        if checkpoint is None or on_disk.snapshot_of(self._hub, checkpoint[0]) is None:
-            return ()
-        t5_repository, _ = nunchaku_engine.T5_CHECKPOINT
-        has_t5 = on_disk.snapshot_of(self._hub, t5_repository) is not None
+        has_t5 = on_disk.snapshot_of(self._hub, self._checkpoints[T5]) is not None
         return ("transformer", "text_encoder_2") if has_t5 else ("transformer",)
+
+
+def _checkpoints_of(profile: PrecisionProfile) -> Mapping[str, str]:
+    """The repositories of nunchaku's transformers by those of the models, and that of its T5."""
+    if "nunchaku" not in profile.engines:
+        return {}
+    from models.fp4 import nunchaku_engine  # only where downloads are off
+
+    found = {source: repo for source, (repo, _) in nunchaku_engine.CHECKPOINTS.items()}
+    return found | {T5: nunchaku_engine.T5_CHECKPOINT[0]}

@@ -55,6 +55,14 @@ def test_classifier_looks_at_the_whole_of_a_picture(weights: Path) -> None:
     assert load(weights).is_flagged(picture)
 
 
+def test_checker_whose_weights_are_cut_short_says_so(weights: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(weights, tmp_path / "judge")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ModelUnavailable, match="judge cannot be loaded.*fetch it again"):
+        load(folder)
+
+
 @pytest.mark.parametrize("labels", [("cat", "dog"), ("nsfw", "porn")])
 def test_classifier_without_both_kinds_of_labels_is_refused(
     tmp_path: Path, labels: tuple[str, str]

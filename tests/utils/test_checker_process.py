@@ -79,14 +79,6 @@ def test_checker_process_has_no_key_and_no_gpu(checker: CheckerProcess) -> None:
     assert environ["CUDA_VISIBLE_DEVICES"] == "" and environ["HF_HUB_OFFLINE"] == "1"
 
 
-def test_checker_that_was_killed_is_started_once_more(checker: CheckerProcess) -> None:
-    checker.prepare()
-    first = checker.pid
-    assert first is not None
-    os.kill(first, signal.SIGKILL)
-    assert checker.is_flagged(RED) and checker.pid != first
-
-
 # With a child that behaves badly
 
 Child = Callable[[str], CheckerProcess]
@@ -159,9 +151,17 @@ def test_child_that_has_ended_for_want_of_pictures_is_started_anew(child: Child)
     checker = child(idle)
     assert checker.is_flagged(Image.new("RGB", (1, 1))) is False
     until(lambda: checker.pid is None)
-    checker.wake()
-    assert checker.pid is not None
     assert checker.is_flagged(Image.new("RGB", (1, 1))) is False
+
+
+def test_child_that_was_killed_is_started_once_more(child: Child) -> None:
+    always = "\nwhile sys.stdin.buffer.readline(): print('{\"is_flagged\": true}', flush=True)"
+    checker = child(READY + always)
+    checker.prepare()
+    first = checker.pid
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    assert checker.is_flagged(Image.new("RGB", (1, 1))) is True and checker.pid != first
 
 
 def test_close_ends_a_look_in_another_thread(child: Child) -> None:
@@ -193,4 +193,3 @@ def test_process_that_cannot_be_started_is_an_error(
     checker = CheckerProcess(Weights(folder=tmp_path, name="judge"), ENVIRONMENT)
     with pytest.raises(ModelUnavailable, match="could not be started: No such file"):
         checker.is_flagged(BLUE)
-    checker.wake()  # says so in the log, and raises nothing

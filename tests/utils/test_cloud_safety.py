@@ -178,6 +178,21 @@ def test_checker_that_cannot_be_read_is_said_before_anything_is_paid(
     assert cloud.submits == [] and rows(tmp_path) == []
 
 
+def test_no_weights_where_flagged_pictures_are_blocked_asks_for_nothing(
+    cloud: StandIn, tmp_path: Path
+) -> None:
+    models = ModelSettings(safety_checker="block", models_dir=tmp_path / "models")
+
+    async def in_loop() -> Job:
+        async with cloud_queue(cloud, tmp_path, models=models) as queue:
+            return await ended(queue, cloud_request())
+
+    job = asyncio.run(in_loop())
+    assert job.error is not None and job.error.code == "model_unavailable"
+    assert "download_models --safety-checker" in job.error.message
+    assert cloud.submits == [] and files(tmp_path) == []
+
+
 def test_no_weights_means_that_nobody_looks_and_no_process(
     cloud: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from models.hub import on_disk
 from models.precision import profile_of
 from tests.utils.test_gpu_manager import resolver
 from utils import model_files
-from utils.model_files import BELIEVED_SECONDS, ModelFiles
+from utils.model_files import BELIEVED_SECONDS, WHOLE_SECONDS, ModelFiles
 from utils.requests import RequestResolver, Wanted
 
 CATALOG = load_catalog()
@@ -152,6 +152,28 @@ def test_look_is_believed_for_some_seconds_and_then_repeated(
     put(tmp_path, SD.source)
     time.now += BELIEVED_SECONDS + 0.1
     assert there.why_not(SD) is None and looks == [SD.id] * 2
+
+
+def test_model_that_was_here_is_believed_longer_and_then_looked_for(tmp_path: Path) -> None:
+    time = Time()
+    there = files(tmp_path, time=time)
+    put(tmp_path, SD.source)
+    assert there.why_not(SD) is None
+    shutil.rmtree(tmp_path)
+    time.now += WHOLE_SECONDS - 1
+    assert there.why_not(SD) is None
+    time.now += 2
+    assert "never fetched" in (there.why_not(SD) or "")
+
+
+def test_folder_that_cannot_be_read_is_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> list[str]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(model_files.on_disk, "lacks", refused)
+    assert "(its folder cannot be read: Permission denied)" in (files(tmp_path).why_not(SD) or "")
 
 
 # In the resolver

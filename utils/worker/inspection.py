@@ -65,20 +65,16 @@ class Inspection:
         return self._seconds / PREVIEW_SHARE
 
     def prepare(self) -> None:
-        """Read the checker, if there is one. Raises ModelUnavailable for weights that cannot be read."""
+        """Read the checker, if there is one. Raises ModelUnavailable where it is needed and cannot be read."""
+        self._require_weights()
         with self._lock:
             if self._weights is not None and self._checker is None:
                 self._checker = self._load(self._weights)
 
     def judge(self, picture: Any) -> Verdict:
         """A drawn picture as it may be stored. Raises NotSafe for one that may not at all."""
+        self._require_weights()
         if self._weights is None:
-            if self._mode == BLOCK:
-                raise ModelUnavailable(
-                    "no picture is given out unseen (FLUX_SAFETY_CHECKER is block), and the weights of "
-                    "the safety checker are gone; `python -m scripts.download_models --safety-checker` "
-                    "fetches them"
-                )
             return Verdict(picture, None)
         if not self._is_flagged(picture):
             return Verdict(picture, False)
@@ -88,6 +84,14 @@ class Inspection:
                 "(FLUX_SAFETY_CHECKER is block); try another prompt or seed"
             )
         return Verdict(safety.blurred(picture), True)
+
+    def _require_weights(self) -> None:
+        if self._weights is None and self._mode == BLOCK:
+            raise ModelUnavailable(
+                "no picture is given out unseen (FLUX_SAFETY_CHECKER is block), and the weights of "
+                "the safety checker are gone; `python -m scripts.download_models --safety-checker` "
+                "fetches them"
+            )
 
     def preview(self, job_id: str, jpeg: bytes) -> bytes:
         """A preview as it may be seen."""

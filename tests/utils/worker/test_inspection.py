@@ -80,8 +80,10 @@ def test_nobody_looks_without_weights() -> None:
 
 
 def test_nothing_is_given_out_unseen_where_flagged_pictures_are_blocked() -> None:
-    with pytest.raises(ModelUnavailable, match="weights of the safety checker are gone"):
-        Inspection(None, "block", RedIsNot).judge(striped("blue"))
+    inspection = Inspection(None, "block", RedIsNot)
+    for look in (inspection.prepare, lambda: inspection.judge(striped("blue"))):
+        with pytest.raises(ModelUnavailable, match="weights of the safety checker are gone"):
+            look()
 
 
 def test_checker_that_cannot_be_read_lets_nothing_through() -> None:
