@@ -26,14 +26,16 @@ COPY requirements requirements
 COPY scripts/setup_env.sh scripts/setup_env.sh
 ENV PIP_NO_CACHE_DIR=1
 
-# With hashes, as everywhere. The place of torch's CPU builds comes first among equal versions.
+# With hashes, as everywhere. WITH=--fleet adds Ray, for SERVICE=fleet. Of equal versions pip takes torch's CPU build.
 FROM builder AS packages-cpu
 ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
-RUN PIP_EXTRA_INDEX_URL="${TORCH_CPU_INDEX}" scripts/setup_env.sh \
+ARG WITH
+RUN PIP_EXTRA_INDEX_URL="${TORCH_CPU_INDEX}" scripts/setup_env.sh ${WITH:+"${WITH}"} \
     && .venv/bin/python -m pip uninstall --quiet --yes pip
 
 FROM builder AS packages-cuda
-RUN scripts/setup_env.sh \
+ARG WITH
+RUN scripts/setup_env.sh ${WITH:+"${WITH}"} \
     && .venv/bin/python -m pip uninstall --quiet --yes pip
 
 

@@ -231,8 +231,15 @@ def compose(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return yaml.safe_load(done.stdout)
 
 
-PROFILES = ("cpu", "gpu", "monitoring")
-OURS = {"bf16-cpu": "bf16", "fp4-cpu": "fp4", "bf16": "bf16", "fp4": "fp4"}
+PROFILES = ("cpu", "gpu", "fleet", "fleet-cpu", "monitoring")
+OURS = {
+    "bf16-cpu": "bf16",
+    "fp4-cpu": "fp4",
+    "bf16": "bf16",
+    "fp4": "fp4",
+    "fleet": "fleet",
+    "fleet-cpu": "fleet",
+}
 
 
 def test_compose_has_every_profile(compose: dict[str, Any]) -> None:
@@ -243,6 +250,8 @@ def test_compose_has_every_profile(compose: dict[str, Any]) -> None:
     assert by_profile == {
         "cpu": {"bf16-cpu", "fp4-cpu"},
         "gpu": {"bf16", "fp4"},
+        "fleet": {"fleet"},
+        "fleet-cpu": {"fleet-cpu"},
         "monitoring": {"prometheus", "grafana"},
     }
 
@@ -273,6 +282,18 @@ def _target(volume: str | dict[str, Any]) -> str:
 def test_other_services_variables_are_all_known_here() -> None:
     names = set(re.findall(r"^(SD_\w+)=", OTHERS_ENV, re.MULTILINE))
     assert names == OTHER_NAMES.keys()
+
+
+@pytest.mark.parametrize("name", ["fleet", "fleet-cpu"])
+def test_compose_builds_a_fleet_with_what_it_needs(compose: dict[str, Any], name: str) -> None:
+    service = compose["services"][name]
+    kind = {"fleet": "cuda", "fleet-cpu": "cpu"}[name]
+    assert (service["build"]["target"], service["build"]["args"]) == (kind, {"WITH": "--fleet"})
+    assert service["image"] == f"flux-api:{kind}-fleet"
+    packages = image.instructions(f"packages-{kind}")
+    assert ("ARG", "WITH") in packages and '${WITH:+"${WITH}"}' in packages[-1][1]
+    (usage,) = re.findall(r"Usage: scripts/setup_env.sh.*", (ROOT / "scripts/setup_env.sh").read_text())  # fmt: skip
+    assert "--fleet" in usage and (ROOT / "main_fleet.py").is_file()
 
 
 @pytest.mark.parametrize("name", ["bf16", "fp4"])
@@ -320,6 +341,8 @@ def test_prometheus_finds_the_services_and_its_rules(
     names = {name: int(port) for name, port in (t.split(":") for t in job["static_configs"][0]["targets"])}  # fmt: skip
     assert names == {"bf16": 8001, "fp4": 8000}
     for name, service in OURS.items():
+        if service not in names:
+            continue
         environ = {k: str(v) for k, v in compose["services"][name]["environment"].items()}
         settings = load_settings(service, environ)
         assert settings.server.port == names[service]

@@ -109,6 +109,15 @@ def _what_it_runs(block: Block) -> set[str]:
     return scripts | modules | imported | {block.path.name}
 
 
+@pytest.mark.parametrize("block", COMMANDS, ids=lambda block: block.name)
+def test_command_that_is_run_touches_nothing_of_the_machine(block: Block) -> None:
+    if block.is_marked or block.language not in SHELLS:
+        return
+    absolute = re.findall(r"(?:^|[\s=\"'>])(/[\w.-]+)", block.text, re.MULTILINE)
+    assert set(absolute) <= {"/dev"}, (block.name, absolute)  # `~` is a folder of the test's own
+    assert not re.search(r"\b(sudo|apt|apt-get|systemctl|docker)\b", block.text), block.name
+
+
 def test_reasons_are_all_used_and_there_is_much_to_run() -> None:
     used = {block.reason for block in COMMANDS} - {None}
     assert used <= REASONS and len(TO_RUN) >= 3
