@@ -36,11 +36,11 @@ class KontextModel(Flux1Model):
             pipeline.transformer.config.in_channels // 4,
             request.height,
             request.width,
-            dtype,
+            torch.float32,  # a seed is the same noise in all types: PyTorch draws each in its own way
             self._device,
             self._generators(drawings),
         )
-        return latents  # (B, height/16 * width/16, 64) packed latents
+        return latents.to(dtype)  # (B, height/16 * width/16, 64) packed latents
 
     def _arguments(
         self, drawings: Sequence[Drawing], latents: torch.Tensor, begin: Start | None

@@ -71,11 +71,11 @@ class Flux2KleinModel(PipelineModel):
             self._image.transformer.config.in_channels // 4,
             request.height,
             request.width,
-            dtype,
+            torch.float32,  # a seed is the same noise in all types: PyTorch draws each in its own way
             self._device,
             self._generators(drawings),
         )
-        return latents  # (B, height/16 * width/16, 128) packed latents
+        return latents.to(dtype)  # (B, height/16 * width/16, 128) packed latents
 
     def _start(self, drawings: Sequence[Drawing], noise: torch.Tensor) -> Start | None:
         request = drawings[0].request

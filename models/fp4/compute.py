@@ -111,14 +111,22 @@ class Fp8:
         dense = layer.dense_without_extra()
         layer.kept["weight"], unit = rows_to_fp8(dense)
         layer.kept["unit"] = unit.T.contiguous()
-        if layer.packed.is_cuda:  # what is not multiplied with takes no room there
-            layer.packed, layer.block_scale = layer.packed.cpu(), layer.block_scale.cpu()
+        self._leave_codes(layer)
 
     def prepare_branch(self, layer: Fp4Linear) -> None:
         if not self._convert_once or not self._fits(layer):
             layer.kept["branches"] = layer.branches
-        else:  # the layer's own branch is in the weight
-            layer.kept["branches"] = () if layer.extra is None else (layer.extra,)
+            return
+        # The layer's own branch is in the weight.
+        layer.kept["branches"] = () if layer.extra is None else (layer.extra,)
+        if "weight" in layer.kept:
+            self._leave_codes(layer)
+
+    @staticmethod
+    def _leave_codes(layer: Fp4Linear) -> None:
+        """What is not multiplied with takes no room on the GPU."""
+        if layer.packed.is_cuda:
+            layer.packed, layer.block_scale = layer.packed.cpu(), layer.block_scale.cpu()
 
     def multiply(self, layer: Fp4Linear, inputs: torch.Tensor) -> torch.Tensor:
         if not self._fits(layer):
@@ -126,15 +134,17 @@ class Fp8:
         rows = inputs.reshape(-1, layer.in_features)
         if self._convert_once:
             values, scale = self._kernels.to_fp8(rows)
-            product = self._product(values, scale, layer.kept["weight"], layer.kept["unit"])
+            weight, unit = (layer.kept[name].to(rows.device) for name in ("weight", "unit"))
+            product = self._product(values, scale, weight, unit)
         else:
             values, scale = self._kernels.to_fp8(_smoothed(layer, rows, self._kernels))
             product = torch.empty(
                 rows.shape[0], layer.out_features, dtype=torch.bfloat16, device=rows.device
             )
+            units = layer.kept["unit"].to(rows.device)
             for start in range(0, layer.out_features, TILE_ROWS):
                 end = min(start + TILE_ROWS, layer.out_features)
-                tile, unit = self._tile(layer, start, end), layer.kept["unit"][:, start:end]
+                tile, unit = self._tile(layer, start, end), units[:, start:end]
                 product[:, start:end] = self._product(values, scale, tile, unit)
         bias = _like(layer.bias, inputs)
         product = _with_branch(layer, rows, product.to(inputs.dtype), bias)
@@ -223,7 +233,8 @@ def _with_branch(
     branches = layer.kept["branches"] if "branches" in layer.kept else layer.branches
     for up, down in branches:
         if up.shape[1]:
-            product = torch.addmm(product, rows @ down.to(rows.dtype).T, up.to(rows.dtype).T)
+            up, down = up.to(rows), down.to(rows)  # they may wait in main memory
+            product = torch.addmm(product, rows @ down.T, up.T)
     return product
 
 

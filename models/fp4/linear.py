@@ -192,7 +192,13 @@ class Fp4Linear(nn.Module):
         if self._extra is not None:
             self._extra = keep_dtype(self._extra[0]), keep_dtype(self._extra[1])
         if self.path is not None:
-            self.use(self.path)
+            # What is kept moves too: it is not made again, which takes seconds on a CPU.
+            self.kept = {
+                name: keep_dtype(kept)
+                for name, kept in self.kept.items()
+                if isinstance(kept, torch.Tensor)
+            }
+            self.path.prepare_branch(self)
         return self
 
 

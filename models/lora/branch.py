@@ -37,7 +37,8 @@ class BranchedLinear(nn.Linear):
         product = F.linear(inputs, self.weight, self.bias)
         if self._extra is None:
             return product
-        up, down = self._extra
+        # Weights that wait in main memory take their branch along, and come without it.
+        up, down = (tensor.to(inputs.device) for tensor in self._extra)
         return product + F.linear(F.linear(inputs, down), up)
 
     def _apply(self, fn: Any, recurse: bool = True) -> BranchedLinear:
