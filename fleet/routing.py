@@ -35,6 +35,8 @@ from fleet.wanted import Wanted
 PASSES = 8
 # Of that, what may be used to spare a change of LoRAs, which costs less than a model.
 LORA_SHARE = 0.25
+# From this share on, a model that no card has is loaded where it costs least, before the last moment.
+SOON_SHARE = 0.75
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,8 +222,27 @@ class Router:
             may_begin = card.state is State.IDLE or due.model in card.models
             return self._oldest(due) if may_begin else None
         if warm is not None:
+            soon = self._due_soon(warm, card)
+            if soon is not None:
+                return self._oldest(soon) if card.state is State.IDLE else None
             return self._with_loras(warm, card)
         return cold and self._oldest(cold)
+
+    def _due_soon(self, warm: Kind, card: Card) -> Kind | None:
+        """A kind for which this card had best let go of its model: nobody has that, and of the models that
+        are loaded this card's was drawn for the youngest jobs, so that it can be spared for longest.
+        """
+        kinds = [kind for kind in self.waiting.kinds() if kind is not warm]
+        if any(self._copies[kind.model] and kind.oldest > warm.oldest for kind in kinds):
+            return None
+        soon = [
+            kind
+            for kind in kinds
+            if not self._copies[kind.model]
+            and self._may_run(card, kind.example)
+            and kind.passed >= SOON_SHARE * self._most_passes(kind)
+        ]
+        return min(soon, key=lambda kind: kind.oldest, default=None)
 
     def _cold_key(self, kind: Kind) -> tuple[float, int]:
         """Which model is best loaded: the one for which most wait by the cards that have it."""
