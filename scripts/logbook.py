@@ -156,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
         "--service", action="append", default=[], metavar="NAME",
-        help="only this service's, such as bf16 or fp4; may be given again",
+        help=f"only this service's, such as {known_precisions()[0]}; may be given again",
     )  # fmt: skip
     shared.add_argument("--folder", type=Path, help="where the logs lie (default: FLUX_LOG_DIR)")
     parser = argparse.ArgumentParser(

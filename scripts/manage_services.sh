@@ -2,9 +2,6 @@
 # Puts the services into systemd and looks after them there; --help says how.
 set -euo pipefail
 
-NAMES=(flux-cleanup flux-fp4 flux-bf16 flux-fleet flux-page)
-# Without names, what install puts in: the fleet runs the same services once more, on the same GPUs.
-USUAL=(flux-cleanup flux-fp4 flux-bf16 flux-page)
 ACCOUNT=flux-api
 
 EXIT_USAGE=2 EXIT_INACTIVE=3 EXIT_NO_SYSTEMD=69 EXIT_NO_RIGHT=77 EXIT_NOT_READY=78
@@ -12,6 +9,7 @@ EXIT_USAGE=2 EXIT_INACTIVE=3 EXIT_NO_SYSTEMD=69 EXIT_NO_RIGHT=77 EXIT_NOT_READY=
 main() {
     cd "$(dirname "${BASH_SOURCE[0]}")/.."
     checkout=$PWD
+    name_services
     verb=${1-}
     if (($#)); then shift; fi
     read_options "$@"
@@ -27,8 +25,20 @@ main() {
     "do_$verb"
 }
 
+# A service for each start script of a precision. `usual` is what install puts in when none is named: the fleet
+# runs the same services once more, on the same GPUs.
+name_services() {
+    local script services=()
+    for script in start_*_api.sh; do
+        script=${script#start_}
+        services+=("flux-${script%_api.sh}")
+    done
+    known=(flux-cleanup "${services[@]}" flux-fleet flux-page)
+    usual=(flux-cleanup "${services[@]}" flux-page)
+}
+
 usage() {
-    cat <<'EOF'
+    cat <<EOF
 Usage: scripts/manage_services.sh VERB [NAME...] [options]
 
   install     put units in and have them started with the machine; again: bring them up to date
@@ -37,11 +47,11 @@ Usage: scripts/manage_services.sh VERB [NAME...] [options]
   status      what runs (exit status 0: all that is installed, 3: not all, 4: nothing is installed)
   logs        what they said; -f goes on, -n N begins N lines before the end
 
-  NAME        flux-cleanup, flux-fp4, flux-bf16, flux-fleet, flux-page, or all. Without one: what is installed,
+  NAME        ${known[*]}, or all. Without one: what is installed,
               and for install all but flux-fleet, which draws on the same GPUs as the others
 
   --user            in the user's own systemd, without root; pictures and LoRAs stay in this folder
-  --account NAME    install: run as this account (default: flux-api, which is made); its own checkout stays its own
+  --account NAME    install: run as this account (default: flux-api, which is made)
   --root DIR        install, uninstall: below DIR in place of /, for an image of a machine
   --dry-run         say what would be done
 EOF
@@ -78,9 +88,9 @@ read_options() {
                 root=$(cd "$value" && pwd)
                 ;;
             -*) wrong "unknown option '$flag'" ;;
-            all) names+=("${NAMES[@]}") ;;
+            all) names+=("${known[@]}") ;;
             *)
-                [[ " ${NAMES[*]} " == *" $flag "* ]] || wrong "there is no service '$flag'; there is: ${NAMES[*]}, all"
+                [[ " ${known[*]} " == *" $flag "* ]] || wrong "there is no service '$flag'; there is: ${known[*]}, all"
                 names+=("$flag")
                 ;;
         esac
@@ -124,16 +134,16 @@ require_systemd() {
 # The verbs
 
 do_install() {
-    if ((!${#names[@]})); then names=("${USUAL[@]}"); fi
+    if ((!${#names[@]})); then names=("${usual[@]}"); fi
     require_ready_checkout
     if ((!is_user)); then
         require_root
         choose_account
+        require_readable
         if [[ $account == "$ACCOUNT" ]]; then
             put sysusers.conf "$root/etc/sysusers.d/flux-api.conf"
             run systemd-sysusers ${root:+"--root=$root"} "$root/etc/sysusers.d/flux-api.conf"
         fi
-        require_readable
         put tmpfiles.conf "$root/etc/tmpfiles.d/flux-api.conf"
         run systemd-tmpfiles --create ${root:+"--root=$root"} "$root/etc/tmpfiles.d/flux-api.conf"
     fi
@@ -168,7 +178,7 @@ do_install() {
 
 do_uninstall() {
     local all=0
-    if ((!${#names[@]})); then all=1 names=("${NAMES[@]}"); fi
+    if ((!${#names[@]})); then all=1 names=("${known[@]}"); fi
     if ((!is_user)); then require_root; fi
     local name file found=()
     for name in "${names[@]}"; do
@@ -184,7 +194,7 @@ do_uninstall() {
         fi
     fi
     local kept=' '
-    for name in "${NAMES[@]}"; do
+    for name in "${known[@]}"; do
         if [[ " ${names[*]} " != *" $name "* ]] && is_installed "$name"; then kept+="$(files_of "$name") "; fi
     done
     for name in "${names[@]}"; do
@@ -244,8 +254,8 @@ control() {
 unit_of() {
     case $1 in
         flux-cleanup) echo flux-cleanup.timer ;;
-        flux-fp4 | flux-bf16) echo "flux-api@${1#flux-}.service" ;;
-        *) echo "$1.service" ;;
+        flux-fleet | flux-page) echo "$1.service" ;;
+        *) echo "flux-api@${1#flux-}.service" ;;
     esac
 }
 
@@ -254,9 +264,9 @@ files_of() {
     if ((!is_user)); then gpu=flux-gpu.service; fi
     case $1 in
         flux-cleanup) echo flux-cleanup.service flux-cleanup.timer ;;
-        flux-fp4 | flux-bf16) echo flux-api@.service $gpu ;;
         flux-fleet) echo flux-fleet.service $gpu ;;
-        *) echo "$1.service" ;;
+        flux-page) echo flux-page.service ;;
+        *) echo flux-api@.service $gpu ;;
     esac
 }
 
@@ -268,7 +278,7 @@ is_installed() {
 choose_installed() {
     local name asked=("${names[@]}")
     names=()
-    for name in "${asked[@]:-${NAMES[@]}}"; do
+    for name in "${asked[@]:-${known[@]}}"; do
         if is_installed "$name"; then
             names+=("$name")
         elif ((${#asked[@]})); then
@@ -302,9 +312,9 @@ require_root() {
 
 require_ready_checkout() {
     [[ $checkout =~ ^[A-Za-z0-9/._@+-]+$ ]] || die "$EXIT_NOT_READY" "units cannot name '$checkout': move the checkout to a path of letters, digits and . _ @ + -"
-    .venv/bin/python -c 'import importlib.util as i; exit(not all(map(i.find_spec, ("fastapi", "torch"))))' 2> /dev/null || die "$EXIT_NOT_READY" "there is no working .venv in $checkout: run scripts/setup_env.sh first, as the checkout's owner"
+    scripts/setup_env.sh --check || die "$EXIT_NOT_READY" "there is no .venv as this version needs it in $checkout: run scripts/setup_env.sh first, as the checkout's owner"
     if [[ " ${names[*]} " == *' flux-fleet '* ]]; then
-        .venv/bin/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("ray") is None)' || die "$EXIT_NOT_READY" "Ray is not installed: run scripts/setup_env.sh --fleet first, as the checkout's owner"
+        scripts/setup_env.sh --check --fleet || die "$EXIT_NOT_READY" "Ray is not installed: run scripts/setup_env.sh --fleet first, as the checkout's owner"
     fi
     local name file
     for name in "${names[@]}"; do
@@ -329,13 +339,16 @@ choose_account() {
     fi
 }
 
-# A checkout in somebody's home is often closed to others.
+# A checkout in somebody's home is often closed to others. `nobody` stands for an account that is not there yet.
 require_readable() {
-    if ((is_dry)) || ! id -u "$account" > /dev/null 2>&1; then return; fi
-    local file
-    for file in start_bf16_api.sh frontend/index.html .venv/bin/python .env; do
+    local file real reader=$account
+    if ! id -u "$account" > /dev/null 2>&1; then reader=nobody; fi
+    if (($(id -u) != 0)); then return; fi # nobody else can be asked for
+    for file in start.sh frontend/index.html .venv/bin/python .env; do
         if [[ $file == .env && ! -e .env ]]; then continue; fi
-        runuser -u "$account" -- test -r "$checkout/$file" || die "$EXIT_NOT_READY" "the account $account cannot read $checkout/$file: give it the right, move the checkout to /opt, or install with --account $(stat -c %U .)"
+        if runuser -u "$reader" -- test -r "$checkout/$file"; then continue; fi
+        real=$(readlink -f "$file")
+        die "$EXIT_NOT_READY" "the account $account cannot read $checkout/$file${real:+ ($real)}: give it the right, have checkout and Python where all may read (/opt), or install with --account $(stat -c %U .)"
     done
 }
 

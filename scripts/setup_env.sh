@@ -1,11 +1,16 @@
 #!/usr/bin/env bash
 # Makes .venv and installs the locked requirements into it, when they changed. --fleet adds what a fleet
 # needs, --dev that and what the tests need. --nunchaku makes .venv-nunchaku instead, the environment of the FP4 engine nunchaku.
-# PYTHON names the Python to make it with.
+# --check makes nothing and says by its exit status whether it is there. PYTHON names the Python to make it with.
 set -euo pipefail
 
 main() {
     cd "$(dirname "${BASH_SOURCE[0]}")/.."
+    local only_check=0
+    if [[ ${1-} == --check ]]; then
+        only_check=1
+        shift
+    fi
     kind=runtime
     venv=.venv
     lists=(requirements/torch.txt requirements/runtime.txt requirements/fleet.txt requirements/dev.txt)
@@ -22,7 +27,7 @@ main() {
             by_hand="python3 -m venv $venv && $venv/bin/python -m pip install -r ${lists[0]}"
             ;;
         -h | --help)
-            echo "Usage: scripts/setup_env.sh [--fleet | --dev | --nunchaku]"
+            echo "Usage: scripts/setup_env.sh [--check] [--fleet | --dev | --nunchaku]"
             return
             ;;
         *) die 2 "unknown option '$1'; accepted is --fleet, --dev or --nunchaku" ;;
@@ -33,6 +38,10 @@ main() {
     local checksum
     checksum=$(cat "${lists[@]}" | cksum | tr ' ' -)
     if is_ready "$checksum"; then return; fi
+    if ((only_check)); then return 1; fi
+    # A service of the system reads the checkout and no more.
+    [[ -w . ]] || die 78 "$venv is not as this checkout needs it, and nothing can be written to $PWD from here." \
+        "Run scripts/setup_env.sh${1+ $1} as the checkout's owner."
     wait_for_turn
     if is_ready "$checksum"; then return; fi # another run has just done it
     if must_rebuild; then make_venv; fi

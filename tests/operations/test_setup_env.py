@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -310,3 +311,32 @@ def _path_with(folder: Path, name: str, script: str) -> str:
     (tools / name).write_text(f"#!/bin/sh\n{script}\n")
     (tools / name).chmod(0o755)
     return str(tools)
+
+
+# Where nothing may be made
+
+
+def test_check_says_whether_it_is_there_and_makes_nothing(
+    installed: Checkout, bare: Checkout
+) -> None:
+    assert installed.setup("--check") == (0, "")
+    assert installed.setup("--check", "--nunchaku") == (1, "")
+    assert bare.setup("--check") == (1, "")
+    assert not (bare.root / ".venv").exists() and not (bare.root / ".venv.lock").exists()
+
+
+def test_setup_of_a_checkout_that_can_only_be_read_says_who_must_do_it(bare: Checkout) -> None:
+    """As a service of systemd's sees it."""
+    command = ["bash", str(bare.root / "scripts" / "setup_env.sh"), "--fleet"]
+    if os.geteuid() == 0:  # a mode does not keep root from writing
+        mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && cd "$0" && exec "$@"'
+        command = ["unshare", "--mount", "sh", "-c", mount, str(bare.root), *command]
+    else:
+        bare.root.chmod(0o555)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    finally:
+        bare.root.chmod(0o755)
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip("this root may not mount anything")
+    assert done.returncode == 78 and "scripts/setup_env.sh --fleet" in done.stderr
