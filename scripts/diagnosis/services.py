@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -105,7 +106,11 @@ class Checkup:
         except (ConfigurationError, OSError, ValueError) as error:
             fix = "correct it in the environment, .env or config/; what follows is by the defaults"
             self._fault("settings", str(error), fix)
-            return self._make_plan(load_settings(self.profile.name, {}))
+            try:
+                return self._make_plan(load_settings(self.profile.name, {}))
+            except (ConfigurationError, OSError, ValueError):  # it is in the service's own TOML
+                nothing = {"FLUX_CONFIG": os.devnull}
+                return self._make_plan(load_settings(self.profile.name, nothing))
         self._add(Finding(name="settings", state=State.OK, text="complete and allowed"))
         return settings
 
