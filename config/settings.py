@@ -293,7 +293,7 @@ class LogSettings(Section):
     log_level: LogLevel = Field("info", description="Least level that is logged.")
     log_dir: ProjectPath = Field(
         ROOT / "logs",
-        description="Where each service writes its log, JSON lines: bf16.log, fp4.log.",
+        description="Where each service writes its log, a file of JSON lines.",
     )
     log_to_file: bool = Field(True, description="`false`: nothing is written there.")
     log_max_mib: float = Field(
@@ -410,7 +410,7 @@ class CleanupSettings(Section):
         30.0,
         ge=0,
         le=100_000,
-        description="Rotated logs older than this go (bf16.log.1 in FLUX_LOG_DIR); 0: none.",
+        description="Rotated logs in FLUX_LOG_DIR older than this go; 0: none.",
     )
 
     @field_validator("cleanup_job_days")

@@ -320,7 +320,6 @@ def test_check_says_whether_it_is_there_and_makes_nothing(
     installed: Checkout, bare: Checkout
 ) -> None:
     assert installed.setup("--check") == (0, "")
-    assert installed.setup("--check", "--nunchaku") == (1, "")
     assert bare.setup("--check") == (1, "")
     assert not (bare.root / ".venv").exists() and not (bare.root / ".venv.lock").exists()
 
