@@ -132,6 +132,7 @@ class App:
         self.port = free_port()
         set_by_image = image.environment("cpu")
         del set_by_image["PATH"]  # the container's own
+        set_by_image["HOME"] = str(folder.parent)
         self.environ = clean_environment(**set_by_image, FLUX_PORT=self.port)
 
     def command(self, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:

@@ -211,4 +211,10 @@ def test_troubleshooting_quotes_what_the_code_says() -> None:
     assert not [words for words in quoted if words not in code]
 
 
-QUOTED_OF_OTHERS = {"connection refused"}
+QUOTED_OF_OTHERS = {"connection refused", "could not select device driver", "unhealthy"}
+
+
+def test_files_that_are_named_are_there() -> None:
+    for document in DOCUMENTS:
+        for path in re.findall(r"`((?:tests|scripts|config|models|utils|api)/[\w./-]+)`", document.prose):  # fmt: skip
+            assert (ROOT / path).exists(), (document.name, path)
