@@ -20,7 +20,6 @@ from config.settings import Settings
 from models.types import EXACT_BATCH_SIZE
 from utils import disk
 from utils.event_bus import EventBus
-from utils.gpu_manager import read_load
 from utils.job import Job, JobError, JobStatus
 from utils.ledger import Ledger
 from utils.line import Lane
@@ -313,8 +312,8 @@ def gpu_data(workers: Sequence[Worker]) -> dict[str, Any]:
                 "memory_mib": worker.memory_mib,
                 "cards": [
                     {"index": gpu.index, "name": gpu.name, "memory_total_mib": gpu.memory_total_mib}
-                    | read_load(gpu)
-                    for gpu in worker.slot.gpus
+                    | load
+                    for gpu, load in zip(worker.slot.gpus, worker.read_cards(), strict=True)
                 ],
             }
             for worker in workers

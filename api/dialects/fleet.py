@@ -21,6 +21,9 @@ from config.catalog import ModelRow
 from config.errors import InvalidRequest, NotFound, Unavailable
 from models.types import OutputFormat
 from utils.clock import rfc3339
+from utils.fleet.crew import Crew
+from utils.fleet.queue import FleetQueue
+from utils.fleet.worker import FleetWorker
 from utils.job import Job, JobStatus
 
 router = APIRouter(tags=["Fleet router"])
@@ -86,9 +89,56 @@ async def image_models(services: ServicesDep) -> dict[str, Any]:
 
 
 @router.get("/dashboard", include_in_schema=False)
-async def dashboard() -> RedirectResponse:
-    """The page is what there is to look at; it asks for a key where one is needed."""
-    return RedirectResponse("/ui/")
+async def dashboard(services: ServicesDep) -> RedirectResponse:
+    """A fleet has a page of its own, a service the one to draw with; both ask for a key where one is needed."""
+    return RedirectResponse("/ui/" if services.plan.crew is None else "/ui/dashboard.html")
+
+
+@router.get("/dashboard/api/fleet")
+async def machines(services: ServicesDep) -> dict[str, Any]:
+    """The machines of the fleet, their replicas and what each does; the last decisions and their reasons."""
+    crew, queue = _crew(services), services.queue
+    assert isinstance(queue, FleetQueue)
+    return {
+        "queued": queue.waiting,
+        "running": len(queue.running_ids),
+        "held": queue.why_waiting(),
+        "nodes": [
+            {
+                "node_id": node,
+                "is_draining": node in crew.away,
+                "is_drained": node in crew.away
+                and not any(worker.jobs for worker in crew.replicas_of(node)),
+                "replicas": [_replica(services, worker) for worker in crew.replicas_of(node)],
+            }
+            for node in sorted({*crew.nodes, *crew.away})
+        ],
+        "decisions": [
+            {
+                "job_id": decision.job,
+                "model": decision.model,
+                "node_id": decision.node,
+                "reason": decision.reason,
+            }
+            for decision in reversed(queue.dispatcher.last_decisions)
+            if services.access.sees_all
+        ][:RECENT_EVENTS],
+    }
+
+
+@router.post(
+    "/dashboard/api/drain", openapi_extra=bodies.json_body("node", node="string", drain="boolean")
+)
+async def drain(request: Request, services: ServicesDep) -> dict[str, Any]:
+    """A machine begins nothing new (`drain`: true, the default), or takes part again."""
+    crew, body = _crew(services), await native.json_object(request)
+    node, is_away = native.text(body, "node"), body.get("drain", True)
+    if node is None:
+        raise InvalidRequest.of("node", "is missing; GET /dashboard/api/fleet lists the machines")
+    if not isinstance(is_away, bool):
+        raise InvalidRequest.of("drain", "must be true or false")
+    crew.drain(node, is_away=is_away)
+    return {"node_id": node, "is_draining": is_away}
 
 
 @router.get("/dashboard/api/image-stats")
@@ -169,6 +219,30 @@ async def write_settings(request: Request, services: ServicesDep) -> dict[str, A
 
 async def _is_on(services: Services) -> bool:
     return await services.queue.store.read_state(SWITCH) != "false"
+
+
+def _crew(services: Services) -> Crew:
+    if services.plan.crew is None:
+        raise NotFound(
+            "this service is no fleet; ./start_fleet.sh starts one, whose front door is on port 8002"
+        )
+    return services.plan.crew
+
+
+def _replica(services: Services, worker: FleetWorker) -> dict[str, Any]:
+    return {
+        **answers.worker_json(worker, services),
+        "precision": worker.precision,
+        "resources": sorted(worker.resources),
+        "models": sorted(worker.models),
+        "is_asleep": worker.is_asleep,
+        "memory_gib": worker.memory_gib,
+        "processors": round(worker.processors, 3),
+        "cards": [
+            {"name": gpu.name, "memory_total_mib": gpu.memory_total_mib} | card
+            for gpu, card in zip(worker.slot.gpus, worker.cards, strict=False)
+        ],
+    }
 
 
 def _nodes(services: Services) -> list[dict[str, Any]]:

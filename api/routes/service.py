@@ -85,6 +85,8 @@ async def info(services: ServicesDep) -> dict[str, Any]:
 
 @router.get("/gpu-info", summary="The GPUs, their memory and load, and which worker is where")
 async def gpu_info(services: ServicesDep) -> dict[str, Any]:
+    if services.plan.crew is not None:
+        return _gpus_of_fleet(services)
     gpus, why_none = await asyncio.to_thread(gpu_manager.list_gpus)
     workers = {gpu.uuid: worker for worker in services.queue.workers for gpu in worker.slot.gpus}
     return {
@@ -101,6 +103,27 @@ async def gpu_info(services: ServicesDep) -> dict[str, Any]:
             for gpu in gpus
         ],
         "reason": why_none or None,
+        "devices": _devices(services),
+    }
+
+
+def _gpus_of_fleet(services: Services) -> dict[str, Any]:
+    """The same of all machines, as their replicas told last."""
+    return {
+        "gpus": [
+            {
+                "index": gpu.index,
+                "uuid": gpu.uuid,
+                "name": gpu.name,
+                "memory_total_mib": gpu.memory_total_mib,
+                **load,
+                "worker": worker.name,
+                "model": worker.model,
+            }
+            for worker in services.queue.local_workers
+            for gpu, load in zip(worker.slot.gpus, worker.read_cards(), strict=True)
+        ],
+        "reason": None,
         "devices": _devices(services),
     }
 

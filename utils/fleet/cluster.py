@@ -24,6 +24,7 @@ HEALTH_SECONDS = 5.0
 HEALTH_TIMEOUT_SECONDS = 60.0
 # A replica that is to end has been told to leave its jobs before.
 END_SECONDS = 5.0
+SHUTDOWN_SECONDS = 10.0  # a machine that is gone would be waited for
 MAX_CALLS = 64  # at a replica at once; whether a job is taken is its worker's word
 
 
@@ -147,8 +148,10 @@ class Cluster:
         ray.shutdown()
 
     def end(self) -> None:
-        """End the replicas, then let go of the cluster."""
+        """End the replicas, as far as their machines answer, and let go of the cluster."""
         from ray import serve
 
-        serve.shutdown()
+        ending = threading.Thread(target=serve.shutdown, name="serve's end", daemon=True)
+        ending.start()
+        ending.join(SHUTDOWN_SECONDS)
         self.leave()

@@ -29,13 +29,20 @@ def report_of(
         "memory_gib": memory_gib,
         "models": sorted(held, key=lambda model: held[model].used_at),
         "jobs": [] if worker is None else list(worker.jobs),
-        "takes": 2 if worker is not None and worker.jobs and worker.takes_jobs else 1,
+        "finishing": [] if worker is None else finishing(worker),
         "load": load,
         "is_draining": worker is None,
     }
 
 
+def finishing(worker: Worker) -> list[str]:
+    """Jobs whose last steps are done, while the next may come."""
+    if not worker.takes_jobs:
+        return []
+    return [job.id for job in worker.jobs.values() if job.is_drawn]
+
+
 def stats_of(report: Mapping[str, Any]) -> ReplicaStats:
     """Raises TypeError for what is no report."""
-    sets = {name: frozenset(report[name]) for name in ("resources", "jobs")}
+    sets = {name: frozenset(report[name]) for name in ("resources", "jobs", "finishing")}
     return ReplicaStats(**{**report, **sets, "models": tuple(report["models"])})

@@ -25,10 +25,11 @@ from utils.fleet import messages
 from utils.fleet.door_files import DoorFiles
 from utils.fleet.link import Link, ReplicaFailed, ReplicaGone, ReplicaRefused
 from utils.fleet.replica import REFUSED, TAKEN
-from utils.fleet.wants import lora_set
+from utils.fleet.report import finishing
+from utils.fleet.wants import lora_set, work_of
 from utils.gpu_manager import Gpu, WorkerSlot
 from utils.worker import events
-from utils.worker.parent import Death, Worker, WorkerListener, WorkerState
+from utils.worker.parent import Death, GivenJob, Worker, WorkerListener, WorkerState
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class FleetWorker(Worker):
         self.processors = 0.0
         self.cards: list[dict[str, Any]] = []
         self.job_seconds: dict[str, float] = {}
+        self.load_seconds: dict[str, float] = {}
         self.idle_since = monotonic()
         self._fleet: FleetListener = listener
         self._link = link
@@ -110,13 +112,18 @@ class FleetWorker(Worker):
             lora_sets=frozenset(self._lora_sets),
             jobs=frozenset(self.jobs),
             heard=self._heard,
-            takes=2 if self.jobs and self.takes_jobs else 1,
+            finishing=frozenset(finishing(self)),
             job_seconds=dict(self.job_seconds),
+            load_seconds=dict(self.load_seconds),
             load=self.processors,
             is_draining=self.is_draining or self.is_asleep or not is_up,
         )
 
     # The face of a worker
+
+    def read_cards(self) -> list[dict[str, Any]]:
+        unknown: list[dict[str, Any]] = [{} for _ in self.slot.gpus]
+        return self.cards if len(self.cards) == len(unknown) else unknown
 
     def start(self) -> None:
         self._supervisor = asyncio.create_task(self._listen(), name=f"replica {self.name}")
@@ -233,6 +240,8 @@ class FleetWorker(Worker):
                 task.add_done_callback(self._telling.discard)
             case _:
                 await self._take(message)
+                if isinstance(message, events.Loaded) and message.milliseconds:
+                    _note(self.load_seconds, message.model, message.milliseconds / 1000)
                 if isinstance(message, events.Begun):
                     self.is_asleep = False  # another caller's job kept it awake
 
@@ -254,7 +263,7 @@ class FleetWorker(Worker):
             if error is not None:
                 event = self._not_brought(event.job_id, error)
             else:
-                self._note_success(given.request, self._monotonic() - given.given_at)
+                self._note_success(given)
         await self._take(event)
         self.idle_since = self._monotonic()
 
@@ -269,13 +278,14 @@ class FleetWorker(Worker):
             message=f"the picture was drawn and could not be brought from {self.name}; the log has the details",
         )
 
-    def _note_success(self, request: Any, seconds: float) -> None:
-        model = request["model"]
-        before = self.job_seconds.get(model, seconds)
-        self.job_seconds[model] = before + (seconds - before) * NEWEST_SHARE
-        if name := lora_set(GenerationRequest.from_json(request)):
-            self._lora_sets[model, name] = None
-            self._lora_sets.move_to_end((model, name))
+    def _note_success(self, given: GivenJob) -> None:
+        request = GenerationRequest.from_json(given.request)
+        # Drawing and saving; what it waited for and what was loaded for it is not its own.
+        seconds = self._monotonic() - (given.drawing_since or given.given_at)
+        _note(self.job_seconds, request.model, seconds / work_of(request))
+        if name := lora_set(request):
+            self._lora_sets[request.model, name] = None
+            self._lora_sets.move_to_end((request.model, name))
             while len(self._lora_sets) > KEPT_LORA_SETS:
                 self._lora_sets.popitem(last=False)
 
@@ -364,3 +374,8 @@ class FleetWorker(Worker):
                     error,
                     extra={"action": "not_told"},
                 )
+
+
+def _note(seconds: dict[str, float], model: str, newest: float) -> None:
+    before = seconds.get(model, newest)
+    seconds[model] = before + (newest - before) * NEWEST_SHARE

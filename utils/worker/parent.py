@@ -24,7 +24,7 @@ from config.settings import OTHER_NAMES, ROOT, Settings
 from models.precision import PrecisionProfile
 from models.types import Stage
 from utils import log_context
-from utils.gpu_manager import WorkerSlot
+from utils.gpu_manager import WorkerSlot, read_load
 from utils.input_pictures import inputs_folder
 from utils.line import Lane
 from utils.lora_pins import pins_folder
@@ -175,6 +175,10 @@ class Worker:
         if self.state is WorkerState.BUSY:
             return self._takes_next and not any(job.is_alone for job in self.jobs.values())
         return self.state is WorkerState.IDLE
+
+    def read_cards(self) -> list[dict[str, Any]]:
+        """What its cards say of themselves now. Blocks; for a thread."""
+        return [read_load(gpu) for gpu in self.slot.gpus]
 
     def start(self) -> None:
         self._supervisor = asyncio.create_task(self._supervise(), name=f"worker {self.name}")
