@@ -6,11 +6,13 @@ import asyncio
 import fcntl
 import json
 import os
+import random
 import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -249,6 +251,54 @@ async def test_clean_file_that_cannot_be_removed_is_told_and_tried_again(
         assert "Permission denied" in report.to_text() and house.left() == {job}
         await house.clean()
         assert house.left() == set()
+
+
+@in_loop
+async def test_clean_of_thousands_of_files_exactly_the_old_ones_go(tmp_path) -> None:
+    """Old, young, pinned, links and strangers in one folder, in no order."""
+    async with opened(tmp_path) as house:
+        chance, names, expected = random.Random(7), [], set()
+        rows: list[tuple[Any, ...]] = []
+        for number in range(3000):
+            job_id = f"job{number:05d}"
+            is_old, is_pinned = number < 2000, chance.random() < 0.1
+            kind = chance.choice(("plain", "plain", "plain", "link", "gone"))
+            at = rfc3339(NOW - (DAY * 30 if is_old else DAY) + timedelta(seconds=number))
+            name = f"{job_id}-0.png"
+            rows.append((f"{job_id}-0", job_id, name, at, int(is_pinned)))
+            names.append((name, kind))
+            if kind == "link" or (kind == "plain" and (is_pinned or not is_old)):
+                expected.add(name)
+        strangers = {f"holiday{number}.png" for number in range(500)}
+        names += [(name, "plain") for name in strangers]
+        chance.shuffle(names)
+        target = tmp_path / "target.png"
+        target.write_bytes(b"mine")
+        for name, kind in names:
+            path = house.outputs / name
+            if kind == "plain":
+                path.write_bytes(b"x")
+            elif kind == "link":
+                path.symlink_to(target)
+
+        def insert(db: sqlite3.Connection) -> None:
+            db.executemany(
+                "INSERT INTO job (id, status, request, model, owner, created_at) VALUES (?, 'succeeded', ?, 'embedded', '', ?)",
+                [(job_id, json.dumps(request().to_json()), at) for _, job_id, _, at, _ in rows],
+            )
+            db.executemany(
+                "INSERT INTO image (id, job_id, filename, seed, width, height, size_bytes, created_at, precision, "
+                "engine, pinned) VALUES (?, ?, ?, 1, 8, 8, 1, ?, 'bf16', 'e', ?)",
+                rows,
+            )
+
+        await house.store.write(insert)
+        report = await house.clean()
+        assert set(os.listdir(house.outputs)) == expected | strangers
+        assert report.tallies["outputs"].count == sum(
+            row[1] < "job02000" and not row[4] for row in rows
+        )
+        assert target.read_bytes() == b"mine"
 
 
 # Nothing outside, nothing through a link
@@ -592,6 +642,28 @@ def test_command_leaves_the_database_of_a_service_that_runs(tmp_path: Path) -> N
     [bf16] = [outcome for outcome in json.loads(done.stdout) if outcome["service"] == "bf16"]
     assert done.returncode == 0 and "it runs" in bf16["why_not"]
     assert (tmp_path / "outputs" / f"{job}-0.png").exists()
+
+
+def test_two_commands_at_once_remove_each_old_picture_once(tmp_path: Path) -> None:
+    async def fill() -> str:
+        async with opened(tmp_path) as house:
+            house.now = datetime.now(UTC)
+            for _ in range(40):
+                await house.picture(8 * DAY)
+            return await house.picture(DAY)
+
+    young = asyncio.run(fill())
+    with ThreadPoolExecutor(2) as both:
+        done = list(both.map(lambda _: command(tmp_path), range(2)))
+    assert [each.returncode for each in done] == [0, 0], [each.stderr for each in done]
+    outcomes = [outcome for each in done for outcome in json.loads(each.stdout)]
+    removed = [
+        outcome["report"]["removed"]["outputs"]["count"]
+        for outcome in outcomes
+        if outcome["report"] is not None
+    ]
+    assert sum(removed) == 40
+    assert {path.name for path in (tmp_path / "outputs").glob("*.png")} == {f"{young}-0.png"}
 
 
 def test_command_wrong_setting_is_named(tmp_path: Path) -> None:
