@@ -18,12 +18,14 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from config.catalog import load_catalog
+from config.catalog import Catalog, load_catalog
+from config.settings import ROOT
 from models.fp4 import checkpoint, lowrank, quantize, work
 from models.fp4.checkpoint import Manifest
 from models.fp4.prompts import PROMPTS
 from scripts import quantize_fp4
 from scripts.quantize_fp4 import calibration_prompts, main
+from tests.models.fp4.conftest import put_tiny_transformer
 
 EMBEDDED, SCHNELL = load_catalog()["embedded"], load_catalog()["flux-schnell"]
 
@@ -51,10 +53,29 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Made:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the embedded model as if its transformer had three blocks."""
+    folder = tmp_path_factory.mktemp("root")
+    shutil.copytree(ROOT / "models" / "embedded", folder / "models" / "embedded")
+    put_tiny_transformer(folder / "models" / "embedded" / "transformer")
+    return folder
+
+
+@contextlib.contextmanager
+def small_model(root: Path) -> Iterator[None]:
+    """Within it the command takes that model for the embedded one."""
+    row = EMBEDDED.model_copy(update={"source": str(root / "models" / "embedded")})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantize_fp4, "ROOT", root)
+        patch.setattr(quantize_fp4, "load_catalog", lambda: Catalog({"embedded": row}))
+        yield
+
+
+@pytest.fixture(scope="module")
+def small(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     out = tmp_path_factory.mktemp("made") / "small"
     stdout, stderr = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr), small_model(root):
         assert main([*SMALL, "--out", str(out)]) == 0
     return Made(out=out, stdout=stdout.getvalue(), stderr=stderr.getvalue())
 
@@ -72,7 +93,7 @@ def test_the_embedded_model_with_another_rank(small: Made) -> None:
 
 
 def test_two_runs_at_once_make_one_folder_and_make_it_once(
-    small: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, small: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Making goes on until the other one waits for it; what is made was made before, to have it quickly."""
     made: list[Path] = []
@@ -92,31 +113,36 @@ def test_two_runs_at_once_make_one_folder_and_make_it_once(
     out, statuses = tmp_path / "small", []
     arguments = [*SMALL, "--out", str(out)]
     threads = [threading.Thread(target=lambda: statuses.append(main(arguments))) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(300)
+    with small_model(root):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(300)
     assert statuses == [0, 0] and made == [out]
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
 
 
 def test_a_full_disk_is_a_sentence_and_what_is_finished_stays(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save = checkpoint.save_file
 
     def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
-        if "transformer_blocks.1" in path.name:
+        if "single_transformer_blocks.1" in path.name:
             raise SafetensorError("I/O error: No space left on device (os error 28)")
         save(tensors, path)
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     out = tmp_path / "small"
-    assert main([*SMALL, "--out", str(out)]) == 1
+    with small_model(root):
+        assert main([*SMALL, "--out", str(out)]) == 1
     printed = capsys.readouterr()
-    assert "transformer_blocks.1.safetensors cannot be written" in printed.err
+    assert "single_transformer_blocks.1.safetensors cannot be written" in printed.err
     assert "No space left" in printed.err and "Traceback" not in printed.err
     assert [path.name for path in tmp_path.iterdir()] == ["small.partial"]
+    assert (
+        tmp_path / "small.partial" / "transformer" / "transformer_blocks.0.safetensors"
+    ).exists()
     assert not list(tmp_path.rglob("*.tmp"))
 
 
