@@ -73,10 +73,12 @@ FROM service AS cuda
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev python3-dev \
     && rm -rf /var/lib/apt/lists/*
-# The driver's libraries are put in by NVIDIA's container toolkit. Compiled kernels are kept with the models.
+# The driver's libraries are put in by NVIDIA's container toolkit. Compiled kernels are kept with the models: under /tmp,
+# where compose lets nothing be run, they could not be loaded.
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
-    TORCHINDUCTOR_CACHE_DIR=/app/models_cache/.compiled
+    TORCHINDUCTOR_CACHE_DIR=/app/models_cache/.compiled \
+    TRITON_CACHE_DIR=/app/models_cache/.compiled/triton
 COPY --from=packages-cuda /app/.venv .venv
 COPY . .
 RUN find . -path ./.venv -prune -o ! -perm -o=r -exec chmod a+rX {} + \
