@@ -20,7 +20,8 @@ from utils.cleanup_report import Report
 from utils.cleanup_rows import Stopped, Times
 from utils.own_folder import OwnFolder, opened
 
-ROTATED = re.compile(r".+\.log[.-].+")
+# Not what begins with a dot: the locks of logs lie beside them.
+ROTATED = re.compile(r"[^.].*\.log[.-].+")
 UNFINISHED_AGE = timedelta(days=1)
 BUSY_SECONDS = 5.0
 

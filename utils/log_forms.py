@@ -96,7 +96,8 @@ class JsonFormatter(logging.Formatter):
             record.exc_text = self.formatException(record.exc_info)
         if record.exc_text:
             line["exception"] = record.exc_text
-        return self._redact(json.dumps(line, ensure_ascii=False, default=str))
+        # In ASCII: some letters end lines or move cursors.
+        return self._redact(json.dumps(line, default=str))
 
 
 def readable(line: Mapping[str, Any]) -> str:

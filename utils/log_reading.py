@@ -82,10 +82,10 @@ def newest_first(log: Log) -> Iterator[str]:
             with open(path, "rb") as file:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(max(0, size - left))
-                lines = file.read(left).decode("utf-8", "replace").splitlines()
+                lines = file.read(left).decode("utf-8", "replace").split("\n")
         except FileNotFoundError:  # rotated meanwhile
             continue
-        yield from reversed(lines if size <= left else lines[1:])
+        yield from filter(None, reversed(lines if size <= left else lines[1:]))
         left -= size
         if left <= 0:
             return

@@ -418,13 +418,14 @@ async def test_clean_rotated_log_that_is_old_goes_and_the_log_itself_stays(tmp_p
     async with opened(tmp_path) as house:
         logs = tmp_path / "logs"
         logs.mkdir()
-        for name in ("bf16.log", "bf16.log.1", "bf16.log-20260101.gz", "notes.txt"):
+        kept = {"bf16.log", ".bf16.log.lock", "notes.txt"}
+        for name in (*kept, "bf16.log.1", "bf16.log-20260101.gz"):
             (logs / name).write_text("x")
             os.utime(logs / name, (0, 0))
         (logs / "bf16.log.2").write_text("young")
         os.utime(logs / "bf16.log.2", (NOW.timestamp(),) * 2)
         await house.clean()
-        assert {path.name for path in logs.iterdir()} == {"bf16.log", "notes.txt", "bf16.log.2"}
+        assert {path.name for path in logs.iterdir()} == {*kept, "bf16.log.2"}
 
 
 # Jobs and usage
