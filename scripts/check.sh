@@ -13,7 +13,7 @@ main() {
     local failed=()
     check black .venv/bin/python -m black --check --quiet --diff .
     check ruff .venv/bin/python -m ruff check .
-    check shellcheck shellcheck --external-sources ./*.sh scripts/*.sh scripts/*/*.sh .ci/run
+    check shellcheck shellcheck --external-sources flux ./*.sh scripts/*.sh scripts/*/*.sh .ci/run
     check tsc .venv/page-tools/node_modules/.bin/tsc -p frontend
     if ((${#failed[@]})); then
         echo "check.sh: failed: ${failed[*]}" >&2

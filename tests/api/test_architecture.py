@@ -58,6 +58,24 @@ def test_heavy_libraries_are_imported_by_models_alone(path: Path) -> None:
     assert not used or room_of(path) == "models"
 
 
+# The command line stands outside of the house: it speaks to services over HTTP, and nobody imports it.
+COMMANDS = sorted((ROOT / "cli").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=name_of)
+def test_command_line_reaches_services_over_http_alone(path: Path) -> None:
+    names = imports(path)
+    rooms = {name.partition(".")[0] for name in names if name != "api.version"}
+    assert not rooms & {"api", "tests", *HEAVY}
+    assert {"httpx2", "requests", "urllib.request"} & names <= {"httpx2"}
+    assert "httpx2" not in names or path.name == "client.py"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_command_line_is_imported_by_nobody(path: Path) -> None:
+    assert "cli" not in {name.partition(".")[0] for name in imports(path)}
+
+
 def test_there_are_sources_in_every_room() -> None:
     assert {room_of(path) for path in SOURCES} == set(ROOMS)
     assert {path.name for path in MAINS} >= {"main_bf16.py", "main_fp4.py"}

@@ -10,7 +10,9 @@ import pytest
 from config.settings import ROOT
 
 SOURCED = {"lib.sh"}
-SCRIPTS = sorted([*ROOT.glob("*.sh"), *ROOT.glob("scripts/**/*.sh"), ROOT / ".ci" / "run"])
+SCRIPTS = sorted(
+    [ROOT / "flux", *ROOT.glob("*.sh"), *ROOT.glob("scripts/**/*.sh"), ROOT / ".ci" / "run"]
+)
 
 
 def name_of(path: Path) -> str:
