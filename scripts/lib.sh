@@ -6,11 +6,6 @@ service_address() {
     service_settings "$1" 'server.host server.port'
 }
 
-# service_engine <precision>: the engine as the service itself will read it.
-service_engine() {
-    service_settings "$1" models.engine
-}
-
 # service_settings <precision> <section.key...>: their values from the environment, .env and the
 # service's TOML file, in one line. The service's own message and status 78 when one is wrong.
 service_settings() {

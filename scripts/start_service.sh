@@ -68,6 +68,9 @@ main() {
 
     scripts/setup_env.sh
     if is_built "$precision"; then # one that is not says so itself, and takes no port
+        local settings engine host configured
+        settings=$(service_settings "$precision" 'models.engine server.host server.port')
+        read -r engine host configured <<< "$settings"
         choose_environment
         choose_port
     fi
@@ -127,8 +130,6 @@ is_engine() {
 # An engine whose packages do not go with the others' has an environment of its own. Whether this
 # machine can run it is asked first: the packages are gigabytes.
 choose_environment() {
-    local engine
-    engine=$(service_engine "$precision")
     has_own_environment "$engine" || return 0
     .venv/bin/python -m scripts.doctor --engine "$engine" >&2 || exit 78
     scripts/setup_env.sh "--$engine"
@@ -136,9 +137,6 @@ choose_environment() {
 }
 
 choose_port() {
-    local address host configured
-    address=$(service_address "$precision")
-    read -r host configured <<< "$address"
     # Assigned first: export would hide a failure.
     if [[ $port == auto ]]; then
         FLUX_PORT=$(take_port --script "main_$precision.py" "$host" auto "$configured")
