@@ -24,7 +24,7 @@ LOSS = 3.0
 LATE_SHARE = 0.2
 LATE_SECONDS = 0.5
 # More cards than this are not looked at for one decision.
-MOST_CARDS = 64
+MOST_CARDS = 32
 
 
 class Patience:

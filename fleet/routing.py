@@ -86,7 +86,10 @@ class Router:
         self._present: dict[int, list[Any]] = {}  # by the id of a profile: it, and how many cards
         self._fresh: collections.deque[str] = collections.deque()  # jobs no card was looked up for
         self._free: dict[str, None] = {}  # cards no job was looked up for, in order
-        self._patient: dict[str, None] = {}  # models whose jobs wait beside an idle card
+        self._patient: dict[str, float] = (
+            {}
+        )  # models whose jobs wait beside an idle card, until when
+        self._changed: set[str] = set()  # of those, where a busy card with the model has changed
 
     # What happens
 
@@ -145,17 +148,22 @@ class Router:
 
     def next(self) -> Decision | None:
         """The next job that begins; None until something happens, or the clock is at `wakes_at`."""
-        self.wakes_at = math.inf
-        return self._next_patient() or self._next_free() or self._next_fresh()
+        decision = self._next_patient() or self._next_free() or self._next_fresh()
+        self.wakes_at = min(self._patient.values(), default=math.inf)
+        return decision
 
     def _next_patient(self) -> Decision | None:
         """One that waited beside an idle card, and had better not any more."""
-        for model in list(self._patient):
+        now = self._clock()
+        for model, until in list(self._patient.items()):
+            if until > now and model not in self._changed:
+                continue
             del self._patient[model]
+            self._changed.discard(model)
             wanted = self.waiting.oldest_of(model)
             card = wanted and self._best(wanted)
             if wanted is not None and card is not None and not self._waits(wanted, card):
-                self._patient[model] = None  # there may be more of them
+                self._patient[model] = now  # there may be more of them
                 return self._begin(wanted, card)
         return None
 
@@ -180,7 +188,7 @@ class Router:
             wanted = self.waiting.get(self._fresh.popleft())
             card = wanted and self._best(wanted)
             if wanted is not None and card is not None and not self._waits(wanted, card):
-                return self._begin(wanted, card)
+                return self._begin(self._oldest(self.waiting.kind_of(wanted)), card)
         return None
 
     def _begin(self, wanted: Wanted, card: Card) -> Decision:
@@ -259,7 +267,7 @@ class Router:
         return self.waiting.at(min((seq for seq in ready if seq is not None), default=first.seq))
 
     def _waits(self, wanted: Wanted, card: Card) -> bool:
-        """Whether a job, the oldest of its model, had better wait for a busy card than begin on this one."""
+        """Whether a job had better wait for a busy card than begin on this idle one."""
         if wanted.model in card.models or self._is_due(self.waiting.kind_of(wanted)):
             return False
         until = self._patience.until(
@@ -272,8 +280,7 @@ class Router:
         )
         if until is None:
             return False
-        self._patient[wanted.model] = None
-        self.wakes_at = min(self.wakes_at, until)
+        self._patient[wanted.model] = min(until, self._patient.get(wanted.model, math.inf))
         return True
 
     def _busy_for(self, wanted: Wanted) -> Iterator[Card]:
@@ -390,6 +397,7 @@ class Router:
             self._busy[card.replica] = card
             for model in card.models:
                 self._warm.setdefault(model, {})[card.replica] = card
+            self._changed.update(self._patient.keys() & card.models)
         if card.state in (State.IDLE, State.FINISHING) and self.waiting:
             self._free[card.replica] = None
 
