@@ -14,7 +14,7 @@ const memory = new Map();
 /** @param {string} source */
 export const isAsset = source => source.startsWith(PREFIX);
 
-/** @param {Blob} blob @returns {Promise<string>} its name */
+/** @type {AssetsFn.keepAsset} */
 export async function keepAsset(blob) {
 	const name = PREFIX + randomHex(12);
 	memory.set(name, blob);
@@ -23,7 +23,7 @@ export async function keepAsset(blob) {
 	return name;
 }
 
-/** @param {string} name @returns {Promise<Blob | null>} */
+/** @type {AssetsFn.readAsset} */
 export async function readAsset(name) {
 	const found = memory.get(name) ?? (await within("readonly", files => files.get(name)).catch(() => null));
 	if (!(found instanceof Blob)) return null;

@@ -38,12 +38,12 @@ export class Connection {
 
 	/** Whether files must be fetched with the key, and cannot be named in `src` or `href`. */
 	get sendsKey() {
-		return this.#client.sendsKey;
+		return this.#client.sendsKey();
 	}
 
 	/** @param {string} path */
 	url(path) {
-		return this.#client.url(path);
+		return this.#client.address + path;
 	}
 
 	/** @param {(event: StreamEvent) => void} listener */

@@ -1,6 +1,6 @@
 /** The HTTP reference: /openapi.json as a page. */
 
-import {ServiceClient} from "./api.js";
+import {serviceClient} from "./api.js";
 import {ownService} from "./config.js";
 import {find, make} from "./dom.js";
 import {messageOf} from "./format.js";
@@ -11,7 +11,7 @@ async function main() {
 	const key = readKeys()[url] ?? "";
 	const operations = find("#operations");
 	try {
-		const openapi = await new ServiceClient(url, () => key).openapi();
+		const openapi = await serviceClient(url, () => key).openapi();
 		const all = Object.entries(openapi.paths).flatMap(([path, methods]) =>
 			Object.entries(methods).map(([method, operation]) => section(openapi, url + path, `${method.toUpperCase()} ${path}`, operation))
 		);

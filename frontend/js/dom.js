@@ -36,7 +36,7 @@ export function make(tag, ...parts) {
 	return element;
 }
 
-/** @param {Element} element @param {Record<string, string | number | boolean>} attributes */
+/** @type {DomFn.setAll} */
 function setAll(element, attributes) {
 	for (const [name, value] of Object.entries(attributes)) {
 		if (name.startsWith("on") || name === "style") throw new Error(`${name} is no attribute to set here`);
@@ -44,7 +44,7 @@ function setAll(element, attributes) {
 	}
 }
 
-/** A drawing, for the eye only. @param {string} name one of icons.js @param {Element} [svg] to draw it in */
+/** A drawing, for the eye only. @type {DomFn.icon} */
 export function icon(name, svg = document.createElementNS(SVG, "svg")) {
 	setAll(svg, {class: "icon", "aria-hidden": "true", viewBox: "0 0 20 20"});
 	(ICONS[name] ?? "").split("|").forEach((d, index) => {
@@ -88,7 +88,7 @@ export function focusFirstField(node) {
 	}
 }
 
-/** Asks for files. @param {string} accept @param {boolean} [many] @returns {Promise<File[]>} */
+/** Asks for files. @type {DomFn.chooseFiles} */
 export function chooseFiles(accept, many = false) {
 	return new Promise(resolve => {
 		const input = make("input.unseen", {type: "file", accept, multiple: many, "aria-label": "Files"});

@@ -53,7 +53,7 @@ export class Editor {
 		this.#lastSeries = "";
 	}
 
-	/** Typing into one field is one series. @param {string} id @param {Readonly<Record<string, Value>>} values */
+	/** Typing into one field is one series. @type {EditorFn.setValues} */
 	setValues(id, values) {
 		this.do(commands.setValues(this.graph, id, values, `${id} ${Object.keys(values).join(" ")}`));
 		const {faults} = this.#store.state;
@@ -62,7 +62,7 @@ export class Editor {
 		if (rest.length < before.length) this.#store.set({faults: {...faults, [id]: Object.fromEntries(rest)}});
 	}
 
-	/** @param {NodeKind} kind @param {Point} place @param {Record<string, Value>} [values] */
+	/** @type {EditorFn.add} */
 	add(kind, place, values) {
 		const node = newNode(freeIds(this.graph, "nodes")(), kind, place, values);
 		this.do(commands.addNode(node));
@@ -70,7 +70,7 @@ export class Editor {
 		return node;
 	}
 
-	/** @param {Graph} graph @param {string} label @param {string} [workflow] its name */
+	/** @type {EditorFn.replace} */
 	replace(graph, label, workflow = "") {
 		this.do(commands.replaceAll(this.graph, graph, label));
 		this.endSeries();
@@ -104,7 +104,7 @@ export class Editor {
 		this.#put(commands.duplicate(this.graph, this.#store.state.selection, {x: BESIDE_PX, y: BESIDE_PX}));
 	}
 
-	/** @param {{command: Command, ids: string[]} | null} put */
+	/** @type {EditorFn.put} */
 	#put(put) {
 		if (put) {
 			this.do(put.command);

@@ -11,7 +11,7 @@ export async function readEvents(body, onEvent) {
 	}
 }
 
-/** @param {string} block @param {(event: StreamEvent) => void} onEvent */
+/** @type {EventStreamFn.readBlock} */
 function readBlock(block, onEvent) {
 	let name = "message";
 	const data = [];

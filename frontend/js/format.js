@@ -45,7 +45,7 @@ export function precision(name) {
 	return name.toUpperCase();
 }
 
-/** @param {string} modelId @param {readonly Model[]} models */
+/** @type {FormatFn.modelTitle} */
 export function modelTitle(modelId, models) {
 	return models.find(model => model.id === modelId)?.title ?? modelId;
 }
@@ -89,7 +89,7 @@ export function eta({phase, progress}) {
 	return ms !== null && ms >= 1000 ? `${duration(Math.round(ms / 1000) * 1000).replace(".0", "")} left` : "";
 }
 
-/** Without a value the bar shows that something goes on, of unknown length. @param {HTMLProgressElement} bar @param {Run | undefined} run */
+/** Without a value the bar shows that something goes on, of unknown length. @type {FormatFn.showProgress} */
 export function showProgress(bar, run) {
 	const fraction = run?.loading ? run.loading.fraction : run?.progress?.steps ? run.progress.step / run.progress.steps : null;
 	if (run?.phase === "running" && !fraction) bar.removeAttribute("value");

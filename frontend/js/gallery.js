@@ -107,7 +107,7 @@ export class Gallery {
 		return Promise.all(this.#up().map(({name}) => this.refresh(name)));
 	}
 
-	/** @param {ServiceName} service @param {string | undefined} before @param {(images: GalleryImage[], old: GalleryImage[]) => GalleryImage[]} join */
+	/** @type {GalleryFn.load} */
 	async #load(service, before, join) {
 		const search = this.#searches;
 		const {words} = this.#gallery;
@@ -135,7 +135,7 @@ export class Gallery {
 	}
 }
 
-/** What a node shows, less one picture. @param {Shown} shown @param {string} imageId @returns {Shown | null} */
+/** What a node shows, less one picture. @type {GalleryFn.without} */
 function without(shown, imageId) {
 	const {result} = shown.job;
 	if (!result) return shown;

@@ -10,8 +10,6 @@ const ARROWS = {ArrowLeft: {x: -1, y: 0}, ArrowRight: {x: 1, y: 0}, ArrowUp: {x:
 /** @type {Readonly<Record<string, Panel>>} */
 const PANEL_KEYS = {g: "gallery", l: "loras", q: "queue", m: "machine", w: "workflows"};
 
-/** @typedef {(() => void) | undefined} Act */
-
 /** @param {App} app @param {Canvas} canvas @param {() => void} openHelp */
 export function mountKeys(app, canvas, openHelp) {
 	const {store, editor, runs} = app;
@@ -65,7 +63,7 @@ export function mountKeys(app, canvas, openHelp) {
 		else store.set({panel: null});
 	}
 
-	/** @param {string} key @param {EventTarget | null} target @param {boolean} isLarge @returns {Act} */
+	/** @type {KeysFn.canvasKey} */
 	function canvasKey(key, target, isLarge) {
 		const {selection, selectedWire} = store.state;
 		const element = target instanceof Element ? target : null;

@@ -49,7 +49,7 @@ export class Library {
 		}
 	}
 
-	/** Uploads files, each with a node of its own, wired to every Model node. @param {readonly File[]} files @param {Point | null} [place] of the first; null: left of the Model nodes */
+	/** Uploads files, each with a node of its own, wired to every Model node. @type {LibraryFn.add} */
 	async add(files, place = null) {
 		const ids = this.#addNodes(
 			files.map(() => null),
@@ -69,7 +69,7 @@ export class Library {
 		if (file) await this.fill(nodeId, file);
 	}
 
-	/** @param {ServiceName} service @param {Lora} lora @param {LoraChanges} changes @returns {Promise<string>} what went wrong, or "" */
+	/** @type {LibraryFn.change} */
 	async change(service, lora, changes) {
 		try {
 			const changed = await this.#ask(service, client => client.changeLora(lora.name, changes));
@@ -121,7 +121,7 @@ export class Library {
 		return connectionTo(this.#connections, service).ask(call);
 	}
 
-	/** @param {readonly (string | null)[]} names @param {Point | null} place @returns {string[]} ids */
+	/** @type {LibraryFn.addNodes} */
 	#addNodes(names, place) {
 		const {graph} = this.#editor;
 		const models = nodesOf(graph).filter(({kind}) => kind === "model");
@@ -153,7 +153,7 @@ export class Library {
 		);
 	}
 
-	/** @param {string} nodeId @param {Partial<Upload>} patch */
+	/** @type {LibraryFn.setUpload} */
 	#setUpload(nodeId, patch) {
 		const {uploads} = this.#store.state;
 		const before = uploads[nodeId] ?? {filename: "", size: 0, fraction: 0, to: null, phase: "sending", error: ""};

@@ -1,6 +1,6 @@
 /** Puts the page together. */
 
-import {ServiceClient} from "./api.js";
+import {serviceClient} from "./api.js";
 import {mountCanvas} from "./canvas/canvas.js";
 import {FIRST_SERVICE, SERVICE_NAMES, ownService, serviceAddresses} from "./config.js";
 import {Connection} from "./connection.js";
@@ -46,7 +46,7 @@ async function main() {
 	const connections = Object.fromEntries(
 		Object.values(store.state.services).map(({name, address}) => [
 			name,
-			new Connection(name, new ServiceClient(address, () => store.state.services[name]?.key ?? ""), store)
+			new Connection(name, serviceClient(address, () => store.state.services[name]?.key ?? ""), store)
 		])
 	);
 	const camera = new Values({camera: INITIAL_CAMERA});
@@ -104,7 +104,7 @@ async function main() {
 	for (const connection of Object.values(connections)) void connection.run();
 }
 
-/** Nodes grow when the models of their service are known. A view that nobody has moved is fitted to them again. @param {Store} store @param {Values<{camera: Camera}>} camera @param {() => void} fitSoon */
+/** Nodes grow when the models of their service are known. A view that nobody has moved is fitted to them again. @type {MainFn.fitWhenKnown} */
 function fitWhenKnown(store, camera, fitSoon) {
 	let isMoved = false;
 	for (const name of ["pointerdown", "wheel", "keydown"]) addEventListener(name, () => (isMoved = true), {once: true, capture: true});
@@ -119,7 +119,7 @@ async function ownName() {
 	const origin = ownService(location);
 	if (origin === null) return null;
 	try {
-		const {service} = await new ServiceClient(origin, () => "").live();
+		const {service} = await serviceClient(origin, () => "").live();
 		// A fleet is the one service of its page, in the first one's place.
 		const name = SERVICE_NAMES.find(each => service.includes(each)) ?? (service.includes("fleet") ? FIRST_SERVICE : null);
 		sessionStorage.setItem(OWN_NAME, name ?? "");

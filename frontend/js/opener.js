@@ -25,7 +25,7 @@ export class Opener {
 		this.#onOpened = onOpened;
 	}
 
-	/** @param {readonly File[]} files @param {Point | null} [place] on the canvas */
+	/** @type {OpenerFn.open} */
 	async open(files, place = null) {
 		const loras = files.filter(isLoraFile);
 		if (loras.length) void this.#library.add(loras, place);
@@ -38,7 +38,7 @@ export class Opener {
 		}
 	}
 
-	/** @param {string} text of a workflow @param {string} name */
+	/** @type {OpenerFn.openText} */
 	async openText(text, name) {
 		const data = parsed(text);
 		if (data === undefined) throw new Error("it is not JSON");
@@ -48,7 +48,7 @@ export class Opener {
 		} else if (!(await this.#openComfy(data, name))) throw new Error("it is no workflow of this page and none of ComfyUI");
 	}
 
-	/** The graph of a picture's request. @param {unknown} request @param {ServiceName} service @param {number} seed of one of its pictures */
+	/** The graph of a picture's request. @type {OpenerFn.openRequest} */
 	openRequest(request, service, seed) {
 		this.#replace(graphOf({...wantedFrom(request), seed, num_images: 1}, service), "");
 	}
@@ -91,7 +91,7 @@ export class Opener {
 		return true;
 	}
 
-	/** A request of another program: its model may have another name here. @param {Wanted} wanted @param {readonly string[]} leftOut @param {string} [name] */
+	/** A request of another program: its model may have another name here. @type {OpenerFn.openForeign} */
 	#openForeign(wanted, leftOut, name = "") {
 		const service = firstService(this.#store.state);
 		const isKnown = this.#store.state.services[service]?.models.some(({id}) => id === wanted.model);

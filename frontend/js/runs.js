@@ -113,7 +113,7 @@ export class Runs {
 		}
 	}
 
-	/** @param {ServiceName} service @param {StreamEvent} event */
+	/** @type {RunsFn.onEvent} */
 	#onEvent(service, {name, data}) {
 		if (name === "reset") return void this.#lookAtAll(service);
 		if (["started", "cancelled", "queue"].includes(name)) this.#askPositions(service);
@@ -344,7 +344,7 @@ export function currentRun(runs) {
 	return runs.find(({phase}) => phase === "running") ?? runs.find(({phase}) => isOpen(phase));
 }
 
-/** The run to show for a sampler: what draws, else what is next, else how the last one ended. @param {readonly Run[]} runs @param {string} sampler */
+/** The run to show for a sampler: what draws, else what is next, else how the last one ended. @type {RunsFn.runOf} */
 export function runOf(runs, sampler) {
 	const mine = runs.filter(run => run.sampler === sampler);
 	return currentRun(mine) ?? mine.at(-1);
@@ -353,7 +353,7 @@ export function runOf(runs, sampler) {
 /** An idempotency key: a request that is sent twice is one job. */
 const newKey = () => `page-${randomHex(16)}`;
 
-/** @param {Order} order @param {Map<string, string>} keys of the runs of all samplers @returns {Run} */
+/** @type {RunsFn.newRun} */
 function newRun({sampler, service, body, parts}, keys) {
 	const key = (/** @type {string} */ id) => keys.get(id) ?? "";
 	return {

@@ -8,7 +8,7 @@ export function servicesOf({services}) {
 	return SERVICE_NAMES.flatMap(name => services[name] ?? []);
 }
 
-/** @param {State} state @param {unknown} name @returns {ServiceState | null} */
+/** @type {ServicesFn.serviceNamed} */
 export function serviceNamed({services}, name) {
 	return SERVICE_NAMES.flatMap(known => (known === name ? (services[known] ?? []) : []))[0] ?? null;
 }
@@ -21,11 +21,7 @@ export function firstService(state) {
 	return (up.find(isFirst) ?? up[0] ?? services.find(isFirst) ?? services[0])?.name ?? FIRST_SERVICE;
 }
 
-/**
- * The connection of a service. Throws, saying what to do, when the page has none of that name.
- * @param {Connections} connections
- * @param {ServiceName} name
- */
+/** The connection of a service. Throws, saying what to do, when the page has none of that name. @type {ServicesFn.connectionTo} */
 export function connectionTo(connections, name) {
 	const connection = connections[name];
 	if (!connection) {

@@ -19,7 +19,7 @@ export function rememberKey(address, key) {
 	write(KEYS, {...readKeys(), [address]: key});
 }
 
-/** @returns {Partial<State> | null} null when there is nothing to go on with */
+/** @type {SessionFn.restore} */
 export function restore() {
 	const saved = read(PAGE);
 	try {

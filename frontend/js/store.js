@@ -3,7 +3,7 @@
 import {EMPTY_GRAPH} from "./graph/graph.js";
 import {newDocument} from "./graph/history.js";
 
-/** @param {ServiceName} name @param {string} address @returns {ServiceState} */
+/** @type {StoreFn.initialService} */
 export function initialService(name, address) {
 	return {
 		name,
@@ -100,7 +100,7 @@ export class Values {
 
 /** @extends {Values<State>} */
 export class Store extends Values {
-	/** @param {ServiceName} name @param {Partial<ServiceState>} patch */
+	/** @type {StoreFn.setService} */
 	setService(name, patch) {
 		const service = this.state.services[name];
 		const names = /** @type {(keyof ServiceState)[]} */ (Object.keys(patch));

@@ -227,3 +227,49 @@ interface FieldError {
 	field: string;
 	message: string;
 }
+
+type Ask<T> = (path: string, options?: RequestInit) => Promise<T>;
+
+/** One service. Each call throws `Unreachable` when it gets no answer, and a `Problem` when the service says that something is wrong. */
+interface ServiceClient {
+	/** Origin of the service. */
+	address: string;
+	sendsKey: () => boolean;
+	/** What program this is; answered without a key. */
+	live: () => Promise<{service: string}>;
+	/** Whether a job can be taken now. 503 is an answer here and no problem. */
+	ready: () => Promise<Health>;
+	info: () => Promise<Info>;
+	models: () => Promise<{models: Model[]}>;
+	backends: () => Promise<{backends: Backend[]}>;
+	submit: (body: GenerateBody, idempotencyKey: string) => Promise<Submitted>;
+	job: (id: string) => Promise<Job>;
+	cancel: (id: string) => Promise<{cancelled: boolean; status: string}>;
+	changeQueue: (what: "pause" | "resume" | "clear") => Promise<QueueState>;
+	/** Everything that happens, until the stream ends. */
+	events: (onEvent: (event: StreamEvent) => void, signal: AbortSignal) => Promise<void>;
+	/** Pictures, newest first, older than `before`, whose prompt has the words. */
+	images: (page: {limit: number; before?: string; words?: string}) => Promise<{images: StoredImage[]}>;
+	deleteImage: (id: string) => Promise<unknown>;
+	/** Whether cleanup leaves a picture. */
+	pinImage: (id: string, isPinned: boolean) => Promise<unknown>;
+	loras: () => Promise<{loras: Lora[]}>;
+	changeLora: (name: string, changes: LoraChanges) => Promise<StoredLora>;
+	deleteLora: (name: string) => Promise<unknown>;
+	/** Sends a file as it is, telling how far it is, from 0 to 1. */
+	uploadLora: (file: File, onProgress: (fraction: number) => void) => Promise<StoredLora>;
+	loadModel: (model: string) => Promise<unknown>;
+	unloadModel: () => Promise<unknown>;
+	/** Of a fleet's front door. */
+	fleet: () => Promise<Fleet>;
+	/** Of the last 24 hours. */
+	imageStats: () => Promise<ImageStats>;
+	fleetSettings: () => Promise<{image_generation: boolean}>;
+	switchImages: (isOn: boolean) => Promise<unknown>;
+	/** A machine begins nothing new, or takes part again. */
+	drain: (node: string, isAway: boolean) => Promise<unknown>;
+	/** The description of all routes. */
+	openapi: () => Promise<OpenApi>;
+	/** A file, with the key in the header. */
+	blob: (path: string) => Promise<Blob>;
+}

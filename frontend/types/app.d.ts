@@ -8,11 +8,12 @@ type Library = import("../js/library.js").Library;
 type Opener = import("../js/opener.js").Opener;
 type Problem = import("../js/api.js").Problem;
 type Runs = import("../js/runs.js").Runs;
-type ServiceClient = import("../js/api.js").ServiceClient;
 type Store = import("../js/store.js").Store;
 type Values<S extends object> = import("../js/store.js").Values<S>;
 type Wires = import("../js/canvas/wires.js").Wires;
 
+/** What a key does; undefined: nothing. */
+type Act = (() => void) | undefined;
 type Bytes = DataView<ArrayBuffer>;
 type Call<T> = (client: ServiceClient) => Promise<T>;
 type Timer = ReturnType<typeof setTimeout> | undefined;

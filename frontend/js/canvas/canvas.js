@@ -98,7 +98,7 @@ export function mountCanvas(app) {
 	};
 
 	const scale = button({label: "Actual size", words: "100 %", kind: "bare scale", act: canvas.actualSize});
-	/** @param {string} label @param {string} icon @param {() => void} act */
+	/** @type {CanvasFn.tool} */
 	const tool = (label, icon, act) => button({label, icon, kind: "bare", act});
 	find("#canvas-tools").append(
 		tool("Add a node", "plus", canvas.search),

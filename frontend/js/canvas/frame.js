@@ -29,7 +29,7 @@ export function frameOf(app, node) {
 	return element;
 }
 
-/** @param {App} app @param {HTMLElement} element @param {GraphNode} node */
+/** @type {FrameFn.updateFrame} */
 export function updateFrame(app, element, node) {
 	// Not a transform: nodes in places of their own are many layers, these are one.
 	[element.style.left, element.style.top] = [`${node.x}px`, `${node.y}px`];

@@ -22,7 +22,7 @@ export function socketsHeight({kind}) {
 	return rows ? rows * ROW + 12 : 0;
 }
 
-/** The middle of a socket. @param {Graph} graph @param {End} end @param {Way} side @returns {Point} */
+/** The middle of a socket. @type {GeometryFn.anchorAt} */
 export function anchorAt(graph, end, side) {
 	const node = graph.nodes[end.node];
 	if (!node) return {x: 0, y: 0};
@@ -34,30 +34,30 @@ export function anchorAt(graph, end, side) {
 	return {x: node.x + (side === "in" ? 0 : width), y: node.y + (node.collapsed ? HEAD / 2 : SOCKETS_TOP + row * ROW + ROW / 2)};
 }
 
-/** @param {Point} from @param {Point} to the path of a wire */
+/** @type {GeometryFn.pathBetween} */
 export function pathBetween(from, to) {
 	const reach = Math.max(40, Math.min(180, Math.abs(to.x - from.x) / 2 + Math.abs(to.y - from.y) / 6));
 	return `M${from.x} ${from.y}C${from.x + reach} ${from.y} ${to.x - reach} ${to.y} ${to.x} ${to.y}`;
 }
 
-/** @param {Camera} camera @param {Point} point of the canvas element @returns {Point} */
+/** @type {GeometryFn.toWorld} */
 export function toWorld({x, y, scale}, point) {
 	return {x: (point.x - x) / scale, y: (point.y - y) / scale};
 }
 
-/** @param {Box} box @param {Camera} camera @returns {Box} on the canvas element */
+/** @type {GeometryFn.onScreen} */
 export function onScreen(box, {x, y, scale}) {
 	return {x: x + box.x * scale, y: y + box.y * scale, width: box.width * scale, height: box.height * scale};
 }
 
-/** The place under the pointer stays under it. @param {Camera} camera @param {Point} point @param {number} factor @returns {Camera} */
+/** The place under the pointer stays under it. @type {GeometryFn.zoomed} */
 export function zoomed(camera, point, factor) {
 	const scale = Math.min(MOST_SCALE, Math.max(LEAST_SCALE, camera.scale * factor));
 	const ratio = scale / camera.scale;
 	return {scale, x: point.x - (point.x - camera.x) * ratio, y: point.y - (point.y - camera.y) * ratio};
 }
 
-/** All of a box in view, not larger than it is made for, and none of it below the tools. @param {Box} box @param {Extent} room @param {number} tools how high they are @returns {Camera} */
+/** All of a box in view, not larger than it is made for, and none of it below the tools. @type {GeometryFn.fitted} */
 export function fitted(box, room, tools = TOOLS) {
 	const [across, down] = [room.width - 2 * MARGIN, room.height - MARGIN - tools];
 	const scale = Math.min(

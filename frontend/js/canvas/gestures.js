@@ -15,7 +15,7 @@ const CLICK_PX = 4;
 const WHEEL_STEP_PX = 40;
 const OWN = "input, textarea, select, button, a, label, summary, canvas, .strip, .drop, .compare-stage, .examples";
 
-/** @param {CanvasParts & {wires: Wires, lasso: HTMLElement}} options */
+/** @type {GesturesFn.mountGestures} */
 export function mountGestures({root, app, wires, lasso, boxOf, setCamera}) {
 	const {store, editor} = app;
 	/** @type {Map<number, Point>} */
@@ -26,7 +26,7 @@ export function mountGestures({root, app, wires, lasso, boxOf, setCamera}) {
 	let isSpaceDown = false;
 
 	const camera = () => app.camera.state.camera;
-	/** @param {{clientX: number, clientY: number}} event @returns {Point} */
+	/** @type {GesturesFn.at} */
 	const at = ({clientX, clientY}) => {
 		const {left, top} = root.getBoundingClientRect();
 		return {x: clientX - left, y: clientY - top};
@@ -81,12 +81,12 @@ export function mountGestures({root, app, wires, lasso, boxOf, setCamera}) {
 	document.addEventListener("keydown", event => (isSpaceDown ||= event.code === "Space" && document.activeElement === document.body));
 	document.addEventListener("keyup", event => (isSpaceDown &&= event.code !== "Space"));
 
-	/** @param {MouseEvent} event @param {SocketEnd & {type: SocketType}} [end] */
+	/** @type {GesturesFn.searchAt} */
 	function searchAt(event, end) {
 		openSearch(app, {at: {x: event.clientX, y: event.clientY}, place: toWorld(camera(), at(event)), end});
 	}
 
-	/** @param {PointerEvent} event @param {Element} target @param {Point} point @returns {Gesture | null} */
+	/** @type {GesturesFn.begin} */
 	function begin(event, target, point) {
 		if (event.button === 1 || (isSpaceDown && event.button === 0)) return pan(point);
 		if (event.button !== 0) return null;
@@ -100,7 +100,7 @@ export function mountGestures({root, app, wires, lasso, boxOf, setCamera}) {
 		return pan(point);
 	}
 
-	/** @param {Point} start @param {() => void} [onClick] @returns {Gesture} */
+	/** @type {GesturesFn.pan} */
 	function pan(start, onClick = () => {}) {
 		const {x, y, scale} = camera();
 		const cancel = () => void delete root.dataset.gesture;
@@ -130,7 +130,7 @@ export function mountGestures({root, app, wires, lasso, boxOf, setCamera}) {
 		return {move, end: () => {}};
 	}
 
-	/** @param {string} id @param {Point} start @param {PointerEvent} event @returns {Gesture} */
+	/** @type {GesturesFn.dragNodes} */
 	function dragNodes(id, start, event) {
 		const {selection} = store.state;
 		if (isMore(event)) editor.select(selection.includes(id) ? selection.filter(other => other !== id) : [...selection, id]);
@@ -156,7 +156,7 @@ export function mountGestures({root, app, wires, lasso, boxOf, setCamera}) {
 		};
 	}
 
-	/** @param {Point} start @param {PointerEvent} event @returns {Gesture} */
+	/** @type {GesturesFn.drawBox} */
 	function drawBox(start, event) {
 		const before = event.shiftKey ? store.state.selection : [];
 		const cancel = () => void (lasso.hidden = true);
@@ -174,7 +174,7 @@ export function mountGestures({root, app, wires, lasso, boxOf, setCamera}) {
 		};
 	}
 
-	/** A wire by one end. One that is in an input already is taken out of it. @param {SocketEnd} socket @param {Point} start @returns {Gesture} */
+	/** A wire by one end. One that is in an input already is taken out of it. @type {GesturesFn.dragWire} */
 	function dragWire(socket, start) {
 		const {end, side} = socket;
 		const kind = editor.graph.nodes[end.node]?.kind ?? "note";
@@ -222,7 +222,7 @@ export function mountGestures({root, app, wires, lasso, boxOf, setCamera}) {
 		};
 	}
 
-	/** The end under the pointer that a wire fits: the socket, or the first one of the node that does. @param {PointerEvent} event @param {SocketEnd} fixed @param {SocketType} type @returns {End | null} */
+	/** The end under the pointer that a wire fits: the socket, or the first one of the node that does. @type {GesturesFn.targetAt} */
 	function targetAt(event, fixed, type) {
 		const element = document.elementFromPoint(event.clientX, event.clientY);
 		const id = element && nodeAt(element);
@@ -237,7 +237,7 @@ export function mountGestures({root, app, wires, lasso, boxOf, setCamera}) {
 		return whyNoWire(editor.graph, from, to) ? null : end;
 	}
 
-	/** Sockets that a wire fits stand out. @param {SocketEnd | null} fixed @param {SocketType} type */
+	/** Sockets that a wire fits stand out. @type {GesturesFn.markFitting} */
 	function markFitting(fixed, type) {
 		for (const socket of root.querySelectorAll(".socket")) {
 			const fits = fixed !== null && socket.getAttribute("data-type") === type && socket.getAttribute("data-side") !== fixed.side;

@@ -60,7 +60,7 @@ export function openMenu({at, label, items, search = false}) {
 		else if (now instanceof HTMLElement) now.focus({preventScroll: true});
 	};
 
-	/** @param {MenuItem} item @param {number} index */
+	/** @type {MenuFn.row} */
 	function row(item, index) {
 		const {type, words, hint, keys} = item;
 		const element = make(

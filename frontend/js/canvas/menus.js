@@ -6,7 +6,7 @@ import {nodesOf, whyNoWire, wiresInto, wiresOutOf} from "../graph/graph.js";
 import {NODE_KINDS, NODE_TYPES, mainType} from "../graph/table.js";
 import {openMenu} from "./menu.js";
 
-/** Search for a node to add; with `end` only those that fit, and wired at once. @param {App} app @param {{at: Point, place: Point, end?: SocketEnd & {type: SocketType}}} options */
+/** Search for a node to add; with `end` only those that fit, and wired at once. @type {MenusFn.openSearch} */
 export function openSearch(app, {at, place, end}) {
 	const isOut = end?.side === "out";
 	/** @param {NodeKind} kind */
@@ -33,7 +33,7 @@ export function openSearch(app, {at, place, end}) {
 	});
 }
 
-/** Everything a socket can be wired to, and its wires to cut. @param {App} app @param {SocketEnd & {type: SocketType}} socket @param {Point} at @param {Point} place */
+/** Everything a socket can be wired to, and its wires to cut. @type {MenusFn.openConnect} */
 export function openConnect(app, socket, at, place) {
 	const {end, side, type} = socket;
 	const {graph} = app.editor;
@@ -63,7 +63,7 @@ export function openConnect(app, socket, at, place) {
 	openMenu({at, label: "Wire", items: [...cuts, ...offers, {words: "Add a node …", icon: "plus", act: () => openSearch(app, {at, place, end: socket})}]});
 }
 
-/** @param {App} app @param {{at: Point, boxOf: (id: string) => Box}} options */
+/** @type {MenusFn.openNodeMenu} */
 export function openNodeMenu(app, {at, boxOf}) {
 	const {editor, store, runs} = app;
 	const ids = store.state.selection;

@@ -9,10 +9,7 @@ const MARGIN_PX = 8;
 /** Seen from the corner of the eye: it need not move at every frame. */
 const BETWEEN_MS = 80;
 
-/**
- * @param {CanvasParts & {canvas: HTMLCanvasElement}} options
- * @returns {() => void} draws it
- */
+/** @type {MinimapFn.mountMinimap} */
 export function mountMinimap({canvas, root, app, boxOf, setCamera}) {
 	const pen = canvas.getContext("2d");
 	let view = {x: 0, y: 0, scale: 1};

@@ -16,7 +16,7 @@ const NEAR_PX = 160;
 const WOKEN_A_FRAME = 3;
 const RESTED_A_FRAME = 12;
 
-/** @param {{root: HTMLElement, layer: HTMLElement, app: App, boxOf: (id: string) => Box, isZoomed: () => boolean}} options @returns {() => void} call it when the view or the nodes have changed */
+/** @type {RestFn.mountRest} */
 export function mountRest({root, layer, app, boxOf, isZoomed}) {
 	let isAsked = false;
 	// What has the focus must be there.
@@ -46,7 +46,7 @@ export function mountRest({root, layer, app, boxOf, isZoomed}) {
 		if (woken.length + rested.length) ask();
 	}
 
-	/** @param {HTMLElement} node @param {number} count of all nodes */
+	/** @type {RestFn.isWhole} */
 	function isWhole(node, count) {
 		const {camera} = app.camera.state;
 		const near = {x: -NEAR_PX, y: -NEAR_PX, width: root.clientWidth + 2 * NEAR_PX, height: root.clientHeight + 2 * NEAR_PX};

@@ -19,7 +19,7 @@ export class Wires {
 		layer.append(this.#loose);
 	}
 
-	/** @param {Graph} graph @param {string | null} selected */
+	/** @type {WiresFn.draw} */
 	draw(graph, selected) {
 		for (const [id, {group}] of this.#drawn) {
 			if (!(id in graph.wires)) {
@@ -43,7 +43,7 @@ export class Wires {
 		}
 	}
 
-	/** A wire whose one end is at the pointer; null: none. @param {{from: Point, to: Point, type: string} | null} loose */
+	/** A wire whose one end is at the pointer; null: none. @type {WiresFn.drawLoose} */
 	drawLoose(loose) {
 		this.#loose.setAttribute("d", loose ? pathBetween(loose.from, loose.to) : "");
 		this.#loose.dataset.type = loose?.type ?? "";

@@ -19,7 +19,7 @@ export function revert(graph, {changes}) {
 	return applied(graph, changes, "before");
 }
 
-/** Two commands, one after the other, as one. @param {Command} first @param {Command} second @returns {Command} */
+/** Two commands, one after the other, as one. @type {CommandsFn.joined} */
 export function joined(first, second) {
 	/** @type {Map<string, Change>} */
 	const changes = new Map();

@@ -5,18 +5,18 @@ import {NODE_TYPES, initialValues, inputOf, outputOf} from "./table.js";
 /** @type {Graph} */
 export const EMPTY_GRAPH = {nodes: {}, wires: {}};
 
-/** @param {string} id @param {NodeKind} kind @param {Point} place @param {Record<string, Value>} [values] @returns {GraphNode} */
+/** @type {GraphFn.newNode} */
 export function newNode(id, kind, {x, y}, values) {
 	return {id, kind, x: Math.round(x), y: Math.round(y), collapsed: false, values: {...initialValues(kind), ...values}};
 }
 
-/** The next free ids: `n7` for nodes, `w7` for wires. @param {Graph} graph @param {"nodes" | "wires"} part */
+/** The next free ids: `n7` for nodes, `w7` for wires. @type {GraphFn.freeIds} */
 export function freeIds(graph, part) {
 	let last = Math.max(0, ...Object.keys(graph[part]).map(numberOf));
 	return () => `${part[0]}${++last}`;
 }
 
-/** @param {string} text "n1.model" @returns {End} */
+/** @type {GraphFn.endOf} */
 export function endOf(text) {
 	const [node = "", socket = ""] = text.split(".");
 	return {node, socket};
@@ -35,7 +35,7 @@ export function wiresOf(graph) {
 /** Wires by the nodes at their ends. @type {WeakMap<Graph["wires"], Record<"to" | "from", Map<string, Wire[]>>>} */
 const indexes = new WeakMap();
 
-/** Made once for each state of the wires: every view of a node asks, at every change. @param {Graph} graph @param {"to" | "from"} end @param {string} node @param {string} [socket] */
+/** Made once for each state of the wires: every view of a node asks, at every change. @type {GraphFn.wiresAt} */
 function wiresAt(graph, end, node, socket) {
 	let index = indexes.get(graph.wires);
 	if (!index) {
@@ -54,23 +54,23 @@ function wiresAt(graph, end, node, socket) {
 /** @type {Wire[]} */
 const NONE = [];
 
-/** Wires into a node, or into one socket of it, oldest first. @param {Graph} graph @param {string} node @param {string} [socket] */
+/** Wires into a node, or into one socket of it, oldest first. @type {GraphFn.wiresInto} */
 export const wiresInto = (graph, node, socket) => wiresAt(graph, "to", node, socket);
 
-/** @param {Graph} graph @param {string} node @param {string} [socket] */
+/** @type {GraphFn.wiresOutOf} */
 export const wiresOutOf = (graph, node, socket) => wiresAt(graph, "from", node, socket);
 
-/** What is wired to an input, oldest first. @param {Graph} graph @param {string} node @param {string} socket */
+/** What is wired to an input, oldest first. @type {GraphFn.sourcesOf} */
 export function sourcesOf(graph, node, socket) {
 	return wiresInto(graph, node, socket).flatMap(({from}) => graph.nodes[from.node] ?? []);
 }
 
-/** @param {Graph} graph @param {string} node @param {string} socket */
+/** @type {GraphFn.sourceOf} */
 export function sourceOf(graph, node, socket) {
 	return sourcesOf(graph, node, socket)[0] ?? null;
 }
 
-/** The type of what flows out of a socket, or into it. @param {Graph} graph @param {End} end @param {Way} side */
+/** The type of what flows out of a socket, or into it. @type {GraphFn.typeAt} */
 export function typeAt(graph, end, side) {
 	const kind = graph.nodes[end.node]?.kind;
 	return (kind && (side === "out" ? outputOf : inputOf)(kind, end.socket)?.type) ?? null;
@@ -78,7 +78,7 @@ export function typeAt(graph, end, side) {
 
 const CIRCLE = "The wire would lead back to where it starts.";
 
-/** Why a wire cannot go from an output to an input; "" when it can. @param {Graph} graph @param {End} from @param {End} to */
+/** Why a wire cannot go from an output to an input; "" when it can. @type {GraphFn.whyNoWire} */
 export function whyNoWire(graph, from, to) {
 	const given = typeAt(graph, from, "out");
 	const taken = typeAt(graph, to, "in");
@@ -87,7 +87,7 @@ export function whyNoWire(graph, from, to) {
 	return from.node === to.node || leadsTo(graph, to.node, from.node) ? CIRCLE : "";
 }
 
-/** Whether wires lead from one node to another. @param {Graph} graph @param {string} start @param {string} end */
+/** Whether wires lead from one node to another. @type {GraphFn.leadsTo} */
 export function leadsTo(graph, start, end) {
 	const seen = new Set([start]);
 	for (const node of seen) {
@@ -137,7 +137,7 @@ export function faultsOf(graph) {
 	return faults;
 }
 
-/** @param {{id: string}} a @param {{id: string}} b */
+/** @type {GraphFn.byAge} */
 const byAge = (a, b) => numberOf(a.id) - numberOf(b.id);
 
 /** @param {string} id */

@@ -10,7 +10,7 @@ export function newDocument(graph) {
 	return {graph, history: {done: [], undone: []}};
 }
 
-/** @param {Doc} document @param {Command | null} command @param {boolean} [goesOn] whether it may be joined with the last one, when both are of one series @returns {Doc} */
+/** @type {HistoryFn.perform} */
 export function perform(document, command, goesOn = false) {
 	if (!command) return document;
 	const {done, undone} = document.history;

@@ -3,7 +3,7 @@
 const LORA = /<lora:([^:>]+)(?::(-?[\d.]+))?[^>]*>/g;
 const NEGATIVE = "Negative prompt:";
 
-/** @param {string} text @returns {Wanted | null} null when it is no such text */
+/** @type {InfotextFn.fromInfotext} */
 export function fromInfotext(text) {
 	const words = text.trim().split("\n");
 	const facts = words.pop() ?? "";

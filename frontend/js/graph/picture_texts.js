@@ -4,7 +4,7 @@ const MOST_TEXT = 2 ** 22;
 const MARK = "\nflux_api: ";
 const [EXIF_IFD, USER_COMMENT] = [0x8769, 0x9286];
 
-/** Texts by keyword; none in a picture that has none. Throws for a file that is no such picture or is cut off. @param {ArrayBuffer} data @returns {Promise<Record<string, string>>} */
+/** Texts by keyword; none in a picture that has none. Throws for a file that is no such picture or is cut off. @type {PictureTextsFn.pictureTexts} */
 export async function pictureTexts(data) {
 	const head = latin1(new Uint8Array(data, 0, Math.min(12, data.byteLength)));
 	if (head.startsWith("\x89PNG\r\n\x1a\n")) return pngTexts(new DataView(data));
@@ -58,7 +58,7 @@ function webpExif(view) {
 	return null;
 }
 
-/** @param {Uint8Array<ArrayBuffer> | null} tiff @returns {Record<string, string>} */
+/** @type {PictureTextsFn.exifTexts} */
 function exifTexts(tiff) {
 	const comment = tiff && userComment(new DataView(tiff.buffer, tiff.byteOffset, tiff.byteLength));
 	if (!comment) return {};

@@ -2,7 +2,7 @@
 
 import {nodesOf, sourceOf, sourcesOf, wiresOutOf} from "./graph.js";
 
-/** @param {Graph} graph @param {string} samplerId @returns {Plan | null} */
+/** @type {PlanFn.planOf} */
 export function planOf(graph, samplerId) {
 	const sampler = graph.nodes[samplerId];
 	if (sampler?.kind !== "sampler") return null;
@@ -22,13 +22,13 @@ export function samplersOf(graph) {
 	return nodesOf(graph).filter(({kind}) => kind === "sampler");
 }
 
-/** The sampler that the form shows: the one that is wanted, else the first one that draws into an image, else the first. @param {Graph} graph @param {string | null} [wanted] */
+/** The sampler that the form shows: the one that is wanted, else the first one that draws into an image, else the first. @type {PlanFn.mainSampler} */
 export function mainSampler(graph, wanted = null) {
 	const samplers = samplersOf(graph);
 	return samplers.find(({id}) => id === wanted) ?? samplers.find(({id}) => wiresOutOf(graph, id).length) ?? samplers[0] ?? null;
 }
 
-/** The sampler whose picture arrives at an input, through Image nodes; or the Image input node that it comes from. @param {Graph} graph @param {string} nodeId @param {string} socket */
+/** The sampler whose picture arrives at an input, through Image nodes; or the Image input node that it comes from. @type {PlanFn.originOf} */
 export function originOf(graph, nodeId, socket) {
 	let source = sourceOf(graph, nodeId, socket);
 	while (source?.kind === "image") source = sourceOf(graph, source.id, "image");

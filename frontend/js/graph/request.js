@@ -3,14 +3,14 @@
 import {planOf, originOf} from "./plan.js";
 import {MAX_LORAS} from "./table.js";
 
-/** What a sampler asks for. Left to the model is what was left open; values are judged by the service. @param {Graph} graph @param {string} samplerId @returns {Order | null} */
+/** What a sampler asks for. Left to the model is what was left open; values are judged by the service. @type {RequestFn.orderOf} */
 export function orderOf(graph, samplerId) {
 	const plan = planOf(graph, samplerId);
 	if (!plan) return null;
 	const {sampler, model, prompt, negative, loras} = plan;
 	/** @type {Fault[]} */
 	const faults = [];
-	/** @param {string} node @param {string} field @param {string} message */
+	/** @type {RequestFn.fault} */
 	const fault = (node, field, message) => faults.push({node, field, message});
 	if (!model) fault(samplerId, "model", "Wire a Model node to this input.");
 	if (!prompt) fault(samplerId, "prompt", "Wire a Prompt node to this input.");
@@ -34,7 +34,7 @@ export function orderOf(graph, samplerId) {
 	return {sampler: samplerId, service: String(model?.values.service ?? ""), body, parts, faults};
 }
 
-/** @param {GraphNode} sampler @returns {Partial<GenerateBody>} */
+/** @type {RequestFn.samplerValues} */
 function samplerValues({values}) {
 	const numbers = ["width", "height", "num_inference_steps", "guidance_scale"].filter(name => typeof values[name] === "number");
 	return {

@@ -30,7 +30,7 @@ export class Builder {
 	}
 }
 
-/** The graph of one request. @param {Wanted} wanted @param {string} service @returns {Graph} */
+/** The graph of one request. @type {RestoreFn.graphOf} */
 export function graphOf(wanted, service) {
 	const {
 		loras = [],
@@ -57,7 +57,7 @@ export function graphOf(wanted, service) {
 		builder.wire(`${builder.node("lora", 0, index * 370, {name, weight, trigger_word})}.lora`, `${model}.loras`);
 	});
 	let y = 840;
-	/** Below the prompt. @param {NodeKind} kind @param {Record<string, Value>} values @param {string} output @param {string} input @param {number} height */
+	/** Below the prompt. @type {RestoreFn.add} */
 	const add = (kind, values, output, input, height) => {
 		const node = builder.node(kind, left, y, values);
 		builder.wire(`${node}.${output}`, `${sampler}.${input}`);

@@ -124,7 +124,7 @@ export const NODE_TYPES = {
 
 export const NODE_KINDS = /** @type {NodeKind[]} */ (Object.keys(NODE_TYPES));
 
-/** The values of a new node. @param {NodeKind} kind @returns {Record<string, Value>} */
+/** The values of a new node. @type {TableFn.initialValues} */
 export function initialValues(kind) {
 	return Object.fromEntries(Object.entries(NODE_TYPES[kind].values).map(([name, spec]) => [name, spec.initial]));
 }

@@ -52,7 +52,7 @@ export function mountCompare(body, context) {
 		}
 	);
 
-	/** @param {Side} first @param {Side} second @param {string} key */
+	/** @type {CompareNodeFn.draw} */
 	async function draw(first, second, key) {
 		try {
 			const [one, two] = await Promise.all([pixelsOf(first), pixelsOf(second)]);
@@ -95,7 +95,7 @@ export function mountCompare(body, context) {
 	}
 }
 
-/** @param {App} app @param {State} state @param {string} nodeId @param {string} socket @returns {Side | null} */
+/** @type {CompareNodeFn.sideOf} */
 function sideOf(app, state, nodeId, socket) {
 	const origin = originOf(state.document.graph, nodeId, socket);
 	const name = origin?.kind === "image-input" ? String(origin.values.image ?? "") : "";
@@ -126,7 +126,7 @@ async function pixelsOf(side) {
 	return pen.getImageData(0, 0, bitmap.width, bitmap.height);
 }
 
-/** @param {HTMLCanvasElement} canvas @param {Pixels} pixels */
+/** @type {CompareNodeFn.put} */
 function put(canvas, {width, height, data}) {
 	[canvas.width, canvas.height] = [width, height];
 	canvas.getContext("2d")?.putImageData(new ImageData(new Uint8ClampedArray(data), width, height), 0, 0);

@@ -6,7 +6,7 @@ import {NODE_TYPES} from "../graph/table.js";
 /** Pointer travel for one step of a number, px. */
 const STEP_PX = 6;
 
-/** @param {NodeContext} context @param {FieldOptions & {control: HTMLElement, wide?: boolean, scrub?: (steps: number) => void}} options */
+/** @type {FieldsNodeFn.field} */
 export function field(context, {name, label, control, errors = [name], wide = false, scrub}) {
 	const id = newId();
 	const inputs = "input:not([type=radio]), textarea, select";

@@ -97,7 +97,7 @@ export function mountModel(body, context) {
 /** The same each time, so that nothing seems to change. @type {readonly Model[]} */
 const NONE = [];
 
-/** Reasons, each once, with the models that it holds for. @param {readonly Model[]} models @returns {[string, string][]} */
+/** Reasons, each once, with the models that it holds for. @type {ModelNodeFn.byReason} */
 function byReason(models) {
 	/** @type {Map<string, string[]>} */
 	const titles = new Map();
@@ -109,7 +109,7 @@ function byReason(models) {
 	return [...titles].map(([reason, all]) => [reason, all.join(", ")]);
 }
 
-/** @param {ServiceState | null} service @param {Model | null} model */
+/** @type {ModelNodeFn.wordsOf} */
 function wordsOf(service, model) {
 	if (!service) return "This page knows no such service.";
 	const fetched = model?.available && model.downloaded === false && !model.price ? "It is fetched when it is first used" : "";

@@ -21,7 +21,7 @@ const MOUNTS = {
 	note: () => import("./words.js").then(({mountNote}) => mountNote)
 };
 
-/** Fills the body of a node. The view follows the state until it is ended. @param {App} app @param {GraphNode} node @param {HTMLElement} body @param {NodeContext["place"]} place @returns {() => void} ends it */
+/** Fills the body of a node. The view follows the state until it is ended. @type {NodesNodeFn.mountNode} */
 export function mountNode(app, node, body, place) {
 	const {context, end, isOver} = contextOf(app, node, place);
 	const mount = MOUNTS[node.kind];

@@ -8,7 +8,7 @@ import {show} from "../pictures.js";
 /** What a service calls a picture that it began with. */
 const KEPT = /^[0-9a-f]{64}$/;
 
-/** Shows a picture of the page, or one of a service by its id; "" shows none. @param {HTMLImageElement} image @param {App} app @param {string} source */
+/** Shows a picture of the page, or one of a service by its id; "" shows none. @type {PicturesNodeFn.showSource} */
 export async function showSource(image, app, source) {
 	if (image.dataset.source === source) return;
 	image.dataset.source = source;
@@ -29,7 +29,7 @@ export async function showSource(image, app, source) {
 	}
 }
 
-/** Pictures that are dropped on an element are its own. @param {HTMLElement} element @param {(files: readonly File[]) => void} take */
+/** Pictures that are dropped on an element are its own. @type {PicturesNodeFn.takeDrops} */
 export function takeDrops(element, take) {
 	element.addEventListener("dragover", event => event.preventDefault());
 	element.addEventListener("drop", event => {
@@ -42,7 +42,7 @@ export function takeDrops(element, take) {
 	});
 }
 
-/** Says when the model that a node leads to takes no such pictures, and which do. @param {NodeContext} context @param {string} way "image", "mask" or "references" */
+/** Says when the model that a node leads to takes no such pictures, and which do. @type {PicturesNodeFn.whyNotUsed} */
 export function whyNotUsed(context, way) {
 	const words = make("p.hint.warning");
 	context.watch(

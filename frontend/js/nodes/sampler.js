@@ -9,7 +9,7 @@ import {field, numberField, onNumber, segments, watchValue, write} from "./field
 /** @type {MountNode} */
 export function mountSampler(body, context) {
 	const {store} = context.app;
-	/** @param {"width" | "height" | "num_inference_steps" | "guidance_scale"} name @param {string} label */
+	/** @type {SamplerNodeFn.numberOf} */
 	const number = (name, label) => numberField(context, {name, label, fallback: state => modelOfSampler(state, context.id)?.defaults[name] ?? null});
 	const [guidance, steps, seedBox] = [number("guidance_scale", "Guidance"), number("num_inference_steps", "Steps"), seed()];
 	context.watch(

@@ -46,7 +46,7 @@ export function actionsFor(app, choose, {compact = false, onUsed = () => {}} = {
 		}
 	};
 
-	/** @param {string} label @param {string} icon @param {(picture: Picture) => unknown} act */
+	/** @type {ActionsViewFn.action} */
 	function action(label, icon, act) {
 		return button({
 			label,

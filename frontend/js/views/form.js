@@ -83,7 +83,7 @@ export function mountForm(app) {
 		return element;
 	}
 
-	/** @param {NodeKind} kind @param {string} output @param {string} input */
+	/** @type {FormViewFn.addWired} */
 	function addWired(kind, output, input) {
 		const {graph} = editor;
 		const sampler = mainSampler(graph);

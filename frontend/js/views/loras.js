@@ -40,7 +40,7 @@ export function mountLoras({store, library}, panel) {
 		now => now === "loras" && servicesOf(store.state).forEach(service => void (isReachable(service) && library.refresh(service.name)))
 	);
 
-	/** On each service that has it: those that share a folder know of a change already. @param {string} name @param {(service: ServiceName, lora: Lora) => Promise<unknown>} act what it returns ends it */
+	/** On each service that has it: those that share a folder know of a change already. @type {LorasViewFn.onEach} */
 	async function onEach(name, act) {
 		const entry = entriesOf(store.state).find(({lora}) => lora.name === name);
 		for (const service of entry?.services ?? []) {

@@ -30,7 +30,7 @@ export function mountMachine({store, connections}, panel) {
 			make("progress", {max: 1, "aria-label": "Loading", hidden: true})
 		);
 
-		/** @param {"load" | "unload"} what @param {string} model */
+		/** @type {MachineViewFn.change} */
 		async function change(what, model) {
 			busy.set(name, what);
 			render();
@@ -46,7 +46,7 @@ export function mountMachine({store, connections}, panel) {
 		}
 	}
 
-	/** @param {HTMLElement} element @param {ServiceState} service */
+	/** @type {MachineViewFn.updateBlock} */
 	function updateBlock(element, service) {
 		const {name, models, info, gpus, queue} = service;
 		const isUp = isReachable(service);
@@ -101,7 +101,7 @@ function device({worker}) {
 	);
 }
 
-/** @param {HTMLElement} row @param {GpuEvent} gpu @param {readonly Model[]} models */
+/** @type {MachineViewFn.updateDevice} */
 function updateDevice(row, {worker, cards, model, memory_mib, state}, models) {
 	const total = cards.reduce((sum, {memory_total_mib}) => sum + memory_total_mib, 0);
 	const used = cards.reduce((sum, {memory_used_mib}) => sum + (memory_used_mib ?? 0), 0) || (memory_mib ?? 0);

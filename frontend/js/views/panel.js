@@ -4,7 +4,7 @@ import {button, find, make} from "../dom.js";
 import {whenRead} from "../lazy.js";
 import {PANELS} from "./topbar.js";
 
-/** @param {App} app @param {() => void} onOpened a workflow @param {Record<Panel, () => Promise<MountPart>>} parts what fills each when it is first opened */
+/** @type {PanelViewFn.mountPanel} */
 export function mountPanel(app, onOpened, parts) {
 	const {store} = app;
 	const panel = find("#panel");

@@ -45,7 +45,7 @@ export function mountQueue({store, runs, connections}, panel) {
 		return make("section.block", {"data-service": name}, make("header", make("h3", precision(name)), make("p.hint.state"), pause, clear), make("ul.runs"));
 	}
 
-	/** @param {HTMLElement} element @param {ServiceState} service */
+	/** @type {QueueViewFn.updateBlock} */
 	function updateBlock(element, {name, queue, phase}) {
 		const mine = store.state.runs.filter(({service}) => service === name);
 		const open = mine.filter(run => isOpen(run.phase));
@@ -65,7 +65,7 @@ export function mountQueue({store, runs, connections}, panel) {
 
 	/** @param {Run} run */
 	function row({key, body: {prompt}}) {
-		/** @param {string} label @param {string} icon @param {string} name @param {() => void} act */
+		/** @type {QueueViewFn.tool} */
 		const tool = (label, icon, name, act) => button({label: `${label}: ${prompt}`, icon, kind: `bare ${name}`, act});
 		return make(
 			"li",

@@ -5,7 +5,7 @@ import {find} from "../dom.js";
 import {precision} from "../format.js";
 import {servicesOf} from "../services.js";
 
-/** @param {App} app @param {string} refused an address that was asked for and not taken, or "" */
+/** @type {ServiceViewFn.mountNotice} */
 export function mountNotice({store}, refused) {
 	const bar = find("#notice");
 	const [title, text, enter] = [find("#notice-title"), find("#notice-text"), find("#notice-key")];
@@ -32,7 +32,7 @@ function isUsed({document}, name) {
 	return Object.values(document.graph.nodes).some(({kind, values}) => kind === "model" && values.service === name);
 }
 
-/** @param {State} state @param {string} refused @returns {{title: string, text: string, phase: string, service: ServiceName | null} | null} */
+/** @type {ServiceViewFn.noticeOf} */
 function noticeOf(state, refused) {
 	const services = servicesOf(state);
 	const ready = services.find(({phase}) => phase === "ready");

@@ -14,7 +14,7 @@ import {servicesOf} from "../services.js";
 export const PANELS = {gallery: "Gallery", loras: "LoRAs", queue: "Queue", machine: "Machine", workflows: "Workflows"};
 export const THEME = "flux theme";
 
-/** @param {App} app @param {Canvas} canvas @param {() => void} openHelp */
+/** @type {TopbarViewFn.mountTopbar} */
 export function mountTopbar(app, canvas, openHelp) {
 	const {store, runs} = app;
 	const stop = find("#stop");
@@ -76,7 +76,7 @@ export function mountTopbar(app, canvas, openHelp) {
 	}
 }
 
-/** @param {HTMLElement} element @param {ServiceState} service */
+/** @type {TopbarViewFn.updatePill} */
 function updatePill(element, service) {
 	element.dataset.phase = service.phase;
 	element.title = `${precision(service.name)}: ${describe(service)}`;
@@ -102,7 +102,7 @@ export function togglePanel({store}, panel) {
 	store.set({panel: store.state.panel === panel ? null : panel});
 }
 
-/** The same prompt and seed at both precisions, side by side. @param {App} app @param {Canvas} canvas @param {typeof import("../graph/compared.js").withTwin} withTwin */
+/** The same prompt and seed at both precisions, side by side. @type {TopbarViewFn.compare} */
 function compare({store, editor, runs, connections}, canvas, withTwin) {
 	const missing = SERVICE_NAMES.find(name => !connections[name]);
 	if (missing) return store.say(`This page knows no ${missing.toUpperCase()} service to compare with.`);

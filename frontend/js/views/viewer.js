@@ -99,7 +99,7 @@ export function mountViewer(app) {
 	}
 }
 
-/** @param {GalleryImage} image @param {string} model @returns {[string, string][]} */
+/** @type {ViewerViewFn.factsOf} */
 function factsOf({seed, width, height, request, precision: name, engine, size_bytes, created_at, generation_time_ms}, model) {
 	const facts = {
 		Seed: String(seed),

@@ -10,7 +10,7 @@ import {confirmed} from "./confirm.js";
 
 const PREFIX = "flux workflow ";
 
-/** @param {App} app @param {HTMLElement} panel @param {() => void} onOpened */
+/** @type {WorkflowsViewFn.mountWorkflows} */
 export function mountWorkflows({store, editor, opener}, panel, onOpened) {
 	const title = "Name of this workflow";
 	const name = make("input", {type: "text", maxlength: 100, placeholder: title, "aria-label": title});
@@ -21,7 +21,7 @@ export function mountWorkflows({store, editor, opener}, panel, onOpened) {
 		event.preventDefault();
 		keepHere(name.value.trim() || "Untitled");
 	});
-	/** @param {(service: ServiceName) => Graph} build @param {string} label @param {string} [workflow] */
+	/** @type {WorkflowsViewFn.open} */
 	const open = (build, label, workflow) => {
 		editor.replace(build(firstService(store.state)), label, workflow);
 		onOpened();
@@ -92,12 +92,12 @@ export function mountWorkflows({store, editor, opener}, panel, onOpened) {
 	}
 }
 
-/** @param {string} title @param {string} about @param {() => void} act @param {...Node} more */
+/** @type {WorkflowsViewFn.row} */
 function row(title, about, act, ...more) {
 	return make("li.lora", make("p.lora-name", title), make("p.hint", about), make("div.row", button({label: `Open ${title}`, words: "Open", act}), ...more));
 }
 
-/** @returns {{title: string, when: string, count: number, text: string}[]} */
+/** @type {WorkflowsViewFn.savedWorkflows} */
 function savedWorkflows() {
 	try {
 		const keys = Object.keys(localStorage)
