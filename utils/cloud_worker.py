@@ -41,6 +41,7 @@ from utils.cloud_tasks import Asked, CloudTasks
 from utils.cloud_turns import CloudTurns, Place
 from utils.gpu_manager import WorkerSlot
 from utils.line import Lane
+from utils.log_forms import without
 from utils.worker import events
 from utils.worker.inspection import Inspection, NotSafe
 from utils.worker.parent import (
@@ -527,8 +528,14 @@ class CloudWorker:
             message += (
                 f". {taken} of its pictures were asked for, and BFL charges those that it drew"
             )
+        given = self.jobs.get(job_id)
+        prompts = (
+            [given.request.get(name) for name in ("prompt", "negative_prompt")] if given else []
+        )
         log.warning(
-            "%s", message, extra={"action": "cloud_failed", "job_id": job_id, "worker": self.name}
+            "%s",
+            without(message, prompts),  # BFL's words may be the client's
+            extra={"action": "cloud_failed", "job_id": job_id, "worker": self.name},
         )
         return events.Failed(job_id=job_id, code=error.code, message=message)
 

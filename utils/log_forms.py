@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -98,6 +98,19 @@ class JsonFormatter(logging.Formatter):
             line["exception"] = record.exc_text
         # In ASCII: some letters end lines or move cursors.
         return self._redact(json.dumps(line, default=str))
+
+
+def without(text: str, words: Iterable[str | None]) -> str:
+    """`text`, somebody else's, without words that it may have in it as they are or as a program quotes them."""
+    forms = {form for each in words if each for form in _forms(each)}
+    for form in sorted(forms, key=len, reverse=True):
+        text = text.replace(form, HIDDEN)
+    return text
+
+
+def _forms(words: str) -> tuple[str, ...]:
+    quoted = (repr(words), json.dumps(words), json.dumps(words, ensure_ascii=False))
+    return (words, *(form[1:-1] for form in quoted))
 
 
 def readable(line: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from utils.log_forms import FIELDS, JsonFormatter, TextFormatter, readable
+from utils.log_forms import FIELDS, JsonFormatter, TextFormatter, readable, without
 
 FORGERIES = ["a b", "a\nb", "a\x1b[31mb", "a\x9bb", "a\u2028b", "x status=500"]
 
@@ -64,3 +64,11 @@ def test_readable_is_the_file_for_people() -> None:
     made = JsonFormatter("bf16").format(record("a\x1bb", job_id="7", exc_text="Trace\nError"))
     first, *trace = readable(json.loads(made)).splitlines()
     assert first.endswith(" bf16 INFO a\\x1bb job_id=7") and trace == ["    Trace", "    Error"]
+
+
+@pytest.mark.parametrize("quote", [str, repr, json.dumps], ids=["bare", "repr", "json"])
+@pytest.mark.parametrize("prompt", ["a cat", 'a "cat"\nin München', "back\\slash"])
+def test_without_takes_words_out_however_they_are_quoted(prompt: str, quote) -> None:
+    said = without(f"prompt: {quote(prompt)} was moderated", [prompt, None, ""])
+    assert prompt not in said and quote(prompt)[1:-1] not in said
+    assert said.startswith("prompt: ") and said.endswith(" was moderated")
