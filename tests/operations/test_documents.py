@@ -218,3 +218,33 @@ def test_files_that_are_named_are_there() -> None:
     for document in DOCUMENTS:
         for path in re.findall(r"`((?:tests|scripts|config|models|utils|api)/[\w./-]+)`", document.prose):  # fmt: skip
             assert (ROOT / path).exists(), (document.name, path)
+
+
+# What the tests above are made of
+
+
+def document(text: str) -> Document:
+    return Document(ROOT / "docs" / "sample.md", text)
+
+
+def test_marker_belongs_to_the_block_after_it_alone() -> None:
+    text = "<!-- not run: needs root -->\n```bash\na\n```\n\n```bash\nb\n```\n\n<!-- shown by tests/x.py -->\n\n```bash\nc\n```\n"
+    marked = [(block.text, block.reason, block.test) for block in document(text).blocks()]
+    assert marked == [("a\n", "needs root", None), ("b\n", None, None), ("c\n", None, "tests/x.py")]
+
+
+def test_anchors_are_githubs() -> None:
+    text = "# Other programs' APIs\n\n## `nvfp4` & co.\n\n## A b\n\n## A b\n"
+    assert document(text).anchors() == {"other-programs-apis", "nvfp4--co", "a-b", "a-b-1"}
+
+
+def test_links_in_code_are_none() -> None:
+    text = "[a](b.md#c) `[d](e)` ![f](g.png)\n\n```bash\n[h](i)\n```\n[`j`](k.md)\n"
+    assert document(text).links() == ["b.md#c", "g.png", "k.md"]
+
+
+def test_command_that_fails_is_seen(reader: Reader) -> None:
+    (ok,) = document("```bash\ntrue\n```\n").blocks()
+    (refused,) = document("```bash\ncurl http://127.0.0.1:8001/jobs/nobody\ntrue\n```\n").blocks()
+    (wrong,) = document("```python\nraise SystemExit(3)\n```\n").blocks()
+    assert [reader.follow(block).returncode != 0 for block in (ok, refused, wrong)] == [False, True, True]  # fmt: skip
