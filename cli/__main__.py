@@ -1,5 +1,6 @@
 """What `./flux` runs. Only the standard library is imported here, because the rest may be what is missing."""
 
+import io
 import signal
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def main() -> int:
     sys.path[0] = str(ROOT)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from cli import (
 )
 from cli.command import ReaderGone
 from cli.failures import Failure, Status
+from cli.session import as_json as in_json
 
 NAME = "flux"
 HELP = """Draw pictures with the services of this machine, and look after them.
@@ -66,7 +66,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _end(failure: Failure, as_json: bool) -> int:
     if as_json:
-        print(json.dumps(failure.to_json(), ensure_ascii=False, indent=2), flush=True)
+        print(in_json(failure.to_json(), indent=2), flush=True)
     print(f"{NAME}: {failure.message}", file=sys.stderr)
     return int(failure.status)
 

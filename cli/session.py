@@ -69,11 +69,11 @@ class Session:
 
     def emit(self, data: Any) -> None:
         """For programs: the one document on standard output."""
-        print(json.dumps(data, ensure_ascii=False, indent=2))
+        print(as_json(data, indent=2))
 
     def emit_line(self, data: Any) -> None:
         """One of several, as they come."""
-        print(json.dumps(data, ensure_ascii=False), flush=True)
+        print(as_json(data), flush=True)
 
     @property
     def out(self) -> Console:
@@ -124,6 +124,12 @@ def addresses(service: str | None = None) -> list[tuple[str, str]]:
             host = f"[{host}]" if ":" in host and not host.startswith("[") else host
             found.append((name, f"http://{host}:{server.port}"))
     return found
+
+
+def as_json(data: Any, **options: Any) -> str:
+    """In letters that standard output has."""
+    is_unicode = (sys.stdout.encoding or "utf-8").lower().replace("-", "").startswith("utf")
+    return json.dumps(data, ensure_ascii=not is_unicode, **options)
 
 
 def printable(value: Any) -> str:

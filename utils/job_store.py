@@ -711,12 +711,23 @@ def _copy_of_schema(path: Path, version: int) -> Path:
     return path.with_name(f"{path.name}.schema-{version}")
 
 
+def _copy_whole(db: sqlite3.Connection, to: Path) -> None:
+    """On disk when this returns; where it fails, as on a full disk, no half of it stays."""
+    to.unlink(missing_ok=True)
+    try:
+        db.execute("VACUUM INTO ?", (str(to),))
+        with open(to, "rb") as file:
+            os.fsync(file.fileno())
+    except BaseException:
+        to.unlink(missing_ok=True)
+        raise
+
+
 def _migrate(db: sqlite3.Connection, path: Path, version: int) -> None:
     """Bring the schema up to this version in one transaction; a database with rows is copied first."""
     if version > 0:
         backup = _copy_of_schema(path, version)
-        backup.unlink(missing_ok=True)
-        db.execute("VACUUM INTO ?", (str(backup),))
+        _copy_whole(db, backup)
         log.info("schema %s is kept in %s", version, backup, extra={"action": "migrating"})
     steps = "".join(text for number, text in sql.migrations().items() if number > version)
     # Rows of `image` point at rows of `job`, whose table may be made anew.

@@ -231,6 +231,23 @@ def test_migration_that_came_to_a_newer_schema_is_refused(old: Path) -> None:
     assert old.read_bytes() == before
 
 
+def test_migration_that_came_to_a_newer_schema_names_the_copy_to_go_back_to(old: Path) -> None:
+    upgrade(old)
+    with closing(sqlite3.connect(old)) as db:
+        db.execute(f"PRAGMA user_version = {sql.schema_version() + 1}")
+    with pytest.raises(ConfigurationError, match=f"rename {backup_of(old).name} to {old.name}"):
+        upgrade(old)
+
+
+def test_migration_whose_copy_cannot_be_made_changes_nothing(old: Path) -> None:
+    before = rows(old, "SELECT * FROM job ORDER BY seq")
+    backup_of(old).mkdir()  # something that no file takes the place of
+    with pytest.raises(ConfigurationError, match="cannot be opened"):
+        upgrade(old)
+    assert value(old, "PRAGMA user_version") == 1
+    assert rows(old, "SELECT * FROM job ORDER BY seq") == before
+
+
 @pytest.mark.parametrize(
     "broken",
     ["CREATE TABLE half (a); INSERT INTO nowhere VALUES (1);", "DROP TABLE image; this is no SQL;"],
