@@ -214,6 +214,24 @@ def running(service: RunningService, prompt: str) -> str:
     raise AssertionError(f"no job {prompt!r} runs")
 
 
+def test_generate_goes_on_when_its_service_comes_back(
+    start_engine, program, tmp_path: Path
+) -> None:
+    """The queue is on disk: a service that is killed in the middle draws it after its next start."""
+    running_service: RunningService = start_engine()
+    process = program(
+        "generate", "hold until", "-o", "out.png", *SMALL, FLUX_URL=running_service.url
+    )
+    running(running_service, "hold until")
+    running_service.kill()
+    running_service.start()
+    running_service.release("until")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, "out.png\n"), err
+    with Image.open(tmp_path / "out.png") as picture:
+        assert picture.size == (128, 128)
+
+
 # Comparing
 
 
