@@ -19,3 +19,6 @@ class Demand:
     def of(self, model: str, now: float) -> float:
         rate, then = self._by_model.get(model, (0.0, now))
         return rate * math.exp((then - now) / self._memory_seconds)
+
+    def all(self, now: float) -> dict[str, float]:
+        return {model: self.of(model, now) for model in self._by_model}

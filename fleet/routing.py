@@ -372,6 +372,10 @@ class Router:
             for card in self._cards.values()
         ]
 
+    def demand(self) -> dict[str, float]:
+        """How many jobs came lately in a second, by model."""
+        return self._demand.all(self._clock())
+
     # Where a card stands in the indexes
 
     def _leave_indexes(self, card: Card) -> None:

@@ -269,6 +269,20 @@ class World:
             life = card.life
             self.after(seconds, lambda: self._free(job, card, life))
 
+    def switch_off(self, card: SimCard) -> None:
+        """A card that has nothing to do is taken away."""
+        assert card.has == 0, f"{card.name} has a job"
+        card.life += 1
+        card.is_alive = False
+        card.models, card.lora_of = (), {}
+        self._idle.pop(card.name, None)
+
+    def switch_on(self, card: SimCard) -> None:
+        """A card is there, with nothing loaded."""
+        card.is_alive = True
+        self._idle[card.name] = card
+        self._report(card)
+
     # What happens
 
     def _at(self, at: float, act: Callable[[], None]) -> None:
@@ -376,12 +390,7 @@ class World:
             self._outcomes[job.job].began = None
             self._waits(job)
         self.after(self.latency_seconds, lambda: self.policy.died(replica, lost))
-        self._at(failure.back_at, lambda: self._come_back(card))
-
-    def _come_back(self, card: SimCard) -> None:
-        card.is_alive = True
-        self._idle[card.name] = card
-        self._report(card)
+        self._at(failure.back_at, lambda: self.switch_on(card))
 
     def _check_idle(self, until: float) -> None:
         """Count the time since the last event in which a card idled while somebody waited."""
