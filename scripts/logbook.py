@@ -24,7 +24,9 @@ from utils.own_folder import OwnFolder, opened
 
 LOOK_SECONDS = 0.2
 SHOWN_ERRORS = 3  # of each log
+EXIT_NO_RIGHT = 77
 EXIT_CONFIGURATION = 78
+OF_THE_SYSTEM = Path("/var/log/flux-api")  # as scripts/systemd/ has it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,13 +36,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigurationError as error:
         print(f"manage_logs.sh: {error}", file=sys.stderr)
         return EXIT_CONFIGURATION
+    try:
+        return _run(options, folder)
+    except PermissionError as error:
+        print(
+            f"manage_logs.sh: {error.filename or folder}: {error.strerror}; "
+            "call it as the services' account, or as root",
+            file=sys.stderr,
+        )
+        return EXIT_NO_RIGHT
+
+
+def _run(options: argparse.Namespace, folder: Path) -> int:
     services = frozenset(name.removeprefix("flux-") for name in options.service)
     if options.verb == "follow":
         return follow(folder, services, options.level, options.lines)
     logs = logs_in(folder, services)
     if not logs:
         whose = f" of {', '.join(sorted(services))}" if services else ""
-        print(f"there is no log{whose} in {folder}", file=sys.stderr)
+        elsewhere = (
+            f"; the system's services have theirs in {OF_THE_SYSTEM}" * OF_THE_SYSTEM.is_dir()
+        )
+        print(f"there is no log{whose} in {folder}{elsewhere} (--folder)", file=sys.stderr)
         return 1 if services else 0
     if options.verb == "clean":
         return clean(folder, logs, options.days, options.dry_run)

@@ -66,6 +66,16 @@ def test_status_without_logs_says_where_it_looked(tmp_path, capsys) -> None:
     assert "fp5" in capsys.readouterr().err
 
 
+def test_status_of_logs_that_cannot_be_read_says_who_can(tmp_path, capsys, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    monkeypatch.setattr(logbook, "logs_in", refuse)  # no mode keeps root from reading
+    assert run("status", "--folder", tmp_path) == 77
+    said = capsys.readouterr().err
+    assert str(tmp_path) in said and "as root" in said
+
+
 def test_clean_leaves_what_is_in_use_and_what_is_no_log(tmp_path, log, capsys) -> None:
     say(log, *(f"line {number}" for number in range(20)))
     for name in ("fp4.log", "fp4.log.1", "page.out", "mine.txt"):
