@@ -54,7 +54,12 @@ class CheckerProcess:
         self, weights: Weights, environment: Mapping[str, str], idle_seconds: float = IDLE_SECONDS
     ) -> None:
         self._weights = weights
-        self._environment = {**environment, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+        self._environment = {
+            **environment,
+            "CUDA_VISIBLE_DEVICES": "",
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": str(THREADS),
+        }
         self._idle_seconds = idle_seconds
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -231,9 +236,6 @@ def main() -> None:
         checker = safety.load(Weights(folder=Path(config["folder"]), name=config["name"]))
     except FluxError as error:
         return _tell(answers, fault=error.message)
-    import torch
-
-    torch.set_num_threads(THREADS)
     with contextlib.suppress(BrokenPipeError):  # the service is gone
         _tell(answers)
         _serve(checker, sys.stdin.buffer, answers, config["idle_seconds"])

@@ -151,6 +151,8 @@ def test_child_that_has_ended_for_want_of_pictures_is_started_anew(child: Child)
     checker = child(idle)
     assert checker.is_flagged(Image.new("RGB", (1, 1))) is False
     until(lambda: checker.pid is None)
+    checker.prepare()
+    assert checker.pid is not None
     assert checker.is_flagged(Image.new("RGB", (1, 1))) is False
 
 
