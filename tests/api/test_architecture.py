@@ -6,6 +6,8 @@ import ast
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,10 +31,16 @@ def room_of(path: Path) -> str:
     return "main" if first.startswith("main_") else first
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
 def imports(path: Path) -> set[str]:
     """Every module that the file imports, wherever in it."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -45,17 +53,24 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_imports_point_one_way(path: Path) -> None:
-    below = ROOMS[ROOMS.index(room_of(path)) :]
-    rooms = {name.partition(".")[0] for name in imports(path)} & {*ROOMS[1:], "scripts", "tests"}
-    assert rooms <= set(below)
+def rooms_of_imports(path: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imports(path)}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_heavy_libraries_are_imported_by_models_alone(path: Path) -> None:
-    used = {name.partition(".")[0] for name in imports(path)} & set(HEAVY)
-    assert not used or room_of(path) == "models"
+def wrong(found: Iterable[tuple[Path, set[str]]]) -> dict[str, set[str]]:
+    """The files in which something was found, and what."""
+    return {name_of(path): names for path, names in found if names}
+
+
+def test_imports_point_one_way() -> None:
+    rooms = {*ROOMS[1:], "scripts", "tests"}
+    above = {room: rooms - set(ROOMS[ROOMS.index(room) :]) for room in ROOMS}
+    assert wrong((path, rooms_of_imports(path) & above[room_of(path)]) for path in SOURCES) == {}
+
+
+def test_heavy_libraries_are_imported_by_models_alone() -> None:
+    others = [path for path in SOURCES if room_of(path) != "models"]
+    assert wrong((path, rooms_of_imports(path) & set(HEAVY)) for path in others) == {}
 
 
 # The command line stands outside of the house: it speaks to services over HTTP, and nobody imports it.
@@ -71,9 +86,8 @@ def test_command_line_reaches_services_over_http_alone(path: Path) -> None:
     assert "httpx2" not in names or path.name == "client.py"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_command_line_is_imported_by_nobody(path: Path) -> None:
-    assert "cli" not in {name.partition(".")[0] for name in imports(path)}
+def test_command_line_is_imported_by_nobody() -> None:
+    assert wrong((path, rooms_of_imports(path) & {"cli"}) for path in SOURCES) == {}
 
 
 def test_there_are_sources_in_every_room() -> None:
@@ -135,8 +149,19 @@ def test_profile_has_a_loader_or_says_why_not(precision: str) -> None:
         assert importlib.util.find_spec(module) is not None
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_module_runs_nothing_at_import(path: Path) -> None:
+def calls_at_import(path: Path) -> set[str]:
+    """The names of what is called at the module's top level."""
+    calls: set[str] = set()
+    for node in parsed(path).body:
+        if isinstance(node, ast.Expr | ast.Assign | ast.AnnAssign):
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.Call):
+                    name = inner.func
+                    calls.add(name.attr if isinstance(name, ast.Attribute) else ast.unparse(name))
+    return calls
+
+
+def test_modules_run_nothing_at_import() -> None:
     """Calls at a module's top level may build values, but read no file, clock or environment."""
     banned = {
         "open",
@@ -147,11 +172,4 @@ def test_module_runs_nothing_at_import(path: Path) -> None:
         "configure",
         "read_text",
     }
-    calls: set[str] = set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Expr | ast.Assign | ast.AnnAssign):
-            for inner in ast.walk(node):
-                if isinstance(inner, ast.Call):
-                    name = inner.func
-                    calls.add(name.attr if isinstance(name, ast.Attribute) else ast.unparse(name))
-    assert not calls & banned
+    assert wrong((path, calls_at_import(path) & banned) for path in SOURCES) == {}
