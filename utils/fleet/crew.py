@@ -23,6 +23,7 @@ from utils.fleet.door_files import DoorFiles
 from utils.fleet.link import Link, ReplicaFailed, ReplicaGone, ReplicaRefused
 from utils.fleet.queue import FleetQueue
 from utils.fleet.roster import Roster
+from utils.fleet.scale import Scale
 from utils.fleet.worker import FleetWorker
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,9 @@ class Crew:
         self._files = DoorFiles(loras, inputs)
         loop = asyncio.get_running_loop()
         self._board.listen(lambda: loop.call_soon_threadsafe(self._changed.set))
+        scale = Scale(self.replicas, queue, self._settings.fleet)
         self._tasks = [
+            asyncio.create_task(scale.go_on(), name="fleet's size"),
             asyncio.create_task(self._fill_on(), name="fleet's places"),
             asyncio.create_task(self._greet_on(), name="fleet's replicas"),
         ]

@@ -21,16 +21,15 @@ def main() -> int:
         kept = fleet_folder(settings) / "token"
         if not settings.fleet.fleet_token.get_secret_value() and not kept.exists():
             raise ConfigurationError(
-                f"this machine has not the fleet's token: copy {kept.relative_to(settings.storage.data_dir.parent)} "
-                f"of the fleet's first machine to {kept}, or set FLUX_FLEET_TOKEN to what it holds"
+                f"this machine has not the fleet's token: copy data/fleet/token of the fleet's first machine to {kept}, or set FLUX_FLEET_TOKEN to what it holds"
             )
         machine = machine_of(settings)
-        environ = environment(settings)
         if not answers(address):
             raise ConfigurationError(
                 f"nothing answers at {address}: start ./start_fleet.sh there first, and let this machine "
                 "reach its ports"
             )
+        environ = environment(settings)
     except ConfigurationError as error:
         print(f"{FLEET.service}: {error}", file=sys.stderr)
         return EXIT_CONFIGURATION

@@ -54,7 +54,7 @@ class NodeFiles:
             with open(temporary, "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
                     raise ValueError(f"{kind} {sha256} came damaged")
-            self._sweep(temporary.stat().st_size)
+            self._sweep()
             os.replace(temporary, self._path(kind, sha256))
         finally:
             temporary.unlink(missing_ok=True)
@@ -78,7 +78,7 @@ class NodeFiles:
             return False
         return True
 
-    def _sweep(self, coming_bytes: int) -> None:
+    def _sweep(self) -> None:
         now, found = time.time(), []
         for folder in self._folders.values():
             with contextlib.suppress(FileNotFoundError):
@@ -86,7 +86,7 @@ class NodeFiles:
                     with contextlib.suppress(FileNotFoundError):
                         stat = entry.stat(follow_symlinks=False)
                         found.append((stat.st_mtime, stat.st_size, Path(entry.path)))
-        total = coming_bytes + sum(size for _, size, _ in found)
+        total = sum(size for _, size, _ in found)
         for used_at, size, path in sorted(found):
             if total <= self._most_bytes or now - used_at < YOUNG_SECONDS:
                 break

@@ -76,7 +76,8 @@ class FleetWorker(Worker):
         self.reasons = dict(hello.reasons)
         self.memory_gib = hello.memory_gib
         self.pid = hello.pid
-        self.is_draining = False
+        self.is_draining = False  # with its machine
+        self.is_leaving = False  # it is one too many, and sleeps when it has nothing left
         self.is_asleep = False
         self.processors = 0.0
         self.cards: list[dict[str, Any]] = []
@@ -116,7 +117,7 @@ class FleetWorker(Worker):
             job_seconds=dict(self.job_seconds),
             load_seconds=dict(self.load_seconds),
             load=self.processors,
-            is_draining=self.is_draining or self.is_asleep or not is_up,
+            is_draining=self.is_draining or self.is_leaving or self.is_asleep or not is_up,
         )
 
     # The face of a worker
@@ -174,11 +175,12 @@ class FleetWorker(Worker):
         if not isinstance(event, events.Run):  # a job is a call of its own
             self._tell(event)
 
-    async def sleep(self) -> None:
-        self.is_asleep = True
+    def sleep(self) -> None:
+        """Have the worker process ended, until `wake`. Only without a job."""
+        self.is_asleep, self.is_leaving = True, False
         self._tell(messages.Sleep())
 
-    async def wake(self) -> None:
+    def wake(self) -> None:
         self.is_asleep = False
         self.state = WorkerState.STARTING
         self._tell(messages.Wake())
