@@ -220,14 +220,15 @@ do_stop() { control stop; }
 do_restart() { control restart; }
 
 do_status() {
-    choose_installed || exit 4
+    choose_installed || die 4 "nothing is installed; scripts/manage_services.sh install$is_user_flag does it"
     local name status=0
     for name in "${names[@]}"; do show_status "$name" || status=$EXIT_INACTIVE; done
+    if ((status)); then echo "manage_services.sh: not all of them run; scripts/manage_services.sh logs$is_user_flag says why" >&2; fi
     exit "$status"
 }
 
 do_logs() {
-    choose_installed || exit 4
+    choose_installed || die 4 "nothing is installed; scripts/manage_services.sh install$is_user_flag does it"
     command -v journalctl > /dev/null || die "$EXIT_NO_SYSTEMD" "there is no journalctl; scripts/manage_logs.sh follow shows the services' own logs"
     local name args=() flag=--unit
     if ((is_user)); then flag=--user-unit; fi
@@ -242,7 +243,7 @@ do_logs() {
 # Parts
 
 control() {
-    choose_installed || die 4 "nothing is installed${is_user_flag:+ for this user}; scripts/manage_services.sh install$is_user_flag does it"
+    choose_installed || die 4 "nothing is installed; scripts/manage_services.sh install$is_user_flag does it"
     local name units_of=()
     for name in "${names[@]}"; do units_of+=("$(unit_of "$name")"); done
     if ! run "${ctl[@]}" "$1" "${units_of[@]}"; then

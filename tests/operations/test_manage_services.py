@@ -307,7 +307,7 @@ def test_start_that_fails_says_where_to_look(installed: Machine) -> None:
 def test_status_tells_each_and_whether_all_run(installed: Machine) -> None:
     installed.well("start", "--user", "flux-bf16")
     done = installed.run("status", "--user")
-    assert done.returncode == 3
+    assert done.returncode == 3 and "logs --user" in done.stderr
     lines = {line.split()[0]: line for line in done.stdout.splitlines()}
     assert set(lines) == {"flux-cleanup", "flux-fp4", "flux-bf16"}
     assert "active (running), pid 77, 100 MiB, restarted 2 times" in lines["flux-bf16"]
@@ -315,8 +315,10 @@ def test_status_tells_each_and_whether_all_run(installed: Machine) -> None:
     assert installed.run("status", "--user", "flux-bf16").returncode == 0
 
 
-def test_status_of_nothing_is_four(machine: Machine) -> None:
-    assert machine.run("status", "--user").returncode == 4
+def test_verb_where_nothing_is_installed_says_how_to(machine: Machine) -> None:
+    for verb in ("status", "logs", "start"):
+        done = machine.run(verb, "--user")
+        assert done.returncode == 4 and "install --user" in done.stderr
 
 
 def test_logs_are_the_journals(installed: Machine) -> None:
