@@ -17,9 +17,9 @@ from collections.abc import Iterable, Mapping
 from fleet.card import Card
 from fleet.demand import Demand
 
-LONGEST_SECONDS = 15.0
+LONGEST_SECONDS = 30.0
 # What the loss of a model weighs by the seconds of its load. A load delays all who come meanwhile.
-LOSS = 3.0
+LOSS = 5.0
 # A card may be later than expected by this share of a job, and by so much at least.
 LATE_SHARE = 0.2
 LATE_SECONDS = 0.5

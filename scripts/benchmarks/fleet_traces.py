@@ -181,7 +181,7 @@ def traces(hardware: Hardware) -> list[Trace]:
 
     def bursts(now: float) -> float:
         """A minute of much, two of little."""
-        return capacity(mixed, THREE) * (1.2 if now % 180 < 60 else 0.25)
+        return capacity(mixed, moving(now)) * (1.3 if now % 180 < 60 else 0.3)
 
     def day(now: float) -> float:
         """Six hours between night and noon, to nine tenths of what is possible."""
