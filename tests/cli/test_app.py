@@ -167,6 +167,17 @@ def test_key_without_the_scope_is_told_so(flux, keyed_service: KeyedService) -> 
     assert done.status == Status.NOT_ALLOWED and "scope" in done.err and key not in done.err
 
 
+def test_limit_that_is_reached_is_a_status_to_come_again(
+    flux, keyed_service: KeyedService
+) -> None:
+    key = keyed_service.make_key("generate", requests_per_minute=1)
+    arguments = ("usage", "--url", keyed_service.url, "--key", key, "--json")
+    assert flux(*arguments).status == 0
+    done = flux(*arguments)
+    assert (done.status, done.error["code"]) == (Status.LATER, "rate_limited")
+    assert int(done.error["retry_after_seconds"]) > 0
+
+
 # The launcher
 
 

@@ -124,14 +124,3 @@ def test_pause_and_resume(engine, engine_service: RunningService) -> None:
         engine_service.wait_for_job(waiting, "cancelled")
     finally:
         assert engine("queue", "resume", "--json").json["services"][0]["paused"] is False
-
-
-def test_full_queue_is_a_status_to_come_again(start_engine, flux) -> None:
-    small = start_engine(FLUX_MAX_QUEUE_SIZE="1")
-    at = ("--url", small.url)
-    assert flux("queue", "pause", *at).status == 0
-    arguments = ("generate", "one", "--detach", "--size", "128x128")
-    assert flux(*arguments, *at).status == 0
-    done = flux(*arguments, "--json", *at)
-    assert (done.status, done.error["code"]) == (Status.LATER, "queue_full")
-    assert done.error["retry_after_seconds"]
