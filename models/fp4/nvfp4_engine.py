@@ -154,12 +154,13 @@ def load_pipeline(folder: Path, row: ModelRow, options: LoadOptions) -> tuple[An
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise ModelUnavailable(f"model {row.id}: {base.name} cannot be loaded: {reason}") from error
     model.prepare(pipeline)
-    path = _use_paths(pipeline, options, device, text_device, manifest.activations)
     if text_device.type != "cuda" or not _is_lean(pipeline.transformer, options):
         for encoder in _text_encoders(pipeline):
             encoder.to(text_device)
     pipeline.transformer.to(device)
     pipeline.vae.to(device)
+    # Where they compute: on a CPU what a path makes of twelve billion weights would take minutes.
+    path = _use_paths(pipeline, options, device, text_device, manifest.activations)
     if keys:
         options.parts.remember(keys, pipeline.components.__getitem__)
     options.on_progress("reading four-bit weights", 1.0)

@@ -52,7 +52,7 @@ def test_gpu_and_cpu_draw_the_same_picture_from_a_seed(start_service):
 def test_unload_gives_the_memory_back(start_service):
     service = start_service(**ON_GPU)
     raw(service, seed=1)
-    loaded = service.workers()[0]["memory_mib"]
+    loaded = service.workers()[0]["memory_mib"]  # told after loading, before the first product
     assert service.client.post("/unload-model").json()["unloaded"]
     assert service.workers()[0]["memory_mib"] < loaded / 2
     raw(service, seed=1)

@@ -62,6 +62,8 @@ class Device:
         gc.collect()
         if self.kind == "cuda":
             torch = _torch()
+            # The 32 MiB that products are computed with on Hopper; made again when they are needed.
+            torch._C._cuda_clearCublasWorkspaces()
             for name in self.names:
                 with torch.cuda.device(name):
                     torch.cuda.empty_cache()
