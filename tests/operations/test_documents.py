@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,8 @@ PRELUDE = 'curl() { command curl --silent --show-error --fail-with-body --max-ti
 INTERPRETERS = {"bash": "bash", "sh": "bash", "python": sys.executable, "js": "node"}
 # A line that is one of these is a command, whatever its block says.
 COMMAND_WORDS = re.compile(r"^(?:\$ |\./|curl |python3? |pip3? |docker |sudo |git |apt)", re.MULTILINE)  # fmt: skip
+# A service stays, so the block would never end.
+STARTS_SOMETHING = re.compile(r"^\s*(?:\./start\w*\.sh|\./flux serve|sudo|docker)\b", re.MULTILINE)
 
 
 class Reader:
@@ -64,15 +67,23 @@ class Reader:
         for words, ours in (*self.words.items(), *self.placeholders.items()):
             text = text.replace(words, ours)
         script = ["-euo", "pipefail", "-c", PRELUDE + text] if block.language in SHELLS else ["-"]
-        return subprocess.run(
+        running = subprocess.Popen(
             [INTERPRETERS[block.language], *script],
             cwd=self.folder,
             env=self.environ,
-            input="" if block.language in SHELLS else text,
-            capture_output=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=100,
+            start_new_session=True,
         )
+        try:
+            out, err = running.communicate("" if block.language in SHELLS else text, timeout=100)
+        finally:
+            if running.poll() is None:  # with all that it has started
+                os.killpg(running.pid, signal.SIGKILL)
+                running.communicate()
+        return subprocess.CompletedProcess(running.args, running.returncode, out, err)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +96,9 @@ def test_commands_of_a_document_run_in_their_order(reader: Reader, document: Doc
     for block in document.blocks():
         if block.language not in RUN or block.is_marked:
             continue
+        assert not STARTS_SOMETHING.search(
+            block.text
+        ), f"{block.name}: `shown by` the test that does"
         done = reader.follow(block)
         assert done.returncode == 0, (block.name, block.text, done.stdout, done.stderr)
 
@@ -116,6 +130,7 @@ def test_command_that_is_run_touches_nothing_of_the_machine(block: Block) -> Non
     absolute = re.findall(r"(?:^|[\s=\"'>])(/[\w.-]+)", block.text, re.MULTILINE)
     assert set(absolute) <= {"/dev"}, (block.name, absolute)  # `~` is a folder of the test's own
     assert not re.search(r"\b(sudo|apt|apt-get|systemctl|docker)\b", block.text), block.name
+    assert not STARTS_SOMETHING.search(block.text), f"{block.name}: `shown by` the test that does"
 
 
 def test_reasons_are_all_used_and_there_is_much_to_run() -> None:
