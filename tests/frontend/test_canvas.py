@@ -160,6 +160,50 @@ def test_canvas_zooms_to_the_pointer_and_fits(service: RunningService, open_page
         expect(node(page, kind)).to_be_in_viewport(ratio=0.99)
 
 
+def test_canvas_trackpad_moves_the_view_and_pinches(
+    service: RunningService, open_page: OpenPage
+) -> None:
+    page = opened(open_page, service)
+    page.get_by_role("button", name=re.compile("actual size")).click()
+    scale = page.locator(".scale")
+    expect(scale).to_have_text("100 %")
+    head = node(page, "sampler").locator("h2")
+    before = head.bounding_box()
+    page.mouse.move(before["x"], before["y"])
+    page.mouse.wheel(-30, 20)  # two fingers move in both directions at once
+    moved = {"x": before["x"] + 30, "y": before["y"] - 20}
+    service.wait_until(lambda: _is_at(head, moved), 10, "has not moved its view")
+    expect(scale).to_have_text("100 %")
+    page.mouse.move(moved["x"], moved["y"])
+    page.keyboard.down("Control")  # what a browser makes of two fingers that part
+    page.mouse.wheel(0, -20)
+    page.keyboard.up("Control")
+    expect(scale).not_to_have_text("100 %")
+    assert _is_at(head, moved)
+
+
+def _is_at(element, place: dict[str, float]) -> bool:
+    box = element.bounding_box()
+    return abs(box["x"] - place["x"]) < 2 and abs(box["y"] - place["y"]) < 2
+
+
+def test_canvas_that_is_empty_says_what_to_do(service: RunningService, open_page: OpenPage) -> None:
+    page = opened(open_page, service)
+    hint = page.locator("#canvas-empty")
+    expect(hint).to_be_hidden()
+    page.keyboard.press("Control+a")
+    page.keyboard.press("Delete")
+    expect(hint).to_contain_text("Double-click to add a node")
+    page.click("#run")
+    expect(page.locator("#message")).to_contain_text("There is no Sampler node")
+    page.locator(".views input[value=form]").check()
+    expect(page.locator("#form-empty")).to_contain_text("Open an example under Workflows")
+    page.locator(".views input[value=canvas]").check()
+    page.mouse.dblclick(700, 500)
+    page.keyboard.press("Enter")
+    expect(hint).to_be_hidden()
+
+
 def test_canvas_minimap_goes_where_it_is_clicked(
     service: RunningService, open_page: OpenPage
 ) -> None:

@@ -182,6 +182,7 @@ def test_page_run_shows_progress_and_preview_and_cancels(
     expect(image.locator(".run-step")).to_have_text(
         re.compile(r"step [1-9]\d* of 800"), timeout=20_000
     )
+    expect(image.locator(".run-step")).to_have_text(re.compile(r" · (\d+ min )?\d+ s left$"))
     expect(page).to_have_title(re.compile(r"^\d+ % · FLUX$"))
     assert 0 < image.locator("progress").evaluate("bar => bar.value") < 1
     expect(image.locator(".preview")).to_be_visible(timeout=10_000)
@@ -460,6 +461,17 @@ def test_page_model_that_cannot_run_says_why_and_what_it_costs(
     drop(page, "#canvas", [("cloud.json", "application/json", json.dumps(file).encode())])
     expect(node(page, "model")).to_contain_text(f"Each picture costs {cloud['price']}")
     expect(node(page, "model")).to_contain_text("cannot run here")
+
+
+def test_page_service_that_cannot_draw_says_why(start_engine: Start, open_page: OpenPage) -> None:
+    service = start_engine(wait_for_workers=False, FLUX_MIN_FREE_MIB="999999999")
+    page = open_page(ui(service), errors_expected=True)
+    notice = page.locator("#notice")
+    expect(notice).to_contain_text(re.compile(r"cannot draw now\. It says: \d+ MiB are free"))
+    expect(notice).to_contain_text("delete pictures or make room")
+    expect(page.locator(".pill[data-service=bf16]")).to_have_attribute("data-phase", "waiting")
+    page.click("#panels [data-panel=machine]")
+    expect(page.locator("#panel-machine .health")).to_contain_text("Cannot draw now: ")
 
 
 def test_page_machine_unloads_and_loads_a_model(

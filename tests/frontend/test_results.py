@@ -215,6 +215,48 @@ def test_results_settings_of_a_gallery_picture_come_back(
     expect(field(page, "sampler", "seed")).to_have_value("5")
 
 
+def test_results_gallery_picture_is_used_as_input_and_its_prompt_copied(
+    engine_service: RunningService, open_page: OpenPage
+) -> None:
+    body = {"prompt": "copied words", "width": 128, "height": 128}
+    [drawn] = engine_service.generate(**body).json()["images"]
+    page = open_page(ui(engine_service), permissions=["clipboard-read", "clipboard-write"])
+    is_ready(page)
+    page.click("#panels [data-panel=gallery]")
+    page.get_by_role("button", name="copied words").first.click()
+    viewer = page.locator("#viewer")
+    viewer.get_by_role("button", name="Copy prompt").click()
+    expect(page.locator("#message")).to_have_text("Copied.")
+    assert page.evaluate("navigator.clipboard.readText()") == "copied words"
+    viewer.get_by_role("button", name="Use as input").click()
+    expect(viewer).to_be_hidden()
+    expect(node(page, "image-input").locator("img")).to_have_js_property("naturalWidth", 128)
+    [start] = [each for each in graph(page)["nodes"] if each["kind"] == "image-input"]
+    assert start["values"]["image"] == drawn["id"]
+    wires = {(each["from"], each["to"]) for each in graph(page)["wires"]}
+    assert (f"{start['id']}.image", "n3.image") in wires
+
+
+def test_results_gallery_goes_on_to_older_pictures(
+    engine_service: RunningService, open_page: OpenPage
+) -> None:
+    for index in range(8):  # more than a page of them, eight a job
+        body = {"prompt": f"many-{index}", "width": 128, "height": 128, "num_images": 8}
+        assert engine_service.generate(**body).is_success
+    page = open_page(ui(engine_service))
+    page.click("#panels [data-panel=gallery]")
+    page.fill("#gallery-search", "many-")
+    expect(page.locator("#tiles img[alt=many-7]")).to_have_count(8)
+    page.wait_for_function("""() => {
+            const panel = document.querySelector("#panel");
+            panel.scrollTo(0, panel.scrollHeight);
+            return document.querySelectorAll("#tiles > li").length === 64;
+        }""")
+    expect(page.locator("#tiles img[alt=many-0]")).to_have_count(8)
+    keys = page.locator("#tiles > li").evaluate_all("all => all.map(each => each.dataset.key)")
+    assert len(set(keys)) == 64  # none twice
+
+
 # Compare
 
 
@@ -230,7 +272,8 @@ def test_results_one_click_compares_fp4_and_bf16_with_the_figures_of_python(
     stage = page.locator(".compare-stage")
     expect(stage).to_have_attribute("data-complete", "true", timeout=90_000)
     figures = page.locator(".figures")
-    expect(figures).to_contain_text("SSIM")
+    for fact in ("SSIM", "FP4, seed", "BF16, seed", " s · ", "GiB"):
+        expect(figures).to_contain_text(fact)
     words = figures.inner_text()
     told = float(re.search(r"PSNR\s+([\d.]+) dB", words)[1])
     (a, first), (b, second) = newest(fp4), newest(service)
@@ -336,13 +379,18 @@ def test_results_library_renames_and_deletes(
     is_ready(page)
     page.click("#panels [data-panel=loras]")
     card = page.locator("#panel-loras .lora", has_text="before")
-    expect(card).to_contain_text("rank 1")
+    for fact in ("rank 1", "kohya", "FLUX.1", "Fits embedded"):
+        expect(card).to_contain_text(fact)
+    page.get_by_label("Search LoRAs").fill("no file has these")
+    expect(page.locator("#panel-loras .empty")).to_have_text("Nothing has these words.")
+    page.get_by_label("Search LoRAs").fill("befo")
     card.get_by_role("button", name="Use before").click()
     expect(field(page, "lora", "name")).to_have_value("before")
     card.get_by_role("button", name="Edit before").click()
     page.get_by_label("Name", exact=True).fill("after")
     page.get_by_label("Trigger words").fill("woodcut, ink")
     page.keyboard.press("Enter")
+    page.get_by_label("Search LoRAs").fill("")
     renamed = page.locator("#panel-loras .lora", has_text="after")
     expect(renamed).to_contain_text("woodcut, ink")
     expect(field(page, "lora", "name")).to_have_value("after")

@@ -144,6 +144,7 @@ export function mountCanvas(app) {
 		(graph, view) => {
 			root.hidden = view !== "canvas";
 			const nodes = view === "canvas" ? nodesOf(graph) : [];
+			find("#canvas-empty").hidden = nodes.length > 0;
 			const stay = new Set(nodes.map(({id}) => id));
 			for (const element of elements()) {
 				const key = element.dataset.key ?? "";
