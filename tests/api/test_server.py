@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import sqlite3
@@ -236,7 +237,7 @@ def test_database_of_a_newer_version_refuses_and_is_left_as_it_is(tmp_path: Path
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["FLUX_DATA_DIR", "FLUX_OUTPUT_DIR"])
+@pytest.mark.parametrize("name", ["FLUX_DATA_DIR", "FLUX_OUTPUT_DIR", "FLUX_LOG_DIR"])
 def test_folder_that_cannot_be_made_refuses(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("in the way")
     text = refuses(tmp_path, **{name: str(tmp_path / "file" / "folder")})
@@ -255,6 +256,17 @@ def test_folder_that_cannot_be_made_refuses(tmp_path: Path, name: str) -> None:
 )
 def test_wrong_setting_refuses(tmp_path: Path, environ: dict[str, str], word: str) -> None:
     assert word in refuses(tmp_path, **environ)
+
+
+def test_refusal_is_in_the_log_too(tmp_path: Path) -> None:
+    _, text = serve(tmp_path, FLUX_MODEL="no-such-model")
+    [line] = [
+        said
+        for said in map(json.loads, (tmp_path / "logs" / "bf16.log").read_text().splitlines())
+        if said.get("action") == "start_refused"
+    ]
+    assert line["level"] == "error" and "FLUX_MODEL" in line["message"]
+    assert text.count(line["message"]) == 1  # on the console once
 
 
 def test_port_in_use_refuses_and_says_so(tmp_path: Path) -> None:
