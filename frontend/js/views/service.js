@@ -20,12 +20,15 @@ export function mountNotice({store}, refused) {
 			bar.dataset.phase = notice?.phase ?? "";
 			locked = notice?.phase === "locked" ? notice.service : null;
 			enter.hidden = locked === null;
-			// Set only when they change: an alert is read out each time it is written.
-			if (notice && `${title.textContent}${text.textContent}` !== notice.title + notice.text)
+			// An alert is read out each time it is written: a number that goes up and down is no news.
+			if (notice && wordsOf(`${title.textContent}${text.textContent}`) !== wordsOf(notice.title + notice.text))
 				[title.textContent, text.textContent] = [notice.title, notice.text];
 		}
 	);
 }
+
+/** @param {string} text */
+const wordsOf = text => text.replace(/\d+/g, "");
 
 /** Whether a Model node draws with it. @param {State} state @param {ServiceName} name */
 function isUsed({document}, name) {
