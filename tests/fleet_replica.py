@@ -9,6 +9,7 @@ from utils.worker import parent
 
 if os.environ.get("TEST_ANYWHERE"):
     RequestResolver.why_not_on = lambda self, slot, row: None
+    RequestResolver.why_no_files = lambda self, row: None
 parent.RESTART_DELAY_SECONDS = float(os.environ.get("TEST_RESTART_SECONDS", "0.5"))
 
 

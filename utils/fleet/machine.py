@@ -45,7 +45,6 @@ class Machine:
     placement: Placement
     default: DefaultModel
     resolver: RequestResolver
-    files: ModelFiles
 
     @property
     def resources(self) -> dict[str, int]:
@@ -63,7 +62,7 @@ class Machine:
         for row in self.catalog:
             if row.cloud is not None:
                 continue
-            reason = self.resolver.why_not_on(slot, row) or self.files.why_not(row)
+            reason = self.resolver.why_not_on(slot, row) or self.resolver.why_no_files(row)
             if reason is not None:
                 reasons[row.id] = reason
             else:
@@ -101,7 +100,6 @@ def machine_of(settings: Settings) -> Machine:
     default = choose_default(
         catalog, settings.models.model, placement.gpu_names, placement.why_no_gpu
     )
-    files = ModelFiles(settings.models, profile)
     resolver = RequestResolver(
         catalog,
         default,
@@ -110,6 +108,7 @@ def machine_of(settings: Settings) -> Machine:
         chance,
         LoraManager(mine, profile, catalog, chance),
         models=settings.models,
+        files=ModelFiles(settings.models, profile),
     )
     return Machine(
         name=name_of(settings),
@@ -119,7 +118,6 @@ def machine_of(settings: Settings) -> Machine:
         placement=placement,
         default=resolver.default,
         resolver=resolver,
-        files=files,
     )
 
 

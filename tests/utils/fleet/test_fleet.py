@@ -5,17 +5,51 @@ One fleet for the whole file; every test leaves it whole.
 
 from __future__ import annotations
 
+import base64
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
+import httpx2
 import psutil
 import pytest
 
+from config.settings import ROOT
+from tests.api.dialects.test_fleet import PYTHON_EXAMPLE, node_runs
 from tests.fleet_service import RunningFleet
+from tests.operations.documents import documents
+from tests.pictures import file_of, gradient
 
 HERE = ("first/cpu0", "first/cpu1")
 ALL = (*HERE, "second/cpu0")
+CURL_EXAMPLE = """curl --fail -s -o mflux_output.png http://localhost:11435/api/generate-image \\
+-H "Content-Type: application/json" \\
+-d '{
+"model": "z-image-turbo",
+"prompt": "a neon-lit Tokyo alley at midnight, cyberpunk aesthetic",
+"width": 1024,
+"height": 1024,
+"steps": 4,
+"quantize": 8
+}'"""
+UNBOUND = """
+import asyncio, json, sys
+import ray
+from ray import serve
+from tests.utils.fleet.test_replica import REQUEST
+
+ray.init(address=sys.argv[1], namespace="flux", log_to_driver=False)
+handle = serve.get_app_handle("flux-bf16").options(method_name="run", stream=True)
+
+async def main():
+    parts = [each async for each in handle.remote("unbound", json.dumps(REQUEST.to_json()))]
+    print(parts[0], parts[1][1][1:4].decode())
+
+asyncio.run(main())
+"""
 SIZE = {"width": 128, "height": 128, "num_inference_steps": 2}
 
 
@@ -135,10 +169,6 @@ def test_killed_front_door_every_job_ends_once_and_replicas_stay(whole: RunningF
 
 
 def test_input_picture_reaches_a_machine_that_shares_no_folder(whole: RunningFleet) -> None:
-    import base64
-
-    from tests.pictures import file_of, gradient
-
     names = [f"input-{index}" for index in range(2)]
     held = [holding(whole, name) for name in names]
     picture = base64.b64encode(file_of(gradient(128, 128))).decode()
@@ -147,6 +177,115 @@ def test_input_picture_reaches_a_machine_that_shares_no_folder(whole: RunningFle
     for name in names:
         whole.release(name)
     assert {job["gpu"] for job in [*held, done]} == set(ALL)
+
+
+def test_drained_machine_begins_nothing_until_it_is_taken_back(whole: RunningFleet) -> None:
+    command = next(
+        block.text
+        for document in documents()
+        for block in document.blocks()
+        if document.name == "docs/fleet.md" and "api/drain" in block.text
+    )
+    said = command.replace("8002", str(whole.port)).replace("studio", "second")
+    subprocess.run(["bash", "-ec", said], check=True, timeout=60)
+    try:
+        names = [f"drain-{index}" for index in range(2)]
+        held = [holding(whole, name) for name in names]
+        waiting = whole.submit("a cat", **SIZE)
+        fleet = whole.client.get("/dashboard/api/fleet").json()
+        second = next(node for node in fleet["nodes"] if node["node_id"] == "second")
+        assert (second["is_draining"], second["is_drained"]) == (True, True)
+        assert {job["gpu"] for job in held} == set(HERE)
+        assert whole.job(waiting)["status"] == "queued"
+    finally:
+        body = {"node": "second", "drain": False}
+        assert whole.client.post("/dashboard/api/drain", json=body).status_code == 200
+    assert whole.wait_for_job(waiting)["gpu"] == "second/cpu0"
+    for name in names:
+        whole.release(name)
+    for job in held:
+        whole.wait_for_job(job["id"], "succeeded")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        ({}, 400, "GET /dashboard/api/fleet lists"),
+        ({"node": "third"}, 404, "there is: first, second"),
+        ({"node": "second", "drain": "yes"}, 400, "must be true or false"),
+    ],
+)
+def test_drain_of_what_is_not_there_is_refused(
+    whole: RunningFleet, body: dict, status: int, words: str
+) -> None:
+    answer = whole.client.post("/dashboard/api/drain", json=body)
+    assert answer.status_code == status and words in answer.json()["error"]
+
+
+def test_dashboard_tells_of_every_machine(whole: RunningFleet) -> None:
+    generated = whole.client.post(
+        "/generate", json={"prompt": "a cat", **SIZE, "metadata": {"tags": ["of-a-fleet"]}}
+    )
+    assert generated.status_code == 200
+    stats = whole.client.get("/dashboard/api/image-stats").json()
+    assert stats["by_tag"]["of-a-fleet"] == 1
+    assert set(stats["by_node"]) <= {"first", "second"}
+    assert sum(stats["by_node"].values()) == stats["total"]
+    settings = whole.client.get("/dashboard/api/settings").json()
+    assert {node["node_id"] for node in settings["nodes"]} == {"first", "second"}
+    assert whole.client.get("/dashboard/api/health").json()["vitals"]["nodes_online"] == 2
+    answer = whole.client.get("/dashboard")
+    assert answer.headers["Location"] == "/ui/dashboard.html"
+    assert whole.client.get("/ui/dashboard.html").status_code == 200
+
+
+def test_clients_of_a_fleet_router_run_unchanged(whole: RunningFleet, tmp_path: Path) -> None:
+    namespace: dict = {"httpx": httpx2}
+    exec(PYTHON_EXAMPLE.replace("11435", str(whole.port)), namespace)
+    path = tmp_path / "out.png"
+    namespace["mflux_generate_image"]("an alley", str(path))
+    assert path.read_bytes().startswith(b"\x89PNG")
+    call = 'process.stdout.write((await mfluxGenerateImage("an alley")).subarray(1, 4).toString());'
+    assert node_runs(whole, call).stdout == "PNG"
+    said = subprocess.run(["bash", "-ec", CURL_EXAMPLE.replace("11435", str(whole.port))], cwd=tmp_path, timeout=60)  # fmt: skip
+    assert said.returncode == 0
+    assert (tmp_path / "mflux_output.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_call_that_names_no_replica_goes_to_the_best_by_their_reports(whole: RunningFleet) -> None:
+    """What another application in the cluster does, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", UNBOUND, f"127.0.0.1:{whole.fleet_port}"],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(whole.folder / "data" / "fleet" / "token"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.split() == ["taken", "PNG"], done.stderr[-2000:]
+
+
+def test_machine_with_a_wrong_token_does_not_join(whole: RunningFleet, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "utils.fleet.join", f"127.0.0.1:{whole.fleet_port}"],
+        cwd=ROOT,
+        env={
+            **{key: value for key, value in os.environ.items() if not key.startswith("FLUX_")},
+            "FLUX_DATA_DIR": str(tmp_path),
+            "FLUX_FLEET_NODE": "stranger",
+            "FLUX_FLEET_TOKEN": "0" * 64,
+            "FLUX_FAKE_GPUS": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode != 0
+    assert set(whole.states()) == set(ALL)
 
 
 def test_full_queue_is_429(whole: RunningFleet) -> None:
