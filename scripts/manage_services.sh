@@ -353,10 +353,10 @@ require_readable() {
     done
 }
 
-# put <file of scripts/systemd> <where>: filled in, and only when something changed.
+# put <file of scripts/systemd> <where>: for this checkout, and only when something changed.
 put() {
     local text
-    text=$(filled_in "scripts/systemd/$1")
+    text=$(for_this_checkout "scripts/systemd/$1")
     if [[ -f $2 && $(cat "$2") == "$text" ]]; then
         echo "unchanged  $2"
         return
@@ -372,10 +372,14 @@ put() {
     echo "written    $2"
 }
 
-filled_in() {
+# The units are as a checkout in /opt/flux-api and the account flux-api want them.
+for_this_checkout() {
     local drop='/^#\[system$/d; /^#\]$/d'
     if ((is_user)); then drop='/^#\[system$/,/^#\]$/d'; fi
-    sed -e "$drop" -e "s#@ROOT@#$checkout#g; s#@ACCOUNT@#${account-}#g; s#@GROUP@#${group-}#g; s#@CONFIG@#$settings#g; s#@TARGET@#$target#g" "$1"
+    sed -e "$drop" \
+        -e "s#/etc/flux-api#$settings#g; s#/opt/flux-api#$checkout#g" \
+        -e "s#^User=flux-api\$#User=${account-}#; s#^WantedBy=multi-user.target\$#WantedBy=$target#" \
+        -e "s#^\(d .* 0750\) flux-api flux-api -\$#\1 ${account-} ${group-} -#; s#^\(d .* 0750\) root flux-api -\$#\1 root ${group-} -#" "$1"
 }
 
 # An empty file of settings, for its owner to write into. One that is there is left as it is.

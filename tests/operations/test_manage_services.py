@@ -137,7 +137,7 @@ def test_install_puts_units_settings_and_the_account_below_the_root(machine: Mac
         *(f"etc/flux-api/{name}.env" for name in ("services", "fp4", "bf16", "page")),
     }
     for name, text in files.items():
-        assert not re.search(r"@[A-Z]+@|^#[\[\]]", text, re.M), name
+        assert "/opt/flux-api" not in text and "#[" not in text, name
     assert (
         f"ExecStart={machine.checkout}/start_%i_api.sh"
         in files["etc/systemd/system/flux-api@.service"]
