@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The static checks: black, ruff, shellcheck, and the page's types. Runs all of them, then says whether one failed.
+# The static checks: black, ruff, shellcheck, hadolint, and the page's types. Runs all of them, then says whether one failed.
 set -euo pipefail
 
 main() {
@@ -14,6 +14,7 @@ main() {
     check black .venv/bin/python -m black --check --quiet --diff .
     check ruff .venv/bin/python -m ruff check .
     check shellcheck shellcheck --external-sources flux ./*.sh scripts/*.sh scripts/*/*.sh .ci/run
+    check hadolint .venv/bin/hadolint Dockerfile
     check tsc .venv/page-tools/node_modules/.bin/tsc -p frontend
     if ((${#failed[@]})); then
         echo "check.sh: failed: ${failed[*]}" >&2
