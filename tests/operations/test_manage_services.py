@@ -195,6 +195,10 @@ def test_install_account_runs_them_and_stays_at_the_next_install(machine: Machin
     machine.well("install", "--account", me, "--root", str(machine.root))
     assert f"User={me}\n" in machine.files()["etc/systemd/system/flux-api@.service"]
     assert "etc/sysusers.d/flux-api.conf" not in machine.files()
+    group = subprocess.run(["/usr/bin/id", "-gn"], capture_output=True, text=True).stdout.strip()
+    folders = machine.files()["etc/tmpfiles.d/flux-api.conf"]
+    assert f"d /etc/flux-api 0750 root {group} -\n" in folders
+    assert f"d /var/lib/flux-api 0750 {me} {group} -\n" in folders
     assert f"runuser -u {me} -- test -r {machine.checkout}/.venv/bin/python" in machine.calls()
     machine.well("install", "--root", str(machine.root))
     assert f"User={me}\n" in machine.files()["etc/systemd/system/flux-page.service"]
