@@ -23,6 +23,7 @@ from cli import (
 from cli.command import ReaderGone
 from cli.failures import Failure, Status
 from cli.session import as_json as in_json
+from cli.session import printable
 
 NAME = "flux"
 HELP = """Draw pictures with the services of this machine, and look after them.
@@ -67,7 +68,9 @@ def run(arguments: Sequence[str]) -> int:
 def _end(failure: Failure, as_json: bool) -> int:
     if as_json:
         print(in_json(failure.to_json(), indent=2), flush=True)
-    print(f"{NAME}: {failure.message}", file=sys.stderr)
+    # Line by line: what others wrote must not move the cursor.
+    for line in f"{NAME}: {failure.message}".splitlines():
+        print(printable(line), file=sys.stderr)
     return int(failure.status)
 
 

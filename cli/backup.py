@@ -11,7 +11,7 @@ import typer
 
 from cli.command import command
 from cli.failures import Failure, Status
-from cli.session import Session
+from cli.session import Session, settings_failures
 
 
 def add_to(app: typer.Typer) -> None:
@@ -136,12 +136,10 @@ def restore(
 
 @contextmanager
 def _failures() -> Iterator[None]:
-    from config.errors import ConfigurationError
     from utils.backup.manifest import BackupError
 
     try:
-        yield
+        with settings_failures():
+            yield
     except BackupError as error:
         raise Failure(Status.WRONG, str(error), code="backup") from error
-    except ConfigurationError as error:
-        raise Failure(Status.SETTINGS, str(error)) from error

@@ -227,7 +227,13 @@ def fetch(client: Client, job: dict[str, Any], target: files.Target) -> list[Pat
             sys.stdout.buffer.write(content)
             continue
         path = target.name(job["id"], index, len(images), Path(image["filename"]).suffix)
-        files.write(path, content)
+        try:
+            files.write(path, content)
+        except Failure as failure:
+            kept = f"it is kept on the service: ./flux queue fetch {job['id']} -o FILE"
+            raise Failure(
+                failure.status, f"{failure.message}; {kept}", more={"job_id": job["id"]}
+            ) from failure
         written.append(path)
     return written
 

@@ -50,7 +50,7 @@ def gpu(session: Session) -> None:
             worker["name"],
             worker["state"],
             worker["engine"],
-            ", ".join(f"{held['model']} ({held['memory_gib']:g} GiB)" for held in worker["models"]),
+            ", ".join(f"{held['model']} ({held['memory_gib']} GiB)" for held in worker["models"]),
         )
         for each in report
         for worker in each["workers"]

@@ -11,7 +11,7 @@ import typer
 
 from cli.command import command, group
 from cli.failures import Failure, Status
-from cli.session import Session
+from cli.session import Session, settings_failures
 
 if TYPE_CHECKING:
     from utils.keys import Key, KeyFile
@@ -137,13 +137,12 @@ def revoke(
 @contextmanager
 def _file() -> Iterator[KeyFile]:
     """The file of this machine's keys, with its refusals as ours."""
-    from config.errors import ConfigurationError, FluxError
+    from config.errors import FluxError
     from scripts.keys import file_of_machine
 
     try:
-        yield file_of_machine()
-    except ConfigurationError as error:
-        raise Failure(Status.SETTINGS, str(error)) from error
+        with settings_failures():
+            yield file_of_machine()
     except FluxError as error:
         fields = [(each.field, each.message) for each in error.fields]
         raise Failure(Status.REFUSED, error.message, code=error.code, fields=fields) from error

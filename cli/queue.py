@@ -132,9 +132,11 @@ def watch(
 
 
 def _watch_all(session: Session, client: Client) -> None:
+    from cli.client import Event
     from cli.progress import in_words
 
     session.say(f"watching {client.name} at {client.url}; Ctrl-C ends it")
+    event = Event("", {})
     for event in client.events():
         if session.as_json:
             session.emit_line({"event": event.name, **event.data})
@@ -143,6 +145,10 @@ def _watch_all(session: Session, client: Client) -> None:
         job_id = event.data.get("job_id") or event.data.get("id")
         if text is not None and job_id:
             print(f"{job_id}  {text}", flush=True)
+        if event.name == "bye":
+            break
+    reason = event.data.get("reason") or "it was cut off"
+    raise Failure(Status.UNREACHABLE, f"{client.name} ended the stream: {reason}")
 
 
 def _watch_one(session: Session, client: Client, job_id: str, preview: bool) -> None:

@@ -104,7 +104,6 @@ class Session:
 
 def addresses(service: str | None = None) -> list[tuple[str, str]]:
     """(name, address) of the services as their settings have them; of one, where it is named."""
-    from config.errors import ConfigurationError
     from config.settings import load_settings
     from models.precision import known_precisions
 
@@ -116,14 +115,25 @@ def addresses(service: str | None = None) -> list[tuple[str, str]]:
     found = []
     for name in known_precisions():
         if service in (None, name):
-            try:
+            with settings_failures():
                 server = load_settings(name).server
-            except ConfigurationError as error:
-                raise Failure(Status.SETTINGS, str(error)) from error
             host = ANY_ADDRESS.get(server.host, server.host)
             host = f"[{host}]" if ":" in host and not host.startswith("[") else host
             found.append((name, f"http://{host}:{server.port}"))
     return found
+
+
+@contextmanager
+def settings_failures() -> Iterator[None]:
+    """A setting that is wrong, and a .env that is no text, are a status of their own."""
+    from config.errors import ConfigurationError
+
+    try:
+        yield
+    except ConfigurationError as error:
+        raise Failure(Status.SETTINGS, str(error)) from error
+    except UnicodeDecodeError as error:
+        raise Failure(Status.SETTINGS, f".env or a TOML file is no UTF-8 text: {error}") from error
 
 
 def as_json(data: Any, **options: Any) -> str:

@@ -83,6 +83,7 @@ class Checkup:
             machine.look_at_folder("pictures", storage.output_dir, storage.min_free_mib),
             machine.look_at_folder("jobs", storage.data_dir),
             machine.look_at_folder("LoRAs", storage.lora_dir),
+            *self._look_at_logs(settings.log),
             kept,
             *databases.look_at(storage.data_dir, self.profile.name),
             machine.look_at_port(
@@ -90,6 +91,13 @@ class Checkup:
             ),
             *running.look_at(self.profile.name, server.host, server.port, storage.data_dir),
         )
+
+    def _look_at_logs(self, log: Any) -> list[Finding]:
+        if not log.log_to_file:
+            return []
+        found = machine.look_at_folder("logs", log.log_dir)
+        # Without them a service draws all the same.
+        return [replace(found, state=State.WRONG) if found.state is State.FAULT else found]
 
     def _read_settings(self) -> Any | None:
         """The settings, and the plan that the service itself makes of them.

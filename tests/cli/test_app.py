@@ -105,6 +105,17 @@ def test_setting_that_is_wrong_is_a_status_of_its_own(flux, monkeypatch) -> None
     assert done.status == Status.SETTINGS and "FLUX_PORT" in done.error["message"]
 
 
+@pytest.mark.parametrize("command", [("gpu",), ("keys", "list"), ("backup", "backup")])
+def test_settings_that_are_no_text_are_named(flux, monkeypatch, command: tuple[str, ...]) -> None:
+    def unreadable(*_: object) -> None:
+        b"\xff".decode()
+
+    monkeypatch.setattr("config.settings._dotenv", unreadable)
+    monkeypatch.setattr("utils.backup.places.dotenv", unreadable)
+    done = flux(*command, "--json")
+    assert done.status == Status.SETTINGS and ".env" in done.error["message"]
+
+
 def test_proxy_is_not_asked_for_services_of_this_machine(flux, engine_service, monkeypatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
@@ -167,9 +178,7 @@ def test_key_without_the_scope_is_told_so(flux, keyed_service: KeyedService) -> 
     assert done.status == Status.NOT_ALLOWED and "scope" in done.err and key not in done.err
 
 
-def test_limit_that_is_reached_is_a_status_to_come_again(
-    flux, keyed_service: KeyedService
-) -> None:
+def test_limit_that_is_reached_is_a_status_to_come_again(flux, keyed_service: KeyedService) -> None:
     key = keyed_service.make_key("generate", requests_per_minute=1)
     arguments = ("usage", "--url", keyed_service.url, "--key", key, "--json")
     assert flux(*arguments).status == 0

@@ -153,6 +153,18 @@ def test_generate_into_a_folder_that_is_read_only_says_so_before_it_draws(
     assert engine_service.client.get("/queue-stats").json()["succeeded"] == before
 
 
+def test_generate_whose_picture_finds_no_room_says_where_it_is(engine, monkeypatch) -> None:
+    def full(source: object, target: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cli.files.os.replace", full)
+        done = engine("generate", "no room", "-o", "out.png", "--json", *SMALL)
+    assert done.status == Status.WRONG and "No space left" in done.error["message"]
+    assert f"queue fetch {done.error['job_id']}" in done.error["message"]
+    assert list(Path().iterdir()) == []
+
+
 # Cancelling
 
 

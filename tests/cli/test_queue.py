@@ -124,3 +124,12 @@ def test_pause_and_resume(engine, engine_service: RunningService) -> None:
         engine_service.wait_for_job(waiting, "cancelled")
     finally:
         assert engine("queue", "resume", "--json").json["services"][0]["paused"] is False
+
+
+def test_watch_of_everything_ends_with_the_service(start_engine, program) -> None:
+    running = start_engine()
+    watching = program("queue", "watch", "--json", FLUX_URL=running.url)
+    assert json.loads(watching.stdout.readline())["event"] == "queue"
+    running.stop()
+    _, err = watching.communicate(timeout=60)
+    assert watching.returncode == Status.UNREACHABLE and "stopping" in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
@@ -127,7 +128,7 @@ class _Making:
                 self._copy(path, f"{name}/{path.relative_to(folder).as_posix()}")
         for named in (loras, pins):
             for name, folder in named.items():
-                for path in _plain_files(folder, deep=False):
+                for path in filter(manifest.is_lora, _plain_files(folder, deep=False)):
                     # A change of a LoRA's name or words is a change of the file beside it.
                     self._copy(path, f"{name}/{path.name}", again=path.suffix == ".json")
 
@@ -177,7 +178,8 @@ class _Making:
             self._files.pop(name, None)
             to.unlink(missing_ok=True)
             return False
-        os.chmod(to, 0o600)
+        with contextlib.suppress(OSError):  # a disk without rights, such as a stick
+            os.chmod(to, 0o600)
         self._files[name] = StoredFile(path=name, size_bytes=size, sha256=sha256, mode=mode)
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -9,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from utils.job_store import RESTORING
 
 FORMAT = 1
 FILENAME = "manifest.json"
@@ -148,5 +151,14 @@ def sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # disks that sync no folders
+            raise
     finally:
         os.close(handle)
+
+
+def is_lora(path: Path) -> bool:
+    """Whether a file of the library is a LoRA or its facts, and no lock, no journal, nothing half."""
+    is_kept = path.suffix in (".safetensors", ".json") and not path.name.startswith(".")
+    return is_kept and path.name != RESTORING

@@ -181,12 +181,12 @@ class _Plan:
             self._replace(found, stored.name, target, _entries(target, _OF_DATA))
         for stored in found.of_kind(LORAS):
             target = places.one_folder(LORAS, stored.services)
-            self._replace(found, stored.name, target, _visible(target))
+            self._replace(found, stored.name, target, _loras(target))
         for stored in found.of_kind(PINS):
             service = stored.services[0]
             if service in places.settings:
                 target = places.pins(service)
-                self._replace(found, stored.name, target, _visible(target))
+                self._replace(found, stored.name, target, _loras(target))
         for stored in found.of_kind(IMAGES):
             target = places.one_folder(IMAGES, stored.services)
             self._replace(found, stored.name, target, [])  # what else lies there stays
@@ -312,11 +312,9 @@ def _entries(folder: Path, patterns: Sequence[str]) -> list[Path]:
     return sorted({path for pattern in patterns for path in folder.glob(pattern)})
 
 
-def _visible(folder: Path) -> list[Path]:
-    """What lies in a folder but for what is hidden: locks, uploads on their way, what earlier restores kept."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+def _loras(folder: Path) -> list[Path]:
+    """Of a folder that may hold other things, too: it may be the folder of data."""
+    return sorted(filter(manifest.is_lora, folder.iterdir())) if folder.is_dir() else []
 
 
 def _existing(folder: Path) -> Path:

@@ -150,6 +150,23 @@ def test_restore_of_an_older_schema_is_upgraded_at_the_start(
     assert (machine.data / "bf16.sqlite3.schema-1").exists()
 
 
+def test_restore_where_loras_and_data_share_a_folder(machine: Machine, tmp_path: Path) -> None:
+    """Each has its own files in it, and neither takes the other's away."""
+    for path in machine.loras.glob("*.*"):
+        if path.is_file():
+            path.rename(machine.data / path.name)
+    text = (machine.root / ".env").read_text()
+    (machine.root / ".env").write_text(text.replace(str(machine.loras), str(machine.data)))
+    made = machine.make(tmp_path / "shared")
+    assert not [file.path for file in made.files if "sqlite3" in file.path and "loras" in file.path]
+    before = machine.contents()
+    (machine.data / "new.safetensors").write_bytes(b"new")
+    with closing(sqlite3.connect(machine.jobs)) as db, db:
+        db.execute("DELETE FROM job WHERE status = 'failed'")
+    machine.restore(tmp_path / "shared")
+    assert without_asides(machine.contents()) == before
+
+
 # Refused
 
 
