@@ -20,6 +20,7 @@ def cuda(*cards: tuple[float, float], reserved: float = 0.0, allocated: float = 
     emptied: list[str] = []
     return SimpleNamespace(
         emptied=emptied,
+        _C=SimpleNamespace(_cuda_clearCublasWorkspaces=lambda: emptied.append("workspaces")),
         cuda=SimpleNamespace(
             is_available=lambda: bool(cards),
             device_count=lambda: len(cards),
@@ -135,8 +136,14 @@ def test_cpu_has_what_is_free_and_what_our_models_hold(
     assert limits.is_cpu and limits.together_gib == 3
 
 
-@pytest.mark.parametrize(("stand_in", "kind"), [(cuda((24, 20)), "cuda"), (mps(), "mps")])
-def test_give_back_empties_the_devices_cache(torch_is, stand_in: Any, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("stand_in", "kind", "emptied"),
+    [(cuda((24, 20)), "cuda", ["workspaces", "cuda"]), (mps(), "mps", ["mps"])],
+    ids=["cuda", "mps"],
+)
+def test_give_back_empties_the_devices_cache(
+    torch_is, stand_in: Any, kind: str, emptied: list[str]
+) -> None:
     torch_is(stand_in)
     find(kind, 1, None).give_back()
-    assert stand_in.emptied == [kind]
+    assert stand_in.emptied == emptied
