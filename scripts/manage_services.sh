@@ -51,7 +51,8 @@ Usage: scripts/manage_services.sh VERB [NAME...] [options]
               and for install all but flux-fleet, which draws on the same GPUs as the others
 
   --user            in the user's own systemd, without root; pictures and LoRAs stay in this folder
-  --account NAME    install: run as this account (default: flux-api, which is made)
+  --account NAME    install: run as this account, with the pictures, LoRAs and models that are in this folder
+                    (default: flux-api, which is made and has folders of its own)
   --root DIR        install, uninstall: below DIR in place of /, for an image of a machine
   --dry-run         say what would be done
 EOF
@@ -168,8 +169,13 @@ do_install() {
     echo "Installed: ${names[*]}. Settings: $root$settings/*.env"
     if ((is_user)); then
         echo "They end with your last login unless root runs once: loginctl enable-linger $(id -un)"
-    else
+    elif is_own_account; then
         echo "They run as $account and write below /var/lib/flux-api, /var/cache/flux-api and /var/log/flux-api."
+        if compgen -G 'data/*.sqlite3' > /dev/null; then
+            echo "Pictures and jobs that are in $checkout stay there, and none of these services sees them. To go on with those: install --account $(stat -c %U .)"
+        fi
+    else
+        echo "They run as $account and go on with what is in $checkout."
     fi
     if [[ -z $root ]]; then
         echo "Start them, or after an upgrade: scripts/manage_services.sh restart${is_user_flag}"
@@ -374,12 +380,18 @@ put() {
 
 # The units are as a checkout in /opt/flux-api and the account flux-api want them.
 for_this_checkout() {
-    local drop='/^#\[system$/d; /^#\]$/d'
-    if ((is_user)); then drop='/^#\[system$/,/^#\]$/d'; fi
-    sed -e "$drop" \
-        -e "s#/etc/flux-api#$settings#g; s#/opt/flux-api#$checkout#g" \
+    local marks='/^#\[system$/d; /^#\]$/d' own='/^#\[own$/d; /^#own\]$/d; /^#: /d'
+    if ((is_user)); then marks='/^#\[system$/,/^#\]$/d'; fi
+    if ! is_own_account; then own='/^#\[own$/,/^#own\]$/d; s/^#: //'; fi
+    sed -e "$own" -e "$marks" \
         -e "s#^User=flux-api\$#User=${account-}#; s#^WantedBy=multi-user.target\$#WantedBy=$target#" \
-        -e "s#^\(d .* 0750\) flux-api flux-api -\$#\1 ${account-} ${group-} -#; s#^\(d .* 0750\) root flux-api -\$#\1 root ${group-} -#" "$1"
+        -e "/^d /s# root flux-api -\$# root ${group-} -#; /^d /s# flux-api flux-api -\$# ${account-} ${group-} -#" \
+        -e "s#/etc/flux-api#$settings#g; s#/opt/flux-api#$checkout#g" "$1"
+}
+
+# The account that is made here has folders of its own; any other goes on with those of the checkout.
+is_own_account() {
+    ((is_user)) || [[ $account == "$ACCOUNT" ]]
 }
 
 # An empty file of settings, for its owner to write into. One that is there is left as it is.

@@ -137,7 +137,7 @@ def test_install_puts_units_settings_and_the_account_below_the_root(machine: Mac
         *(f"etc/flux-api/{name}.env" for name in ("services", "fp4", "bf16", "page")),
     }
     for name, text in files.items():
-        assert "/opt/flux-api" not in text and "#[" not in text, name
+        assert "/opt/flux-api" not in text and not re.search(r"^#[\[:\]]|^#own", text, re.M), name
     assert (
         f"ExecStart={machine.checkout}/start_%i_api.sh"
         in files["etc/systemd/system/flux-api@.service"]
@@ -198,7 +198,10 @@ def test_install_account_runs_them_and_stays_at_the_next_install(machine: Machin
     group = subprocess.run(["/usr/bin/id", "-gn"], capture_output=True, text=True).stdout.strip()
     folders = machine.files()["etc/tmpfiles.d/flux-api.conf"]
     assert f"d /etc/flux-api 0750 root {group} -\n" in folders
-    assert f"d /var/lib/flux-api 0750 {me} {group} -\n" in folders
+    assert f"d {machine.checkout}/data - {me} {group} -\n" in folders and "/var/" not in folders
+    unit = machine.files()["etc/systemd/system/flux-api@.service"]
+    assert f"\nReadWritePaths={machine.checkout}/data " in unit
+    assert "StateDirectory" not in unit and "FLUX_DATA_DIR" not in unit
     assert f"runuser -u {me} -- test -r {machine.checkout}/.venv/bin/python" in machine.calls()
     machine.well("install", "--root", str(machine.root))
     assert f"User={me}\n" in machine.files()["etc/systemd/system/flux-page.service"]
@@ -235,6 +238,18 @@ def test_install_dry_run_changes_nothing(machine: Machine) -> None:
     said = machine.well("install", "--user", "--dry-run")
     assert "would write" in said and "would run  systemctl --user enable" in said
     assert machine.files() == {} and machine.calls() == []
+
+
+def test_install_beside_data_of_the_checkout_says_how_to_go_on_with_it(
+    machine: Machine, tmp_path: Path
+) -> None:
+    used = copy_checkout(tmp_path / "used")
+    at = ("install", "flux-cleanup", "--root", str(machine.root))
+    other = Machine(used, machine.stand_in, machine.root)
+    assert "--account" not in other.well(*at)
+    (used / "data").mkdir()
+    (used / "data" / "bf16.sqlite3").touch()
+    assert "none of these services sees them" in other.well(*at)
 
 
 # uninstall
