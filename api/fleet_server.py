@@ -42,14 +42,18 @@ def serve(replica: str = REPLICA) -> int:
         settings = load_settings(FLEET.name)
         logs.configure(settings, FLEET.name)
         server.give_hub_token(settings)
-        os.environ.update(environment(settings))
-        head = Head(settings, machine_of(settings))
-        cluster = Cluster(head.start(), f"{VERSION}-{replica}", replica)
-        cluster.connect()
+        cluster = Cluster(f"{VERSION}-{replica}", replica)
+        # What is wrong is said before Ray starts.
         app = create_app(make_plan(settings, FLEET, crew=Crew(cluster, settings)))
+        machine = machine_of(settings)
+        os.environ.update(environment(settings))
+        head = Head(settings, machine)
+        address = head.start()
     except ConfigurationError as error:
         return server.refuse(FLEET.service, error)
-    status = server.run(app, settings, FLEET.service)
-    cluster.end()
-    head.stop()
-    return status
+    try:
+        cluster.connect(address)
+        return server.run(app, settings, FLEET.service)
+    finally:
+        cluster.end()
+        head.stop()

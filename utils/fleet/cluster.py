@@ -29,28 +29,29 @@ MAX_CALLS = 64  # at a replica at once; whether a job is taken is its worker's w
 
 
 class Cluster:
-    """Of the cluster at an address. `replica` is the class of its replicas, `version` of their code."""
+    """`replica` is the class of its replicas, `version` of their code."""
 
-    def __init__(self, address: str, version: str, replica: str = REPLICA) -> None:
-        self._address = address
+    def __init__(self, version: str, replica: str = REPLICA) -> None:
         self._version = version
         self._replica = replica
         self._handles: dict[str, Any] = {}
         self._counts: dict[str, int] = {}
         self._turn = threading.Lock()
+        self._is_connected = False
 
-    def connect(self) -> None:
+    def connect(self, address: str) -> None:
         import ray
         from ray import serve
 
         for name in ("ray", "ray.serve"):
             logging.getLogger(name).setLevel(logging.WARNING)
         ray.init(
-            address=self._address,
+            address=address,
             namespace=NAMESPACE,
             log_to_driver=False,
             configure_logging=False,
         )
+        self._is_connected = True
         serve.start(proxy_location="Disabled")  # the front door is ours
 
     def places(self) -> dict[str, int]:
@@ -151,6 +152,8 @@ class Cluster:
         """End the replicas, as far as their machines answer, and let go of the cluster."""
         from ray import serve
 
+        if not self._is_connected:
+            return
         ending = threading.Thread(target=serve.shutdown, name="serve's end", daemon=True)
         ending.start()
         ending.join(SHUTDOWN_SECONDS)

@@ -6,6 +6,7 @@ on when the front door ends by accident, and the next start finds them by `head.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
@@ -16,6 +17,7 @@ import sys
 import time
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -110,21 +112,26 @@ def join_arguments(settings: Settings, machine: Machine, address: str) -> list[s
 
 
 class Head:
-    """The first machine's processes: `start`, and `stop` when the fleet ends."""
+    """The first machine's processes: `start`, and `stop` when the fleet ends. One front door has them at a time."""
 
     def __init__(self, settings: Settings, machine: Machine) -> None:
         self._settings = settings
         self._machine = machine
         self._note = fleet_folder(settings) / "head.json"
+        self._lock: int | None = None
 
     def start(self) -> str:
         """The address of the cluster's first machine, whose processes run. Raises ConfigurationError."""
         from ray.util import get_node_ip_address
 
+        self._take_lock()
         port = self._settings.fleet.fleet_port
         address = f"{get_node_ip_address()}:{port}"
+        given = self._given()
         if self._running() is not None:
-            return address
+            if self._read_note().get("given") == given and answers(address):
+                return address
+            self.stop()  # it was started with other settings, or does not answer
         if answers(address):
             raise ConfigurationError(
                 f"FLUX_FLEET_PORT = {port}: another program answers there; choose another port"
@@ -150,7 +157,7 @@ class Head:
                 start_new_session=True,  # Ctrl-C reaches the front door alone, which ends it
             )
         born = psutil.Process(process.pid).create_time()
-        self._note.write_text(json.dumps({"pid": process.pid, "born": born}))
+        self._note.write_text(json.dumps({"pid": process.pid, "born": born, "given": given}))
         deadline = time.monotonic() + START_SECONDS
         while not answers(address):
             if process.poll() is not None or time.monotonic() > deadline:
@@ -174,13 +181,38 @@ class Head:
             psutil.wait_procs(alive, timeout=STOP_SECONDS)
         self._note.unlink(missing_ok=True)
 
-    def _running(self) -> psutil.Process | None:
+    def _take_lock(self) -> None:
+        """Ends with this process. Raises ConfigurationError where another front door has it."""
+        path = fleet_folder(self._settings) / "front-door.lock"
+        self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigurationError(
+                f"another front door of a fleet runs with {fleet_folder(self._settings)}; end it first, or "
+                "choose another FLUX_DATA_DIR"
+            ) from None
+
+    def _given(self) -> str:
+        """What replicas are started with, as a digest: they read this machine's settings once."""
+        named = self._settings.model_dump(mode="json", exclude={"server", "queue", "cloud", "cleanup"})
+        what = [named, self._machine.resources]
+        return sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+    def _read_note(self) -> dict[str, Any]:
         try:
             note = json.loads(self._note.read_text())
+        except (OSError, ValueError):
+            return {}
+        return note if isinstance(note, dict) else {}
+
+    def _running(self) -> psutil.Process | None:
+        note = self._read_note()
+        try:
             process = psutil.Process(note["pid"])
             is_same = abs(process.create_time() - note["born"]) < 1
             return process if is_same and process.status() != psutil.STATUS_ZOMBIE else None
-        except (OSError, ValueError, KeyError, psutil.Error):
+        except (KeyError, TypeError, ValueError, psutil.Error):
             return None
 
 
