@@ -137,6 +137,8 @@ def _lock_data(data_dir: Path, stack: ExitStack, dry_run: bool) -> None:
     named = {f"{service}{databases.SUFFIX}" for service in known_precisions()}
     named |= {path.with_suffix(databases.SUFFIX).name for path in data_dir.glob("*.lock")}
     for name in sorted(named):
+        if dry_run and not (data_dir / name).with_suffix(".lock").exists():
+            continue  # nobody has it, and nothing is made
         try:
             stack.callback(take_lock(data_dir / name, HOLDER).close)
         except StoreInUse as error:
@@ -151,7 +153,7 @@ def _lock_data(data_dir: Path, stack: ExitStack, dry_run: bool) -> None:
 
 def _lock_loras(lora_dir: Path, stack: ExitStack, dry_run: bool) -> None:
     """The library's own lock: a service of another checkout may share it."""
-    if dry_run and not lora_dir.is_dir():
+    if dry_run and not (lora_dir / ".lock").exists():
         return
     try:
         lora_dir.mkdir(parents=True, exist_ok=True)

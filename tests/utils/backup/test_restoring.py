@@ -133,9 +133,10 @@ def test_restore_by_the_environment_goes_elsewhere(
 
 def test_restore_dry_changes_nothing(machine: Machine, backup: Path) -> None:
     use_on(machine)
-    before = machine.contents()
+    before, names = machine.contents(), sorted(machine.root.rglob("*"))
     done = machine.restore(backup, dry_run=True)
     assert machine.contents() == before and done.asides == ()
+    assert sorted(machine.root.rglob("*")) == names
 
 
 def test_restore_of_an_older_schema_is_upgraded_at_the_start(
