@@ -342,7 +342,18 @@ choose_account() {
     account=${account:-$ACCOUNT}
     group=$account
     if [[ $account != "$ACCOUNT" ]]; then
-        group=$(id -gn "$account" 2> /dev/null) || die "$EXIT_USAGE" "there is no account '$account'"
+        group=$(group_of "$account")
+        [[ -n $group ]] || die "$EXIT_USAGE" "there is no account '$account'${root:+ in $root/etc/passwd}"
+    fi
+}
+
+# The name of an account's group; nothing for one that is not there.
+group_of() {
+    if [[ -z $root ]]; then
+        id -gn "$1" 2> /dev/null || true
+    elif [[ -e $root/etc/passwd && -e $root/etc/group ]]; then
+        awk -F: -v account="$1" 'NR == FNR { if ($1 == account) gid = $4; next } gid != "" && $3 == gid { print $1; exit }' \
+            "$root/etc/passwd" "$root/etc/group"
     fi
 }
 

@@ -190,31 +190,45 @@ def test_install_named_ones_alone(machine: Machine) -> None:
     assert installed == {"flux-cleanup.service", "flux-cleanup.timer"}
 
 
-def test_install_account_runs_them_and_stays_at_the_next_install(machine: Machine) -> None:
-    me = subprocess.run(["/usr/bin/id", "-un"], capture_output=True, text=True).stdout.strip()
+@pytest.fixture
+def me(machine: Machine) -> str:
+    """The account of whoever runs the tests, which the image of `root` has too, in a group of another name."""
+    name = subprocess.run(["/usr/bin/id", "-un"], capture_output=True, text=True).stdout.strip()
+    (machine.root / "etc").mkdir()
+    (machine.root / "etc" / "passwd").write_text(
+        f"other:x:7:7::/:/bin/sh\n{name}:x:8:9::/:/bin/sh\n"
+    )
+    (machine.root / "etc" / "group").write_text("other:x:7:\npainters:x:9:\n")
+    return name
+
+
+def test_install_account_runs_them_and_stays_at_the_next_install(machine: Machine, me: str) -> None:
     machine.well("install", "--account", me, "--root", str(machine.root))
     assert f"User={me}\n" in machine.files()["etc/systemd/system/flux-api@.service"]
     assert "etc/sysusers.d/flux-api.conf" not in machine.files()
-    group = subprocess.run(["/usr/bin/id", "-gn"], capture_output=True, text=True).stdout.strip()
     folders = machine.files()["etc/tmpfiles.d/flux-api.conf"]
-    assert f"d /etc/flux-api 0750 root {group} -\n" in folders
-    assert f"d {machine.checkout}/data - {me} {group} -\n" in folders and "/var/" not in folders
+    assert "d /etc/flux-api 0750 root painters -\n" in folders
+    assert f"d {machine.checkout}/data - {me} painters -\n" in folders and "/var/" not in folders
     unit = machine.files()["etc/systemd/system/flux-api@.service"]
-    assert f"\nReadWritePaths={machine.checkout}/data " in unit
+    assert f"\nReadWritePaths=-{machine.checkout}/data " in unit
     assert "StateDirectory" not in unit and "FLUX_DATA_DIR" not in unit
     assert f"runuser -u {me} -- test -r {machine.checkout}/.venv/bin/python" in machine.calls()
     machine.well("install", "--root", str(machine.root))
     assert f"User={me}\n" in machine.files()["etc/systemd/system/flux-page.service"]
 
 
-def test_install_checkout_that_the_account_cannot_read_is_named(machine: Machine) -> None:
-    me = subprocess.run(["/usr/bin/id", "-un"], capture_output=True, text=True).stdout.strip()
+def test_install_account_that_is_not_there_is_named(machine: Machine) -> None:
+    done = machine.run("install", "--account", "nobody-at-all", "--root", str(machine.root))
+    assert done.returncode == 2 and "nobody-at-all" in done.stderr and machine.files() == {}
+
+
+def test_install_checkout_that_the_account_cannot_read_is_named(machine: Machine, me: str) -> None:
     runuser = machine.stand_in / "bin" / "runuser"
     runuser.write_text("#!/bin/bash\nexit 1\n")
     done = machine.run("install", "--account", me, "--root", str(machine.root))
     assert done.returncode == 78 and "cannot read" in done.stderr
     assert f"{machine.checkout}/start.sh" in done.stderr and "--account" in done.stderr
-    assert machine.files() == {}
+    assert set(machine.files()) == {"etc/passwd", "etc/group"}
 
 
 def test_install_for_a_user_needs_no_root_and_asks_for_no_rights(machine: Machine) -> None:
