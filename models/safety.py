@@ -148,9 +148,7 @@ class _Classifier:
                 f"{', '.join(sorted(UNSAFE))} and some not"
             )
         self._recipe = recipe
-        self._model = AutoModelForImageClassification.from_pretrained(
-            weights.folder, local_files_only=True, use_safetensors=True
-        ).eval()
+        self._model = _read(AutoModelForImageClassification, weights.folder)
 
     def is_flagged(self, picture: Any) -> bool:
         import torch
@@ -171,9 +169,7 @@ class _StableDiffusions:
 
         logging.set_verbosity_error()  # it would say of each flagged picture that it is black now
         self._recipe = recipe
-        self._model = StableDiffusionSafetyChecker.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True
-        ).eval()
+        self._model = _read(StableDiffusionSafetyChecker, folder)
 
     def is_flagged(self, picture: Any) -> bool:
         import numpy
@@ -181,6 +177,25 @@ class _StableDiffusions:
         unused = [numpy.zeros((1, 1, 3), dtype=numpy.float32)]  # it blackens what it is given
         _, flags = self._model(clip_input=self._recipe.pixels(picture), images=unused)
         return bool(flags[0])
+
+
+def _read(kind: Any, folder: Path) -> Any:
+    """A model whose every weight comes from its files and is a number.
+
+    For one that is missing transformers draws a random value and goes on, and of what is no number nothing
+    is ever over a threshold: such a checker would answer, and mean nothing.
+    """
+    import torch
+
+    model, told = kind.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+    )
+    if missing := sorted(told["missing_keys"]):
+        raise ValueError(f"its weights lack {', '.join(missing)[:100]}")
+    for name, values in (*model.named_parameters(), *model.named_buffers()):
+        if values.is_floating_point() and not torch.isfinite(values).all():
+            raise ValueError(f"its weights are damaged: not all values of {name} are numbers")
+    return model.eval()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from config.catalog import load_catalog
 from config.errors import ModelUnavailable
@@ -60,6 +63,38 @@ def test_checker_whose_weights_are_cut_short_says_so(weights: Path, tmp_path: Pa
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ModelUnavailable, match="judge cannot be loaded.*fetch it again"):
+        load(folder)
+
+
+Tensors = dict[str, torch.Tensor]
+
+
+def without_last(tensors: Tensors) -> Tensors:
+    return {name: each for name, each in tensors.items() if not name.endswith(LAST)}
+
+
+def no_numbers(tensors: Tensors) -> Tensors:
+    return {
+        name: each * float("nan") if name.endswith(LAST) else each for name, each in tensors.items()
+    }
+
+
+LAST = ("classifier.weight", "concept_embeds")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [(without_last, " lack"), (no_numbers, "not all values of")]
+)
+@pytest.mark.parametrize("kind", ["classifier", "of_stable_diffusion"])
+def test_checker_whose_answer_would_mean_nothing_is_refused(
+    tmp_path: Path, kind: str, change: Callable[[Tensors], Tensors], said: str
+) -> None:
+    """transformers fills in what is missing with random numbers, and of what is no number none is flagged."""
+    folder = tmp_path / "judge"
+    classifier(folder) if kind == "classifier" else of_stable_diffusion(folder, flags=True)
+    file = folder / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+    with pytest.raises(ModelUnavailable, match=f"judge cannot be loaded: its weights.*{said}"):
         load(folder)
 
 
