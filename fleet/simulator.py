@@ -196,6 +196,7 @@ class World:
     policy: Policy
     latency_seconds: float = 0.002
     report_seconds: float = 1.0  # a card reports so often, beside when something changes
+    reports_arrivals: bool = False  # also when a job arrives: for front doors that did not send it
     failures: Sequence[Failure] = ()
     is_strict: bool = False  # a card that could begin with a job and does not ends the run
     now: float = 0.0
@@ -307,6 +308,8 @@ class World:
         card.line.append(job)
         card.heard = job.job
         self._go_on(card)
+        if self.reports_arrivals:
+            self._report(card)
 
     def _go_on(self, card: SimCard) -> None:
         if card.running is not None:

@@ -31,6 +31,7 @@ from scripts.benchmarks.fleet_traces import (
     Trace,
     backlog,
     capacity,
+    day,
     thousand,
     traces,
     traffic,
@@ -161,9 +162,12 @@ def comparison_rows(all_traces: Sequence[Trace]) -> Iterator[str]:
 
 
 def scaling_rows(hardware: Hardware) -> Iterator[str]:
-    """A day's shape in six hours, on as many cards as the rule wants and on all of them."""
-    (trace,) = [each for each in traces(hardware) if "day" in each.name]
-    yield "Six hours of a day on 1 to 8 H100 by the rule of `fleet/scaling.py`, a card there after 60 s:"
+    """On as many cards as the rule wants, and on all of them."""
+    trace = day(hardware, hours=4.0)
+    yield (
+        "A day's rise and fall in four hours on 1 to 8 H100 by the rule of `fleet/scaling.py`; a card is there"
+        " 60 s after it was asked for, and goes when it was not needed for ten minutes:"
+    )
     yield ""
     yield "| | mean wait s | p95 wait s | model loads | card hours |"
     yield "|---|---|---|---|---|"

@@ -15,11 +15,13 @@ Ray Serve picks two replicas at random and takes the one with less to do, if it 
 has at most `max_ongoing_requests`, 5 unless it is said. With multiplexed model ids, the two are picked
 among those that have the model; where none has it, or they take no more, among those with the fewest
 models, and after a second or two among all. What finds no replica tries again, after 25 ms, twice that and so
-on up to half a second; a replica that is found serves the oldest request of that model, or the oldest.
+on up to half a second; a replica that is found serves the oldest request of that model, or the oldest. No
+more than twice as many requests as there are replicas look for one at a time.
 """
 
 from __future__ import annotations
 
+import collections
 import random
 from collections.abc import Sequence
 
@@ -186,15 +188,26 @@ class Ray(Rival):
         self._max_ongoing = max_ongoing
         self._random = random.Random(seed)
         self._pending: dict[str, SimJob] = {}  # in the order in which they came
-        self._tasks = 0
+        self._unlooked: collections.deque[SimJob] = collections.deque()
+        self._looking = 0  # no more than twice the replicas
         self._fell_back: set[str] = set()
 
     def came(self, job: SimJob) -> None:
         self._pending[job.job] = job
-        self._look(job, tries=0, since=self.world.now, tried=set())
+        self._unlooked.append(job)
+        self._look_for_more()
+
+    def _look_for_more(self) -> None:
+        while self._unlooked and self._looking < 2 * len(self.world.cards):
+            job = self._unlooked.popleft()
+            if job.job in self._pending:
+                self._looking += 1
+                self._look(job, tries=0, since=self.world.now, tried=set())
 
     def _look(self, job: SimJob, tries: int, since: float, tried: set[str]) -> None:
-        if job.job not in self._pending:
+        if job.job not in self._pending:  # another's look found a replica for it
+            self._looking -= 1
+            self._look_for_more()
             return
         cards = self._candidates(job, since, tried)
         chosen = self._random.sample(cards, min(2, len(cards)))
@@ -207,8 +220,7 @@ class Ray(Rival):
         served = self._served_by(card, job)
         del self._pending[served.job]
         self.world.send(served, card)
-        if served is not job:
-            self._look(job, tries, since, tried)
+        self._look(job, tries, since, tried)
 
     def _candidates(self, job: SimJob, since: float, tried: set[str]) -> list[SimCard]:
         able = self.able(job)

@@ -183,10 +183,6 @@ def traces(hardware: Hardware) -> list[Trace]:
         """A minute of much, two of little."""
         return capacity(mixed, moving(now)) * (1.3 if now % 180 < 60 else 0.3)
 
-    def day(now: float) -> float:
-        """Six hours between night and noon, to nine tenths of what is possible."""
-        return capacity(eight, popular) * (0.5 - 0.4 * math.cos(2 * math.pi * now / 21600))
-
     apple = (hardware.m3_ultra,) * 2
     with_apple = {**THREE, "mflux-schnell": 0.6, "mflux-dev": 0.3, "mflux-z-image-turbo": 0.3}
     cuda_and_apple = (hardware.h100, hardware.rtx5090, hardware.rtx4090, *apple)
@@ -202,13 +198,9 @@ def traces(hardware: Hardware) -> list[Trace]:
         Trace(
             name="4 H100 and 4 RTX 5090, bursts, the favourite changes",
             cards=mixed,
-            jobs=traffic(3000, moving, bursts, 3),
+            jobs=traffic(1500, moving, bursts, 3),
         ),
-        Trace(
-            name="8 H100, ten models, six hours of a day",
-            cards=eight,
-            jobs=traffic(8000, popular, day, 4),
-        ),
+        day(hardware, hours=1.0),
         Trace(
             name="8 H100, ten models, load 0.5, three cards die",
             cards=eight,
@@ -225,6 +217,22 @@ def traces(hardware: Hardware) -> list[Trace]:
             jobs=traffic(1500, with_apple, 0.6 * capacity(cuda_and_apple[:3], THREE), 6),
         ),
     ]
+
+
+def day(hardware: Hardware, hours: float) -> Trace:
+    """From night to noon, nine tenths of what is possible, and back to night."""
+    cards = (hardware.h100,) * 8
+    popular = zipf([model for model in STEP_SHARE if model in hardware.h100.model_gib])
+    most = capacity(cards, popular)
+
+    def rate(now: float) -> float:
+        return most * (0.5 - 0.4 * math.cos(2 * math.pi * now / (3600 * hours)))
+
+    return Trace(
+        name=f"8 H100, ten models, a day's rise and fall in {hours:g} h",
+        cards=cards,
+        jobs=traffic(int(0.5 * most * 3600 * hours), popular, rate, 4),
+    )
 
 
 def thousand(hardware: Hardware, jobs: int = 100_000) -> Trace:
