@@ -29,13 +29,15 @@ def backup(
     """Write databases, LoRAs, settings and keys into a folder. The services may run meanwhile."""
     from api.version import VERSION
     from utils.backup.making import make
+    from utils.backup.manifest import DATA
     from utils.backup.places import Places
     from utils.clock import rfc3339, utc_now
 
     with _failures():
+        places = Places.of_this_machine()
         made = make(
             folder,
-            Places.of_this_machine(),
+            places,
             now=rfc3339(utc_now()),
             version=VERSION,
             with_images=with_images,
@@ -48,11 +50,18 @@ def backup(
                 "files": len(made.files),
                 "size_bytes": made.size_bytes,
                 "schemas": dict(made.schemas),
+                "data_folders": [str(path) for path in places.folders(DATA)],
                 "pictures_gone": list(made.gone),
             }
         )
         return
     print(f"{folder}: {len(made.files)} files, {made.size_bytes / 2**20:.1f} MiB")
+    if not made.schemas:
+        where = ", ".join(map(str, places.folders(DATA)))
+        session.say(
+            f"no database was in {where}: if the services keep theirs elsewhere, as those of systemd in /var/lib/flux-api, "
+            "say so by FLUX_DATA_DIR, FLUX_LORA_DIR and FLUX_OUTPUT_DIR (docs/cli.md)"
+        )
     if made.gone:
         session.say(f"{len(made.gone)} pictures of jobs were not in the output folder any more")
     session.say("It holds settings and keys in readable form: keep it where only you can read it.")

@@ -79,6 +79,13 @@ def test_backup_and_restore_say_what_they_did(flux, machine: Path) -> None:
     assert flux("keys", "list", "--json").json["keys"][0]["name"] == "laptop"
 
 
+def test_backup_without_a_database_says_where_it_looked(flux, machine: Path) -> None:
+    done = flux("backup", "backup")
+    assert done.status == 0 and f"no database was in {machine / 'data'}" in done.err
+    told = flux("backup", "another", "--json").json
+    assert (told["schemas"], told["data_folders"]) == ({}, [str(machine / "data")])
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "word"),
     [
