@@ -10,10 +10,13 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ import pytest
 import yaml
 
 from config.settings import OTHER_NAMES, ROOT, leaves, load_settings
+from scripts.containers import healthy
 from tests.operations import image
 from tests.operations.checkout import clean_environment
 from tests.service import free_port
@@ -143,6 +147,10 @@ class App:
     def run(self, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
         return self.command("scripts/containers/run.sh", *words, **environ)
 
+    def listens(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
     def is_healthy(self) -> subprocess.CompletedProcess[str]:
         return self.command(".venv/bin/python", "-m", "scripts.containers.healthy")
 
@@ -170,15 +178,37 @@ def running(app: App) -> Iterator[subprocess.Popen[bytes]]:
 def test_container_answers_is_healthy_and_ends_at_a_stop(
     app: App, running: subprocess.Popen[bytes]
 ) -> None:
-    before = app.is_healthy()
     deadline = time.monotonic() + START_SECONDS
-    while (healthy := app.is_healthy()).returncode:
-        assert running.poll() is None and time.monotonic() < deadline, healthy.stdout
+    while not app.listens():
+        assert running.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    found = app.is_healthy()
+    assert found.returncode == 0, found.stdout
     running.send_signal(signal.SIGTERM)  # what `docker stop` sends
     assert running.wait(START_SECONDS) == 0
-    assert before.returncode in (0, 1)
     after = app.is_healthy()
     assert after.returncode == 1 and f"no answer on port {app.port}" in after.stdout
+
+
+class TakesNoJobs(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(503)
+        self.end_headers()
+        self.wfile.write(b"every worker died again and again")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_container_that_takes_no_jobs_is_unhealthy_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with HTTPServer(("127.0.0.1", 0), TakesNoJobs) as server:
+        threading.Thread(target=server.handle_request).start()
+        monkeypatch.setenv("FLUX_PORT", str(server.server_port))
+        monkeypatch.setenv("FLUX_HOST", "0.0.0.0")
+        assert healthy.main() == 1
+    assert capsys.readouterr().out == "503: every worker died again and again\n"
 
 
 def test_container_without_a_key_says_how_to_make_one(app: App) -> None:
