@@ -319,6 +319,9 @@ require_root() {
 
 require_ready_checkout() {
     [[ $checkout =~ ^[A-Za-z0-9/._@+-]+$ ]] || die "$EXIT_NOT_READY" "units cannot name '$checkout': move the checkout to a path of letters, digits and . _ @ + -"
+    if ((!is_user)) && [[ -z $root && $checkout/ =~ ^(/tmp|/var/tmp|/dev|/run/user)/ ]]; then
+        die "$EXIT_NOT_READY" "the system's services have a /tmp of their own and cannot see $checkout: move the checkout, to /opt for example"
+    fi
     scripts/setup_env.sh --check || die "$EXIT_NOT_READY" "there is no .venv as this version needs it in $checkout: run scripts/setup_env.sh first, as the checkout's owner"
     if [[ " ${names[*]} " == *' flux-fleet '* ]]; then
         scripts/setup_env.sh --check --fleet || die "$EXIT_NOT_READY" "Ray is not installed: run scripts/setup_env.sh --fleet first, as the checkout's owner"

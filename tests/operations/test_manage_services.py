@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -437,6 +438,15 @@ def test_install_fleet_without_ray_says_what_to_run(machine: Machine, tmp_path: 
     done = Machine(bare, machine.stand_in, machine.root).run("install", "--user", "flux-fleet")
     assert done.returncode == 78 and "setup_env.sh --fleet" in done.stderr
     assert machine.files() == {}
+
+
+@pytest.mark.skipif(not Path("/tmp").is_dir(), reason="there is no /tmp")
+def test_install_from_a_folder_that_services_cannot_see_is_refused(machine: Machine) -> None:
+    (machine.stand_in / "uid").write_text("0\n")
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        shutil.copytree(machine.checkout / "scripts", Path(folder) / "scripts")
+        done = Machine(Path(folder), machine.stand_in, machine.root).run("install", "--dry-run")
+    assert done.returncode == 78 and "/tmp of their own" in done.stderr
 
 
 def test_install_from_a_path_that_units_cannot_name_is_refused(
