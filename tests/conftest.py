@@ -8,8 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
+from config.settings import ROOT
 from tests.service import ENGINE_MAIN, KeyedService, RunningService
 
 # Before torch is imported: threads that wait for each other sleep, as a worker's do. Two tests at once
@@ -23,8 +25,47 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# The same examples every time, and no limit of time for one: a machine may be busy.
+hypothesis.settings.load_profile("ci")
+
 # Whatever is imported while tests are collected stays: looking for garbage among it takes seconds.
 gc.disable()
+
+
+# Files that take more than eight seconds of the processor, longest first: begun with, so that at the end
+# nobody waits for one of them.
+LONG_FILES = (
+    "operations/test_readme.py",
+    "operations/test_start.py",
+    "utils/worker/test_parent.py",
+    "api/test_server.py",
+    "utils/fleet/test_fleet.py",
+    "api/test_document.py",
+    "scripts/test_doctor.py",
+    "utils/test_queue_manager.py",
+    "operations/test_first_use.py",
+    "frontend/test_page.py",
+    "faults/test_embedded_worker.py",
+    "models/fp4/test_compute.py",
+    "models/test_embedded_model.py",
+    "frontend/test_canvas.py",
+    "frontend/test_comfort.py",
+    "operations/test_setup_env.py",
+    "operations/test_start_service.py",
+    "operations/test_two_services.py",
+    "api/test_schemas.py",
+    "faults/test_lora_uploads.py",
+    "frontend/test_inputs.py",
+    "frontend/test_results.py",
+    "scripts/test_example_loras.py",
+    "utils/soak/test_soak.py",
+    "scripts/test_train_lora.py",
+)
+_RANK = {ROOT / "tests" / name: rank for rank, name in enumerate(LONG_FILES)}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _RANK.get(item.path, len(LONG_FILES)))
 
 
 def pytest_collection_finish() -> None:

@@ -108,7 +108,8 @@ def test_load_model_wrong_body_is_refused(engine_service: RunningService) -> Non
 def test_load_model_on_a_busy_worker_is_503_with_the_reason(engine_service: RunningService) -> None:
     gate = uuid.uuid4().hex
     job_id = engine_service.submit(f"hold {gate}")
-    engine_service.wait_for_job(job_id, "running")
+    # Not until the job is running: that is written down a moment before its worker has it.
+    engine_service.wait_until(lambda: engine_service.workers()[0]["state"] == "busy")
     answer = engine_service.client.post("/load-model")
     engine_service.release(gate)
     engine_service.wait_for_job(job_id)

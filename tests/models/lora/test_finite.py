@@ -50,7 +50,9 @@ def test_check_finite_agrees_with_torch_on_every_sixteen_bits(
 
 
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=300,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     exponent=st.integers(0, 255) | st.sampled_from([254, 255]),
