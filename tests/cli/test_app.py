@@ -235,6 +235,7 @@ def test_launcher_without_packages_says_which_is_missing(tmp_path: Path) -> None
     assert json.loads(done.stdout)["error"]["code"] == "no_package"
 
 
+@pytest.mark.timing
 def test_help_takes_little_of_the_processor() -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([PROGRAM, "--help"], capture_output=True, check=True)

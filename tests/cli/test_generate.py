@@ -143,14 +143,15 @@ def test_generate_of_a_prompt_that_is_no_text_is_refused_here(engine) -> None:
 
 
 def test_generate_into_a_folder_that_is_read_only_says_so_before_it_draws(
-    engine, engine_service, monkeypatch
+    engine, engine_service: RunningService, monkeypatch
 ) -> None:
-    before = engine_service.client.get("/queue-stats").json()["succeeded"]
+    prompt = f"nowhere to go {uuid.uuid4().hex}"
     # Root may write everywhere, so the system's answer is taken out of its mouth.
     monkeypatch.setattr("cli.files.os.access", lambda *_: False)
-    done = engine("generate", "nowhere to go", "-o", "out.png", *SMALL)
+    done = engine("generate", prompt, "-o", "out.png", *SMALL)
     assert done.status == Status.WRONG and "cannot be written" in done.err
-    assert engine_service.client.get("/queue-stats").json()["succeeded"] == before
+    jobs = engine_service.client.get("/jobs", params={"limit": 20}).json()["jobs"]
+    assert prompt not in [job["request"]["prompt"] for job in jobs]
 
 
 def test_generate_whose_picture_finds_no_room_says_where_it_is(engine, monkeypatch) -> None:

@@ -117,12 +117,11 @@ def test_gpu_shows_workers_and_why_there_is_no_card(at) -> None:
 
 
 def test_usage_counts_what_was_drawn(engine, engine_service: RunningService) -> None:
-    def images() -> int:
-        return engine("usage", "--json").json["totals"]["images"]
-
-    before = images()
-    engine_service.wait_for_job(engine_service.submit("counted"), "succeeded")
-    assert images() == before + 1
+    tag = secrets.token_hex(8)
+    job_id = engine_service.submit("counted", num_images=2, metadata={"tags": [tag]})
+    engine_service.wait_for_job(job_id, "succeeded")
+    rows = engine("usage", "--group", "tag", "--json").json["rows"]
+    assert [row["images"] for row in rows if row["tag"] == tag] == [2]
     assert "together" in engine("usage").out
 
 
