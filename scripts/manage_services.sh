@@ -136,9 +136,9 @@ require_systemd() {
 
 do_install() {
     if ((!${#names[@]})); then names=("${usual[@]}"); fi
+    if ((!is_user)); then require_root; fi
     require_ready_checkout
     if ((!is_user)); then
-        require_root
         choose_account
         require_readable
         if [[ $account == "$ACCOUNT" ]]; then
