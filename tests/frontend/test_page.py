@@ -418,23 +418,23 @@ def test_page_gallery_pins_a_picture_and_unpins_it(
 # Models and the machine
 
 
-@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_page_cloud_model_tells_its_price_before_it_draws(
-    start_engine: Start, cloud: StandIn, open_page: OpenPage, viewport: dict[str, int]
+    start_engine: Start, cloud: StandIn, open_page: OpenPage
 ) -> None:
     service = start_engine(
         wait_for_workers=False, FLUX_BFL_API_BASE=f"{cloud.url}/v1", FLUX_BFL_API_KEY=KEY
     )
-    page = open_page(ui(service), viewport=viewport)
-    is_ready(page)
-    if viewport is PHONE:
-        page.locator("#form-more > summary").click()
-    field(page, "model", "model").select_option(label="FLUX.2 [pro] · $0.03 a picture")
-    expect(node(page, "model")).to_contain_text("Each picture costs $0.03")
-    expect(page.locator("#form-summary")).to_contain_text("$0.03 a picture")
-    prompt(page).fill("a red balloon")
-    page.keyboard.press("Enter")
-    expect(node(page, "image").locator(".facts-line")).to_contain_text("CLOUD · $0.03")
+    for viewport in (DESKTOP, PHONE):
+        page = open_page(ui(service), viewport=viewport)
+        is_ready(page)
+        if viewport is PHONE:
+            page.locator("#form-more > summary").click()
+        field(page, "model", "model").select_option(label="FLUX.2 [pro] · $0.03 a picture")
+        expect(node(page, "model")).to_contain_text("Each picture costs $0.03")
+        expect(page.locator("#form-summary")).to_contain_text("$0.03 a picture")
+        prompt(page).fill("a red balloon")
+        page.keyboard.press("Enter")
+        expect(node(page, "image").locator(".facts-line")).to_contain_text("CLOUD · $0.03")
 
 
 def test_page_model_that_cannot_run_says_why_and_what_it_costs(

@@ -10,6 +10,8 @@ import {onScreen, overlap} from "./geometry.js";
 const MANY_NODES = 60;
 /** Below this words are too small to read. */
 const FAR_SCALE = 0.5;
+/** What is worth a look however small. */
+const PICTURES = "img[src], [data-complete=true]";
 /** Nodes this near are woken before they come into sight, px. */
 const NEAR_PX = 160;
 /** What a frame has time for. */
@@ -19,6 +21,7 @@ const RESTED_A_FRAME = 12;
 /** @type {RestFn.mountRest} */
 export function mountRest({root, layer, app, boxOf, isZoomed}) {
 	let isAsked = false;
+	let wasNew = false;
 	// What has the focus must be there.
 	layer.addEventListener("focusin", ({target}) => {
 		const node = target instanceof Element && target.closest(".node");
@@ -40,7 +43,10 @@ export function mountRest({root, layer, app, boxOf, isZoomed}) {
 		const woken = nodes.filter(node => node.dataset.resting && isWhole(node, nodes.length));
 		const rested = nodes.filter(node => !node.dataset.resting && !isWhole(node, nodes.length));
 		const isNew = rested.length > nodes.length / 2; // a frame in which so many came is a long one anyway
-		if (!isNew && isZoomed()) return ask();
+		// A node that was never laid out would not keep its height.
+		const isTooEarly = isNew && !wasNew;
+		wasNew = isTooEarly;
+		if (isTooEarly || (!isNew && isZoomed())) return ask();
 		woken.slice(0, WOKEN_A_FRAME).forEach(({dataset}) => delete dataset.resting);
 		rested.slice(0, isNew ? rested.length : RESTED_A_FRAME).forEach(({dataset}) => (dataset.resting = "true"));
 		if (woken.length + rested.length) ask();
@@ -51,6 +57,6 @@ export function mountRest({root, layer, app, boxOf, isZoomed}) {
 		const {camera} = app.camera.state;
 		const near = {x: -NEAR_PX, y: -NEAR_PX, width: root.clientWidth + 2 * NEAR_PX, height: root.clientHeight + 2 * NEAR_PX};
 		if (count <= MANY_NODES || node.contains(document.activeElement)) return true;
-		return overlap(onScreen(boxOf(node.dataset.node ?? ""), camera), near) && (camera.scale >= FAR_SCALE || node.querySelector("img[src]") !== null);
+		return overlap(onScreen(boxOf(node.dataset.node ?? ""), camera), near) && (camera.scale >= FAR_SCALE || node.querySelector(PICTURES) !== null);
 	}
 }
