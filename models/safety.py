@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from config.catalog import Catalog
 from config.errors import ModelUnavailable
-from config.settings import ROOT
+from config.settings import ROOT, ModelSettings
 from models.hub import on_disk
 
 HUB_ID = "Falconsai/nsfw_image_detection"
@@ -74,6 +74,11 @@ def find(wanted: str, hub: Path, catalog: Catalog) -> tuple[Weights | None, str]
     if whole:
         return whole[0], ""
     return None, f"no weights of a safety checker are on this machine; {_how('auto')}"
+
+
+def is_named(models: ModelSettings) -> bool:
+    """Whether the operator wants a certain checker: that it is not there is an error then."""
+    return models.safety_checker != "off" and models.safety_model != "auto"
 
 
 def hub_id_of(wanted: str) -> str | None:

@@ -596,6 +596,7 @@ def _checker_of(
         hub = on_disk.hub_folder(models.models_dir)
         weights, _ = safety.find(models.safety_model, hub, catalog)
     if weights is None:
-        return None, Inspection(None, models.safety_checker)
+        is_needed = safety.is_named(models)
+        return None, Inspection(None, models.safety_checker, is_needed=is_needed)
     checker = CheckerProcess(weights, child_environment(slot, settings))
     return checker, Inspection(weights, models.safety_checker, lambda weights: checker)

@@ -193,6 +193,17 @@ def test_no_weights_where_flagged_pictures_are_blocked_asks_for_nothing(
     assert cloud.submits == [] and files(tmp_path) == []
 
 
+def test_checker_that_is_named_and_gone_asks_for_nothing(cloud: StandIn, tmp_path: Path) -> None:
+    async def in_loop() -> Job:
+        models = settings(tmp_path / "gone", "flag")
+        async with cloud_queue(cloud, tmp_path, models=models) as queue:
+            return await ended(queue, cloud_request())
+
+    job = asyncio.run(in_loop())
+    assert job.error is not None and "weights of the safety checker are gone" in job.error.message
+    assert cloud.submits == [] and files(tmp_path) == []
+
+
 def test_no_weights_means_that_nobody_looks_and_no_process(
     cloud: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,7 +78,7 @@ class Child:
         if config.safety_checker != "off":
             hub = on_disk.hub_folder(config.models_dir)
             weights, _ = safety.find(config.safety_model, hub, self._catalog)
-        return Inspection(weights, config.safety_checker)
+        return Inspection(weights, config.safety_checker, is_needed=config.is_looked_at)
 
     def run(self) -> None:
         threading.Thread(target=self._read, name="reader", daemon=True).start()

@@ -24,6 +24,7 @@ class WorkerConfig:
     offload: str  # as ModelSettings has it
     safety_checker: str  # the same
     safety_model: str
+    is_looked_at: bool  # what it draws: without a checker it draws nothing
     engine: str
     fp8_weights: str
     compile: str

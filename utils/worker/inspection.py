@@ -38,15 +38,21 @@ class Verdict:
 
 
 class Inspection:
-    """Looks at pictures with a checker that is read when the first one comes. None: looks at nothing."""
+    """Looks at pictures with a checker that is read when the first one comes.
+
+    Without weights it looks at nothing, or where a checker `is_needed`, lets nothing through.
+    """
 
     def __init__(
         self,
         weights: Weights | None,
         mode: str,
         load: Callable[[Weights], SafetyChecker] = safety.load,
+        *,
+        is_needed: bool = False,
     ) -> None:
         self._weights = weights
+        self._is_needed = is_needed or mode == BLOCK
         self._mode = mode
         self._load = load
         self._checker: SafetyChecker | None = None
@@ -86,15 +92,16 @@ class Inspection:
         return Verdict(safety.blurred(picture), True)
 
     def _require_weights(self) -> None:
-        if self._weights is None and self._mode == BLOCK:
+        if self._weights is None and self._is_needed:
             raise ModelUnavailable(
-                "no picture is given out unseen (FLUX_SAFETY_CHECKER is block), and the weights of "
+                f"no picture is given out unseen (FLUX_SAFETY_CHECKER is {self._mode}), and the weights of "
                 "the safety checker are gone; `python -m scripts.download_models --safety-checker` "
-                "fetches them"
+                "fetches them, then start the service again"
             )
 
     def preview(self, job_id: str, jpeg: bytes) -> bytes:
         """A preview as it may be seen."""
+        self._require_weights()
         if self._weights is None:
             return jpeg
         from PIL import Image

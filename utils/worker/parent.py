@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from config.catalog import DefaultModel
 from config.settings import OTHER_NAMES, ROOT, Settings
+from models import safety
 from models.precision import PrecisionProfile
 from models.types import Stage
 from utils import log_context
@@ -127,6 +128,8 @@ class Worker:
         self.last_death: str | None = None
         self.last_load_error: str | None = None
         self.last_sign = monotonic()  # of progress, or of a rest; monotonic seconds
+        # Weights that go while the service runs must not mean, after a worker's death, that nobody looks.
+        self._is_looked_at = safety.is_named(settings.models)
         self._takes_next = False  # its device is about to be free
         self._wants_previews = False
         self._kill_reason: tuple[str, str] | None = None  # error code, words
@@ -333,6 +336,7 @@ class Worker:
                 self.state, self.device = WorkerState.IDLE, event.device
                 self.versions, self._wants_previews = event.versions, False
                 self.safety = event.safety
+                self._is_looked_at |= event.safety is not None
             case events.Begun():
                 for job_id in event.job_ids:
                     if job_id in self.jobs:
@@ -432,6 +436,7 @@ class Worker:
             offload=self._settings.models.offload,
             safety_checker=self._settings.models.safety_checker,
             safety_model=self._settings.models.safety_model,
+            is_looked_at=self._is_looked_at,
             engine=self._settings.models.engine,
             fp8_weights=self._settings.models.fp8_weights,
             compile=self._settings.models.compile,

@@ -6,7 +6,10 @@ import base64
 import hashlib
 import io
 import json
+import os
 import re
+import shutil
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +20,7 @@ import pytest
 from PIL import Image, ImageChops
 from websockets.sync.client import connect
 
+from models.safety import HUB_ID
 from tests.api.dialects.comfy_prompts import ksampler, node
 from tests.safety_weights import classifier
 from tests.service import ENGINE_MAIN, RunningService
@@ -325,6 +329,34 @@ def test_picture_that_nobody_looks_at_shows_what_the_ways_are_tested_by(
 ) -> None:
     """Else the test of the flagged ones could not fail."""
     assert all(map(has_stripes, way(engine_service)))
+
+
+def test_worker_that_begins_anew_without_the_weights_draws_nothing(
+    weights: Path, tmp_path: Path
+) -> None:
+    """They were there when the service started: nobody has said that nobody looks any more."""
+    cached = tmp_path / "models" / f"models--{HUB_ID.replace('/', '--')}"
+    shutil.copytree(weights, cached / "snapshots" / "c0ffee")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("c0ffee")
+    service = RunningService(tmp_path, main=ENGINE_MAIN, TEST_ENGINE="scripted").start()
+    try:
+        service.wait_for_workers()
+        (worker,) = service.workers()
+        assert service.client.get("/info").json()["safety_checker"]["model"] == HUB_ID
+        shutil.rmtree(cached)
+        os.kill(worker["pid"], signal.SIGKILL)
+        service.wait_until(lambda: service.workers()[0]["pid"] not in (None, worker["pid"]))
+        service.wait_for_workers()
+        answer = draw(service, RED)
+        assert (
+            answer["http"] == 503 and "weights of the safety checker are gone" in answer["detail"]
+        )
+        told = service.client.get("/info").json()["safety_checker"]
+        assert told["active"] is False and "no weights of a safety checker" in told["reason"]
+        assert not list(service.output_dir.glob("*.png"))
+    finally:
+        service.close()
 
 
 def test_nothing_of_flagged_pictures_lies_about_unblurred(flagging: RunningService) -> None:

@@ -33,6 +33,7 @@ def config(folder: Path, socket_fd: int) -> WorkerConfig:
         offload="auto",
         safety_checker="off",
         safety_model="auto",
+        is_looked_at=False,
         engine="auto",
         fp8_weights="memory",
         compile="off",

@@ -35,7 +35,7 @@ def save(weights: Path, tmp_path: Path) -> Iterator[Save]:
         socket_fd=theirs.fileno(), name="cpu", precision="bf16", loader="none:none",
         output_dir=tmp_path, models_dir=tmp_path, loras_dir=tmp_path, inputs_dir=tmp_path,
         allow_download=False, reserve_bytes=0, device="cpu", model_memory_gib=None, offload="auto",
-        safety_checker="block", safety_model=str(weights), engine="auto", fp8_weights="memory", compile="off",
+        safety_checker="block", safety_model=str(weights), is_looked_at=False, engine="auto", fp8_weights="memory", compile="off",
         mflux_quantize=0, threads=0, devices=1, max_batch_size=0, default_model="embedded",
         log_level="info",
         default_model_reason="a test",

@@ -86,6 +86,20 @@ def test_nothing_is_given_out_unseen_where_flagged_pictures_are_blocked() -> Non
             look()
 
 
+def test_nothing_is_given_out_unseen_where_a_checker_is_needed() -> None:
+    inspection = Inspection(None, "flag", RedIsNot, is_needed=True)
+    picture = striped("blue")
+    for look in (
+        inspection.prepare,
+        lambda: inspection.judge(picture),
+        lambda: inspection.preview("a", jpeg(picture)),
+    ):
+        with pytest.raises(
+            ModelUnavailable, match="CHECKER is flag.*gone.*start the service again"
+        ):
+            look()
+
+
 def test_checker_that_cannot_be_read_lets_nothing_through() -> None:
     def damaged(weights: Weights) -> RedIsNot:
         raise ModelUnavailable("damaged")
