@@ -443,6 +443,28 @@ def test_model_of_which_a_part_is_missing_is_not_there(
     assert str(hub_model) in line(report, "BF16 service", "model flux-schnell (default)")["text"]
 
 
+@pytest.mark.parametrize("token", [True, False])
+def test_gated_model_without_a_token_says_how_to_get_one(make_machine, say, token: bool) -> None:
+    extra = {"FLUX_HF_TOKEN": "hf_0123456789"} if token else {}
+    make_machine("NVIDIA H200", capability=(9, 0), FLUX_MODEL="flux-dev", **extra)
+    _, report = say()
+    found = line(report, "BF16 service", "model flux-dev (default)")
+    assert ("FLUX_HF_TOKEN" in found["fix"]) != token
+    assert (found["state"] == State.FAULT) != token
+
+
+def test_model_that_was_cut_off_says_how_to_fetch_the_rest(
+    make_machine, say, hub_model: Path
+) -> None:
+    file = hub_model / "transformer" / "model-1-of-2.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    make_machine("NVIDIA H200", capability=(9, 0))
+    _, report = say()
+    assert report["wrong"]
+    found = line(report, "BF16 service", "model flux-schnell (default)")
+    assert found["fix"] == "./flux models download flux-schnell fetches what is missing"
+
+
 def put_copy(models_dir: Path) -> Path:
     """A four-bit copy of flux-schnell, which is the one that ships under another name."""
     return shutil.copytree(ROOT / "models" / "embedded-fp4", models_dir / "fp4" / "flux-schnell")
