@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import psutil
 
 from utils.backup import databases, manifest
 from utils.backup.manifest import (
@@ -37,6 +40,7 @@ def make(
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_litter(folder)
         partial.mkdir(mode=0o700)
         made = _Making(partial, places, tell).all(now, version, with_images)
         made.write(partial)
@@ -49,6 +53,14 @@ def make(
         raise BackupError(f"{where}: {error.strerror or error}; nothing was made") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_litter(folder: Path) -> None:
+    """What backups of this name left that were killed."""
+    for path in folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"):
+        pid = path.name.split(".")[-2]
+        if not pid.isdecimal() or not psutil.pid_exists(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _refuse(folder: Path, places: Places) -> None:

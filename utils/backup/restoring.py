@@ -175,6 +175,7 @@ class _Plan:
         self.kept_settings: list[str] = []
         self._copies: list[tuple[StoredFile, Path]] = []  # each file, and where it is staged
         self._staging: list[Path] = []
+        self._litter: list[Path] = []  # of restores that were killed before they changed anything
         self._moves: list[tuple[Path, Path | None, Path]] = []  # target, staged, aside
         self._needed: dict[Path, int] = {}
         self._journals = [str(data_dir / RESTORING) for data_dir in places.folders(DATA)]
@@ -223,6 +224,8 @@ class _Plan:
             staging=[str(folder) for folder in self._staging],
             asides=self.asides,
         )
+        for path in self._litter:
+            remove(path)
         try:
             self._stage(cancelled_at)
             for journal in self._journals:
@@ -242,6 +245,7 @@ class _Plan:
         """The files of a folder of the backup into a folder of the services, by the entries at its top."""
         staging, aside = target / f"{STAGING}-{self._stamp}", target / f"{ASIDE}-{self._stamp}"
         self._staging.append(staging)
+        self._litter += target.glob(f"{STAGING}-*")
         self.asides.append(str(aside))
         files = found.files_of(name)
         tops = set()
@@ -280,6 +284,7 @@ class _Plan:
             aside = path.with_name(f"{path.name}{ASIDE}-{self._stamp}")
             self._copies.append((file, staging))
             self._staging.append(staging)
+            self._litter += path.parent.glob(f"{path.name}{STAGING}-*")
             self._moves.append((path, staging, aside))
             self.asides.append(str(aside))
             self._needed.setdefault(path.parent, 0)

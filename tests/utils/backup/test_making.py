@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+import subprocess
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -146,6 +147,16 @@ def test_make_that_is_interrupted_leaves_nothing(machine: Machine, tmp_path: Pat
     with pytest.raises(KeyboardInterrupt):
         machine.make(tmp_path / "backups" / "today", tell=tell)
     assert list((tmp_path / "backups").iterdir()) == []
+
+
+def test_make_removes_what_one_left_that_was_killed(machine: Machine, tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (tmp_path / f".today.{ended.pid}.partial" / "data").mkdir(parents=True)
+    (tmp_path / f".today.{os.getppid()}.partial").mkdir()  # of one that runs
+    machine.make(tmp_path / "today")
+    left = [path.name for path in tmp_path.iterdir() if path.name.endswith(".partial")]
+    assert left == [f".today.{os.getppid()}.partial"]
 
 
 def test_make_follows_no_link(machine: Machine, tmp_path: Path) -> None:

@@ -336,6 +336,15 @@ def test_restore_after_one_that_was_killed_begins_anew(machine: Machine, backup:
     assert without_asides(machine.contents()) == before
 
 
+def test_restore_removes_what_one_left_that_was_killed_early(
+    machine: Machine, backup: Path
+) -> None:
+    for folder in (machine.data, machine.loras):
+        (folder / ".restoring-20250101T000000Z" / "half").mkdir(parents=True)
+    machine.restore(backup)
+    assert not list(machine.root.rglob(".restoring-*"))
+
+
 def test_undo_where_nothing_was_cut_off_does_nothing(machine: Machine) -> None:
     before = machine.contents()
     assert restoring.undo_cut_off(machine.places, lambda _: None) == 0
