@@ -92,13 +92,24 @@ class CheckerProcess:
     def _in_two_tries(self, use: Callable[[subprocess.Popen[bytes]], T]) -> T:
         with self._lock:
             try:
-                return use(self._ready())
+                return self._once(use)
             except _Ended as error:  # of idleness, or of something that may not come again
                 log.info("once more: %s", error, extra={"action": "checker_ended"})
             try:
-                return use(self._ready())
+                return self._once(use)
             except _Ended as error:
                 raise self._failure(str(error)) from error
+
+    def _once(self, use: Callable[[subprocess.Popen[bytes]], T]) -> T:
+        """After an error of any kind the process is gone: it may have half a picture, or one more answer."""
+        try:
+            return use(self._ready())
+        except BaseException:
+            process, self._process = self._process, None
+            if process is not None:
+                process.kill()
+                _let_go(process)
+            raise
 
     def _there(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
@@ -149,7 +160,6 @@ class CheckerProcess:
                 raise _Ended(self._how(process)) from error
             verdict = self._answer(process).get("is_flagged")
         if not isinstance(verdict, bool):  # what is not said is not "no"
-            process.kill()
             raise self._failure("its process answers what nobody understands")
         return verdict
 
@@ -162,10 +172,8 @@ class CheckerProcess:
             answer = json.loads(line)
             fault = answer.get("fault")
         except (ValueError, AttributeError) as error:
-            process.kill()
             raise self._failure("its process answers what nobody understands") from error
         if fault is not None:
-            process.kill()
             raise ModelUnavailable(fault)
         return answer
 

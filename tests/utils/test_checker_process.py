@@ -144,6 +144,36 @@ def test_child_that_is_silent_is_ended_and_not_tried_again(
     assert started == [1]
 
 
+def test_answer_that_nobody_asked_for_is_not_taken_for_the_next_picture(child: Child) -> None:
+    two = "\nsys.stdin.buffer.readline(); print('no JSON\\n{\"is_flagged\": false}', flush=True);"
+    checker = child(READY + two + "time.sleep(60)")
+    for _ in range(3):
+        with pytest.raises(ModelUnavailable, match="nobody understands"):
+            checker.is_flagged(BLUE)
+
+
+def test_picture_that_breaks_off_on_its_way_is_not_part_of_the_next(
+    child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rest would be filled up with the next one's pixels, and the answer be about neither."""
+    by_red = (
+        "\nwhile line := sys.stdin.buffer.readline():"
+        "\n size = eval(line); data = sys.stdin.buffer.read(size['width'] * size['height'] * 3)"
+        "\n print('{\"is_flagged\": %s}' % str(data[-3] > 99).lower(), flush=True)"
+    )
+    checker, pieces = child(READY + by_red), checker_process._pieces
+
+    def breaking(picture: Image.Image) -> Iterator[bytes]:
+        yield next(iter(pieces(picture)))
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checker_process, "_pieces", breaking)
+        with pytest.raises(MemoryError):
+            checker.is_flagged(BLUE)
+    assert checker.is_flagged(RED) and not checker.is_flagged(BLUE)
+
+
 def test_child_that_has_ended_for_want_of_pictures_is_started_anew(child: Child) -> None:
     idle = READY + (
         "\nif sys.stdin.buffer.readline(): print('{\"is_flagged\": false}', flush=True)"
