@@ -16,7 +16,7 @@ import httpx2
 
 from cli.failures import Failure, Status
 
-CONNECT_SECONDS = 5.0
+CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 120.0  # a service that reads a large LoRA, or loads a model, takes its time
 SILENCE_SECONDS = 60.0  # a stream of events tells that it lives every few seconds
 AWAY_SECONDS = 60.0  # how long a service that went away in the middle of a job is waited for

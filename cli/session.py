@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from cli.client import Client
 
-LOOK_SECONDS = 5.0  # for a service that is busy to say that it lives
+LOOK_SECONDS = 10.0  # for a service that is busy to say that it lives
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 URL_NAME, KEY_NAME = "FLUX_URL", "FLUX_API_KEY"
 
