@@ -1,0 +1,301 @@
+"""The BF16 service beside diffusers alone: the embedded model on the CPU, in one run, in turns.
+
+    python -m scripts.benchmarks.side_by_side [--rounds 4] [--only throughput,one,...]
+
+Alone is a process that loads `FluxPipeline` as its documentation has it and writes each picture with
+Pillow's PNG. Both are loaded and warm but where the line says cold; each line is the median of rounds whose
+order alternates, and of the rounds' ratios with the least and the greatest. Prints a table for
+`docs/benchmarks.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from config.settings import ROOT
+from scripts.benchmarks.service import start_service
+
+EMBEDDED = ROOT / "models" / "embedded"
+LORAS = sorted((ROOT / "models" / "embedded-loras").glob("*.safetensors"))
+PROMPT = "a red balloon over green hills at sunset"
+SIZE, STEPS, TEXT_TOKENS = 256, 4, 64
+CLIENTS = 4
+
+
+class Alone:
+    """The process that draws with diffusers alone; `do` asks it and waits."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "scripts.benchmarks.side_by_side", "--alone"]
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def do(self, what: str, count: int) -> list[float]:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(json.dumps([what, count]), file=self._process.stdin, flush=True)
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.communicate("")
+
+
+def serve_alone() -> None:
+    """The other end of `Alone`: milliseconds of each picture, or of each change of LoRA."""
+    from diffusers import FluxPipeline
+    from diffusers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    pipeline = FluxPipeline.from_pretrained(EMBEDDED)
+    pipeline.set_progress_bar_config(disable=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for line in sys.stdin:
+            what, count = json.loads(line)
+            found = []
+            for index in range(count):
+                started = time.perf_counter()
+                if what == "lora":
+                    pipeline.unload_lora_weights()
+                    pipeline.load_lora_weights(LORAS[index % 2])
+                else:
+                    draw_alone(pipeline, index).save(Path(folder) / "picture.png")
+                found.append((time.perf_counter() - started) * 1000)
+            if what == "lora":
+                pipeline.unload_lora_weights()
+            print(json.dumps(found), flush=True)
+
+
+def draw_alone(pipeline: Any, seed: int) -> Any:
+    import torch
+
+    return pipeline(
+        PROMPT,
+        width=SIZE,
+        height=SIZE,
+        num_inference_steps=STEPS,
+        max_sequence_length=TEXT_TOKENS,
+        generator=torch.Generator().manual_seed(seed),
+    ).images[0]
+
+
+COLD = f"""
+from diffusers import FluxPipeline
+import torch
+pipeline = FluxPipeline.from_pretrained({str(EMBEDDED)!r})
+pipeline({PROMPT!r}, width={SIZE}, height={SIZE}, num_inference_steps={STEPS},
+         max_sequence_length={TEXT_TOKENS}).images[0].save("picture.png")
+"""
+
+
+def draw(client: httpx2.Client, seed: int, prompt: str = PROMPT, **more: Any) -> dict[str, float]:
+    """A picture; its wall time, ms, with the service's own times."""
+    body = {"prompt": prompt, "width": SIZE, "height": SIZE, "num_inference_steps": STEPS}
+    started = time.perf_counter()
+    answer = client.post("/generate?format=raw", json=body | {"seed": seed} | more)
+    wall = (time.perf_counter() - started) * 1000
+    answer.raise_for_status()
+    job = client.get(f"/jobs/{answer.headers['x-job-id']}").raise_for_status().json()
+    return job["result"]["timings_ms"] | {"wall": wall}
+
+
+def per_second(client: httpx2.Client, count: int) -> float:
+    started = time.perf_counter()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        list(pool.map(lambda seed: draw(client, seed), range(count)))
+    return count / (time.perf_counter() - started)
+
+
+class Table:
+    """Prints a line for each comparison as soon as it is done."""
+
+    def __init__(self) -> None:
+        print("| | ours | alone | ratio (least to greatest) | wanted |\n|---|---|---|---|---|")
+
+    def add(
+        self, what: str, ours: Sequence[float], others: Sequence[float], unit: str, wanted: str
+    ) -> None:
+        ratios = [one / other for one, other in zip(ours, others, strict=True)]
+        cells = (
+            what,
+            f"{statistics.median(ours):.3g} {unit}",
+            f"{statistics.median(others):.3g} {unit}",
+            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+            wanted,
+        )
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def in_turns(
+    rounds: int, ours: Callable[[], float], alone: Callable[[], float]
+) -> tuple[list[float], list[float]]:
+    """Both, the one first that was second before."""
+    found: tuple[list[float], list[float]] = ([], [])
+    for index in range(rounds):
+        for which in (0, 1) if index % 2 == 0 else (1, 0):
+            found[which].append((ours, alone)[which]())
+    return found
+
+
+def throughput(rounds: int, client: httpx2.Client, alone: Alone, table: Table) -> None:
+    count = 16
+
+    def loop() -> float:
+        return count / (sum(alone.do("draw", count)) / 1000)
+
+    ours, others = in_turns(rounds, lambda: per_second(client, count), loop)
+    table.add(f"pictures a second, {CLIENTS} clients; a loop", ours, others, "/s", "≥ 1.3")
+
+
+def one(rounds: int, client: httpx2.Client, alone: Alone, table: Table) -> None:
+    count = 8
+    ours, others = in_turns(
+        rounds,
+        lambda: statistics.median(draw(client, seed)["wall"] for seed in range(count)),
+        lambda: statistics.median(alone.do("draw", count)),
+    )
+    table.add("one picture, one client", ours, others, "ms", "≤ 0.9")
+
+
+def prompt(rounds: int, client: httpx2.Client, alone: Alone, table: Table) -> None:
+    del alone
+    stamp = time.time_ns()
+    new = [draw(client, 1, f"{PROMPT} {stamp} {index}")["encode"] for index in range(4 * rounds)]
+    again = [draw(client, seed)["encode"] for seed in range(4 * rounds)]
+    table.add("encoding a prompt seen before; a new one", again, new, "ms", "gone")
+
+
+def lora(rounds: int, client: httpx2.Client, alone: Alone, table: Table) -> None:
+    names = []
+    for file in LORAS[:2]:
+        answer = client.put(f"/loras/{file.name}", content=file.read_bytes())
+        names.append(answer.raise_for_status().json()["name"])
+
+    def change() -> float:
+        each = [draw(client, 1, loras=[{"name": names[i % 2]}])["lora"] for i in range(8)]
+        return statistics.median(each)
+
+    change()  # both are read
+    ours, others = in_turns(rounds, change, lambda: statistics.median(alone.do("lora", 8)))
+    table.add(
+        "another LoRA; `unload_lora_weights`, `load_lora_weights`", ours, others, "ms", "≤ 0.1"
+    )
+
+
+def ready(rounds: int, table: Table, folder: Path) -> None:
+    def start() -> float:
+        started = time.perf_counter()
+        process, client = start_service(folder / str(time.time_ns()))
+        took = time.perf_counter() - started
+        client.close()
+        process.terminate()
+        process.wait(30)
+        return took
+
+    ours, others = in_turns(
+        rounds, start, lambda: run("from diffusers import FluxPipeline", folder)
+    )
+    table.add("start to `/health/ready`; `import FluxPipeline`", ours, others, "s", "≤ 0.2")
+
+
+def cold(rounds: int, table: Table, folder: Path) -> None:
+    def start_and_draw() -> float:
+        started = time.perf_counter()
+        process, client = start_service(folder / str(time.time_ns()))
+        draw(client, 1)
+        took = time.perf_counter() - started
+        client.close()
+        process.terminate()
+        process.wait(30)
+        return took
+
+    ours, others = in_turns(rounds, start_and_draw, lambda: run(COLD, folder))
+    table.add("first picture, cold; the bare script", ours, others, "s", "≤ 1.1")
+
+
+def workers(rounds: int, table: Table, folder: Path) -> None:
+    os.environ["FLUX_THREADS"] = "1"
+    services = []
+    for count in (2, 1):
+        os.environ["FLUX_FAKE_GPUS"] = str(count)
+        services.append(start_service(folder / f"workers{count}"))
+    for name in ("FLUX_THREADS", "FLUX_FAKE_GPUS"):
+        del os.environ[name]
+    for _, client in services:
+        per_second(client, 12)
+    ours, others = in_turns(rounds, *(lambda c=client: per_second(c, 16) for _, client in services))
+    table.add("pictures a second, two workers of one thread; one", ours, others, "/s", "≥ 1.6")
+    for process, client in services:
+        client.close()
+        process.terminate()
+        process.wait(30)
+
+
+def run(code: str, folder: Path) -> float:
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+WARM: dict[str, Callable[[int, httpx2.Client, Alone, Table], None]] = {
+    "throughput": throughput,
+    "one": one,
+    "prompt": prompt,
+    "lora": lora,
+}
+STARTS: dict[str, Callable[[int, Table, Path], None]] = {
+    "ready": ready,
+    "cold": cold,
+    "workers": workers,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--only", default=",".join([*WARM, *STARTS]))
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.alone:
+        return serve_alone()
+    wanted = options.only.split(",")
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}\n"
+    )
+    table = Table()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["FLUX_LORA_DIR"] = str(folder / "loras")
+        for part in STARTS:
+            if part in wanted:
+                STARTS[part](options.rounds, table, folder)
+        if not set(wanted) & set(WARM):
+            return
+        process, client = start_service(folder / "warm")
+        alone = Alone()
+        per_second(client, 8)
+        alone.do("draw", 3)
+        for part in WARM:
+            if part in wanted:
+                WARM[part](options.rounds, client, alone, table)
+        alone.close()
+        client.close()
+        process.terminate()
+        process.wait(30)
+
+
+if __name__ == "__main__":
+    main()
