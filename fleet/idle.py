@@ -37,7 +37,7 @@ class IdleCards:
             self._finishing[card.replica] = card
         elif card.state is State.IDLE:
             self._cards[card.replica] = card
-            group = (id(card.profile), card.models, *card.paces.items())
+            group = (card.profile, card.models, *card.paces.items())
             self._groups.add(group)
             places: list[Place] = [(group, (card.rest, card.replica))]
             places += [(model, warm_key(card, model)) for model in card.models]

@@ -57,7 +57,7 @@ class Patience:
         for other in itertools.islice(busy, MOST_CARDS):
             each = other.stats.job_seconds.get(model, math.inf)
             late_at = other.free_at + max(LATE_SECONDS, LATE_SHARE * each)
-            if now >= late_at or not each < math.inf:
+            if now >= late_at or not 0 < each < math.inf:
                 continue
             left = price - max(0.0, other.free_at - now)
             if model in other.models:

@@ -46,11 +46,16 @@ class Profile:
     memory_gib: float
     gib: tuple[tuple[str, float], ...]
     sizes: dict[str, float] = field(compare=False, repr=False)  # the same as `gib`, to look up
+    number: int = field(compare=False, repr=False)  # its hash, which is asked for often
 
     @classmethod
     def of(cls, stats: ReplicaStats) -> Profile:
         gib = tuple(sorted(stats.model_gib.items()))
-        return cls(stats.resources, stats.tags, stats.memory_gib, gib, dict(gib))
+        number = hash((stats.resources, stats.tags, stats.memory_gib, gib))
+        return cls(stats.resources, stats.tags, stats.memory_gib, gib, dict(gib), number)
+
+    def __hash__(self) -> int:
+        return self.number
 
     def can_run(self, wanted: Wanted) -> bool:
         """Whether a job may run there at all, at once or after others have left."""

@@ -82,8 +82,7 @@ class Router:
         self._demand = Demand()
         self._patience = Patience(patience_seconds, self._demand, self._copies)
         self._harm = harm_of(self._copies, lambda model: self._demand.of(model, self._clock()))
-        self._profiles: dict[Profile, Profile] = {}  # one object for equal ones
-        self._present: dict[int, list[Any]] = {}  # by the id of a profile: it, and how many cards
+        self._present: dict[Profile, int] = {}  # how many cards are there, by what they can run
         self._fresh: collections.deque[str] = collections.deque()  # jobs no card was looked up for
         self._free: dict[str, None] = {}  # cards no job was looked up for, in order
         self._patient: dict[str, float] = (
@@ -298,7 +297,7 @@ class Router:
 
     def _most_passes(self, kind: Kind) -> int:
         able = sum(
-            count for profile, count in self._present.values() if profile.can_run(kind.example)
+            count for profile, count in self._present.items() if profile.can_run(kind.example)
         )
         return self._passes * max(1, able) + self.waiting.ahead(kind.oldest)
 
@@ -387,15 +386,16 @@ class Router:
             for model in card.models:
                 del self._warm[model][card.replica]
         if not card.is_away:
-            self._present[id(card.profile)][1] -= 1
+            self._present[card.profile] -= 1
+            if not self._present[card.profile]:
+                del self._present[card.profile]
 
     def _enter_indexes(self, card: Card) -> None:
         """After it has changed; it may be free for somebody who waits."""
-        card.profile = self._profiles.setdefault(card.profile, card.profile)
         self._copies.update(card.models)
         if card.is_away:
             return
-        self._present.setdefault(id(card.profile), [card.profile, 0])[1] += 1
+        self._present[card.profile] = self._present.get(card.profile, 0) + 1
         self._idle.add(card)
         if card.jobs:
             self._busy[card.replica] = card

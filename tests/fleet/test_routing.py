@@ -432,6 +432,35 @@ def test_without_measured_times_an_idle_card_takes_what_waits() -> None:
     assert pairs(begun(router)) == [("job0", "b"), ("job1", "a")]
 
 
+def test_times_of_nothing_are_no_reason_to_wait() -> None:
+    router = Router(clock=Clock())
+    router.report(stats("a", ["dev"], job_seconds={"schnell": 0.0}))
+    router.report(stats("b", ["schnell"], job_seconds={"schnell": 0.0}))
+    for seq in range(2):
+        router.wait(wanted(seq, "schnell"))
+    assert pairs(begun(router)) == [("job0", "b"), ("job1", "a")]
+
+
+def test_models_that_leave_a_busy_card_are_forgotten_by_nobody() -> None:
+    router = Router(clock=Clock())
+    router.report(stats("a", ["dev"], jobs=frozenset({"x"})))
+    router.report(stats("a", ["unknown here"], jobs=frozenset({"x"})))
+    router.wait(wanted(1, "dev"))
+    assert begun(router) == []
+    router.report(stats("a", ["unknown here"]))
+    assert pairs(begun(router)) == [("job1", "a")]
+
+
+def test_memory_that_changes_with_every_report_leaves_nothing_behind() -> None:
+    router = Router()
+    for place in range(50):
+        router.report(stats("a", ["dev"], memory_gib=40.0 + place / 100))
+    assert len(router._present) == 1
+    router.forget("a")
+    assert not router._present
+    assert not router._idle._lists and not router._idle._groups
+
+
 # What holds for every fleet
 
 MODELS = sorted(SIZES)
