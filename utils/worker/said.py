@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 
 from utils import logs
 
 MAX_LINE_BYTES = 2**20  # a log line with a long trace
 READ_BYTES = 2**16
-# Progress bars go back to the start of their line.
-_ENDS = re.compile(rb"[\r\n]+")
 
 
 async def listen(pipe: int, worker: str) -> None:
@@ -28,7 +25,8 @@ async def listen(pipe: int, worker: str) -> None:
     try:
         begun = b""
         while more := await reader.read(READ_BYTES):
-            *lines, begun = _ENDS.split(begun + more)
+            *lines, begun = (begun + more).split(b"\n")
+            begun = begun[begun.rfind(b"\r", 0, -1) + 1 :]
             if len(begun) > MAX_LINE_BYTES:
                 lines, begun = [*lines, begun], b""
             for line in lines:
@@ -39,5 +37,7 @@ async def listen(pipe: int, worker: str) -> None:
 
 
 def _log(line: bytes, worker: str) -> None:
-    if text := line.decode(errors="replace").strip():
+    """Of a progress bar, which goes back to the start of its line again and again, how it stood at last."""
+    last = line.rstrip(b"\r").rpartition(b"\r")[2]
+    if text := last.decode(errors="replace").strip():
         logs.relay(text, worker)

@@ -45,12 +45,23 @@ def test_listen_tells_each_line_with_its_worker(heard: list[tuple[str, str]]) ->
     [
         ((b"be", b"gun\n"), ["begun"]),
         ((b"the last words",), ["the last words"]),
-        ((b" 10%\r 20%\r 30%\n",), ["10%", "20%", "30%"]),
+        ((b" 10%\r 20%", b"\r 30%\r", b" 100%\n"), ["100%"]),
+        ((b"\r 10%\r 20%\r",), ["20%"]),
+        ((b"of Windows\r", b"\nnext\r\n"), ["of Windows", "next"]),
         ((b"\n\n  \n",), []),
         ((b"\xff\xfe\n",), ["\ufffd\ufffd"]),
         ((), []),
     ],
-    ids=["in parts", "without an end", "a progress bar", "nothing", "no text", "silence"],
+    ids=[
+        "in parts",
+        "without an end",
+        "a progress bar",
+        "a bar that stops",
+        "other ends",
+        "nothing",
+        "no text",
+        "silence",
+    ],
 )
 def test_listen_makes_lines_of_whatever_comes(
     heard: list[tuple[str, str]], writes: tuple[bytes, ...], lines: list[str]
