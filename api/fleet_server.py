@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 
 from api import server
@@ -18,6 +19,8 @@ from utils.fleet.cluster import REPLICA, Cluster
 from utils.fleet.crew import Crew
 from utils.fleet.machine import machine_of
 from utils.fleet.ray_processes import Head, environment
+
+EXIT_INTERRUPTED = 130
 
 
 def serve(replica: str = REPLICA) -> int:
@@ -45,15 +48,19 @@ def serve(replica: str = REPLICA) -> int:
         cluster = Cluster(f"{VERSION}-{replica}", replica)
         # What is wrong is said before Ray starts.
         app = create_app(make_plan(settings, FLEET, crew=Crew(cluster, settings)))
-        machine = machine_of(settings)
+        head = Head(settings, machine_of(settings))
         os.environ.update(environment(settings))
-        head = Head(settings, machine)
-        address = head.start()
     except ConfigurationError as error:
         return server.refuse(FLEET.service, error)
+    # Until the server takes signals, a stop is an exit that ends what was started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        cluster.connect(address)
+        cluster.connect(head.start())
         return server.run(app, settings, FLEET.service)
+    except ConfigurationError as error:
+        return server.refuse(FLEET.service, error)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     finally:
         cluster.end()
         head.stop()

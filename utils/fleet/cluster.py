@@ -124,37 +124,18 @@ class Cluster:
         except ValueError:
             pass  # it is gone
 
-    def nodes(self) -> list[dict[str, Any]]:
-        """The machines of the cluster, as Ray knows them."""
-        import ray
-
-        return [
-            {
-                "ray_node": node["NodeID"],
-                "address": node["NodeManagerAddress"],
-                "is_alive": node["Alive"],
-                "places": {
-                    name: int(node["Resources"][name])
-                    for name in known_precisions()
-                    if name in node["Resources"]
-                },
-            }
-            for node in ray.nodes()
-        ]
-
-    def leave(self) -> None:
-        """Let go of the cluster; its replicas stay."""
-        import ray
-
-        ray.shutdown()
-
     def end(self) -> None:
-        """End the replicas, as far as their machines answer, and let go of the cluster."""
-        from ray import serve
+        """Let go of the cluster, and have the replicas of other machines ended, as far as those answer.
 
+        This machine's end with its Ray.
+        """
         if not self._is_connected:
             return
-        ending = threading.Thread(target=serve.shutdown, name="serve's end", daemon=True)
-        ending.start()
-        ending.join(SHUTDOWN_SECONDS)
-        self.leave()
+        import ray
+        from ray import serve
+
+        if sum(node["Alive"] for node in ray.nodes()) > 1:
+            ending = threading.Thread(target=serve.shutdown, name="serve's end", daemon=True)
+            ending.start()
+            ending.join(SHUTDOWN_SECONDS)
+        ray.shutdown()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 from config.errors import ConfigurationError
 from config.settings import load_settings
@@ -30,6 +31,8 @@ def main() -> int:
                 "reach its ports"
             )
         environ = environment(settings)
+        os.environ.update(environ)
+        _require_token(address, kept)
     except ConfigurationError as error:
         print(f"{FLEET.service}: {error}", file=sys.stderr)
         return EXIT_CONFIGURATION
@@ -37,6 +40,24 @@ def main() -> int:
     print(f"{FLEET.service}: {machine.name} joins {address} with {places}", file=sys.stderr)
     arguments = join_arguments(settings, machine, address)
     os.execvpe(arguments[0], arguments, environ)  # so that signals reach Ray
+
+
+def _require_token(address: str, kept: Path) -> None:
+    """Asked before Ray's processes start, which would say it in a trace."""
+    from ray._raylet import GcsClient
+    from ray.exceptions import AuthenticationError, RayError
+
+    try:
+        GcsClient(address=address)
+    except AuthenticationError as error:
+        raise ConfigurationError(
+            f"the fleet at {address} has another token than this machine ({kept}): copy data/fleet/token of "
+            "the fleet's first machine, or set FLUX_FLEET_TOKEN to what it holds"
+        ) from error
+    except RayError as error:
+        raise ConfigurationError(
+            f"what answers at {address} is no fleet of this version: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _address(text: str, port: int) -> str:

@@ -42,9 +42,12 @@ def environment(settings: Settings) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_path(settings)),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # A machine is drained by the front door, before; Ray would wait for replicas, which do not end by themselves.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         # Replicas look at the cards themselves; Ray hides them from whom it gave none.
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_SERVE_LOG_TO_STDERR": "0",
+        # What a replica logs stands in its file (FLUX_LOG_DIR), and in Ray's.
+        "RAY_SERVE_LOG_TO_STDERR": "1",
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
         OMP: environ.get(OMP, environ.get("OMP_NUM_THREADS", "")),
     }
@@ -170,7 +173,9 @@ class Head:
         return address
 
     def stop(self) -> None:
-        """End what runs, and wait for it."""
+        """End what runs, and wait for it; nothing where it is another front door's."""
+        if self._lock is None:
+            return
         process = self._running()
         if process is not None:
             family = [process, *process.children(recursive=True)]
@@ -184,18 +189,22 @@ class Head:
     def _take_lock(self) -> None:
         """Ends with this process. Raises ConfigurationError where another front door has it."""
         path = fleet_folder(self._settings) / "front-door.lock"
-        self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            os.close(lock)
             raise ConfigurationError(
                 f"another front door of a fleet runs with {fleet_folder(self._settings)}; end it first, or "
                 "choose another FLUX_DATA_DIR"
             ) from None
+        self._lock = lock
 
     def _given(self) -> str:
         """What replicas are started with, as a digest: they read this machine's settings once."""
-        named = self._settings.model_dump(mode="json", exclude={"server", "queue", "cloud", "cleanup"})
+        named = self._settings.model_dump(
+            mode="json", exclude={"server", "queue", "cloud", "cleanup"}
+        )
         what = [named, self._machine.resources]
         return sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 

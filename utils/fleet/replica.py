@@ -53,13 +53,13 @@ class Replica:
 
     def __init__(self, precision: str) -> None:
         settings = load_settings("fleet")
-        logs.configure_console(settings.log.log_level)
         self._machine = machines.machine_of(settings)
         if self._machine.profile.name != precision:
             raise RuntimeError(
                 f"{self._machine.name} has {self._machine.profile.name} replicas and was asked for {precision}"
             )
         self._slot, self._place = machines.take_place(self._machine)
+        logs.configure(settings, f"fleet-{self._machine.name}-{self._slot.name}")
         storage = self._machine.settings.storage
         storage.output_dir.mkdir(parents=True, exist_ok=True)
         self._files = NodeFiles(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 
-from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 
 class FleetRequestRouter(RequestRouter):
@@ -21,9 +21,16 @@ class FleetRequestRouter(RequestRouter):
         self._board = board
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        super().update_replicas(replicas)
+        self._show(replicas)
+
+    def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
+        super().on_replica_actor_died(replica_id)
+        self._show(list(self.curr_replicas.values()))
+
+    def _show(self, replicas: list[RunningReplica]) -> None:
         from utils.fleet.board import Seat, board_of
 
-        super().update_replicas(replicas)
         deployment = self._deployment_id.name
         seats = {
             replica.replica_id.unique_id: Seat(
