@@ -102,6 +102,8 @@ async def model(model: str, services: ServicesDep) -> dict[str, Any]:
     row = services.plan.catalog.get(model)
     if row is None:
         raise NotFound.of("model", f"there is no model {model[:64]!r}; GET /v1/models lists them")
+    if reason := services.plan.resolver.why_not_here(row):
+        raise NotFound.of("model", f"{reason}; GET /v1/models lists those that draw here")
     return _model(row)
 
 

@@ -157,17 +157,17 @@ def look_at_folder(folder: Path) -> tuple[bool, str]:
 def missing_in(folder: Path, without: Collection[str] = ()) -> list[str]:
     """What a pipeline's folder lacks, by name; the parts named in `without` are not looked for."""
     try:
-        parts = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        return [
-            name
-            for name, kind in parts.items()
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        parts = {
+            name: str(kind[1])
+            for name, kind in index.items()
             if isinstance(kind, list) and kind[1] and name not in without
-            and not _has_part(folder / name, kind[1])
-        ]  # fmt: skip
+        }
     except OSError as error:
         return [f"model_index.json: {error.strerror}"]
     except (ValueError, AttributeError, LookupError) as error:
         return [f"model_index.json is damaged: {error}"]
+    return [name for name, kind in parts.items() if not _has_part(folder / name, kind)]
 
 
 def size_bytes(folder: Path) -> int:
@@ -182,16 +182,19 @@ def size_bytes(folder: Path) -> int:
 
 
 def _has_part(folder: Path, kind: str) -> bool:
-    """A component's folder: its configuration, and for a network every file of weights."""
+    """A component's folder: its configuration, and for a network every file of weights, all of them readable."""
     if not folder.is_dir():
         return False
     if any(word in kind for word in _WITHOUT_WEIGHTS):
         return any(folder.glob("*.json"))
     wanted: set[str] = set()
-    for index in folder.glob("*.safetensors.index.json"):
-        wanted |= set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    files = [folder / name for name in wanted] or list(folder.glob("*.safetensors"))
-    return (folder / "config.json").is_file() and bool(files) and all(map(is_whole, files))
+    try:
+        for index in folder.glob("*.safetensors.index.json"):
+            wanted |= set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        files = [folder / name for name in wanted] or list(folder.glob("*.safetensors"))
+        return (folder / "config.json").is_file() and bool(files) and all(map(is_whole, files))
+    except (OSError, ValueError, AttributeError, LookupError, TypeError):
+        return False
 
 
 def is_whole(file: Path) -> bool:

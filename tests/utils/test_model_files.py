@@ -90,6 +90,13 @@ def test_model_without_a_part_that_is_needed_names_it(tmp_path: Path) -> None:
     assert "not on this machine (vae)" in (files(tmp_path).why_not(SD) or "")
 
 
+@pytest.mark.parametrize("index", ['{"weight', "[]", "{}", '{"weight_map": 3}'])
+def test_model_whose_parts_index_is_damaged_names_the_part(tmp_path: Path, index: str) -> None:
+    folder = put(tmp_path, SD.source)
+    (folder / "transformer" / "model.safetensors.index.json").write_text(index)
+    assert "not on this machine (transformer)" in (files(tmp_path).why_not(SD) or "")
+
+
 def test_model_without_its_own_safety_checker_is_here_as_for_the_loader(tmp_path: Path) -> None:
     folder = put(tmp_path, SD.source)
     index = folder / "model_index.json"

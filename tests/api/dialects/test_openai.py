@@ -153,6 +153,13 @@ def test_client_lists_models(client: openai.OpenAI) -> None:
         client.models.retrieve("gpt-image-9")
 
 
+def test_client_retrieves_the_models_that_are_listed_and_no_others(client: openai.OpenAI) -> None:
+    listed = {model.id for model in client.models.list().data}
+    assert "z-image-turbo" not in listed
+    with pytest.raises(openai.NotFoundError, match="z-image-turbo needs a GPU"):
+        client.models.retrieve("z-image-turbo")
+
+
 def test_client_url_is_fetched_without_a_key(keyed: RunningService) -> None:
     with openai.OpenAI(base_url=f"{keyed.url}/v1", api_key=KEY, max_retries=0) as client:
         answer = client.images.generate(prompt="x", size="128x128", response_format="url")
