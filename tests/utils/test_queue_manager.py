@@ -14,7 +14,7 @@ import psutil
 from tests.service import RunningService
 
 CROWD = 200
-SMALL_CROWD = 40  # of pictures that take their time
+SMALL_CROWD = 24  # of pictures that take their time
 LIMIT = 100
 MIB = 2**20
 # What a second crowd may add to a process that has seen one. The worker's allocator takes about
