@@ -227,9 +227,14 @@ def test_results_gallery_picture_is_used_as_input_and_its_prompt_copied(
     viewer = page.locator("#viewer")
     viewer.get_by_role("button", name="Copy prompt").click()
     expect(page.locator("#message")).to_have_text("Copied.")
+    assert page.locator("#message").evaluate("""message => {
+            const { left, top, width, height } = message.getBoundingClientRect();
+            return document.elementFromPoint(left + width / 2, top + height / 2) === message;
+        }""")  # over the viewer and not below it
     assert page.evaluate("navigator.clipboard.readText()") == "copied words"
     viewer.get_by_role("button", name="Use as input").click()
     expect(viewer).to_be_hidden()
+    expect(page.locator("body > .bottom > #message")).to_have_text("The picture is an input now.")
     expect(node(page, "image-input").locator("img")).to_have_js_property("naturalWidth", 128)
     [start] = [each for each in graph(page)["nodes"] if each["kind"] == "image-input"]
     assert start["values"]["image"] == drawn["id"]

@@ -12,12 +12,20 @@ const NAME = "FLUX";
 /** @param {Store} store */
 export function mountMessage(store) {
 	const line = find("#message");
+	const bottom = find(".bottom");
+	// A dialog lies over everything that is not in it.
+	const lift = () => {
+		const place = [...document.querySelectorAll("dialog[open]")].at(-1) ?? document.body;
+		if (bottom.parentNode !== place) place.append(bottom);
+	};
+	document.addEventListener("close", lift, true);
 	/** @type {Timer} */
 	let timer;
 	store.watch(
 		({message}) => [message],
 		message => {
 			clearTimeout(timer);
+			lift();
 			line.textContent = message?.text ?? "";
 			timer = setTimeout(() => (line.textContent = ""), SHOWN_MS + PER_CHARACTER_MS * line.textContent.length);
 		}
