@@ -236,7 +236,7 @@ def _replica(services: Services, worker: FleetWorker) -> dict[str, Any]:
         "resources": sorted(worker.resources),
         "models": sorted(worker.models),
         "is_asleep": worker.is_asleep,
-        "memory_gib": worker.memory_gib,
+        "memory_gib": round(worker.memory_gib, 2),
         "processors": round(worker.processors, 3),
         "cards": [
             {"name": gpu.name, "memory_total_mib": gpu.memory_total_mib} | card

@@ -227,7 +227,7 @@ class Replica:
             resources=sorted(self._machine.resources),
             models=models,
             reasons=reasons,
-            memory_gib=round(self._machine.memory_gib(self._slot), 3),
+            memory_gib=self._machine.memory_gib(self._slot),
             gpus=[asdict(gpu) for gpu in self._slot.gpus],
             is_apple=self._slot.is_apple,
             pid=os.getpid(),

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from fleet.replica import Profile, ReplicaStats
+from fleet.wanted import Wanted
 from models.types import GenerationRequest, OutputFormat
 from tests.fleet_replica import ScriptedReplica
 from utils.fleet import messages
@@ -183,6 +185,23 @@ def test_replicas_of_a_machine_share_its_places(settings: Any) -> None:
 def test_replica_of_another_precision_is_refused(settings: Any) -> None:
     with pytest.raises(RuntimeError, match="studio has bf16 replicas and was asked for fp4"):
         Alone("fp4")
+
+
+def test_replica_can_run_every_model_that_it_names(settings: Any) -> None:
+    """One with weights that wait in main memory takes all there is, to the last bit."""
+    settings.setattr("utils.requests.RequestResolver.why_not_on", lambda self, slot, row: None)
+
+    async def test(replica: Alone, watch: Watch) -> None:
+        hello = await watch.next()
+        assert max(hello.models.values()) == hello.memory_gib
+        stats = ReplicaStats(
+            replica="r", node="n", model_gib=hello.models, memory_gib=hello.memory_gib
+        )
+        wanted = [Wanted(job=model, seq=0, model=model) for model in hello.models]
+        assert all(Profile.of(stats).can_run(each) for each in wanted)
+        await watch.until(events.Ready)
+
+    run(test)
 
 
 def test_replica_report_is_what_routing_reads(settings: Any) -> None:
