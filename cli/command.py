@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from cli.session import KEY_NAME, URL_NAME, Session
+from cli.session import KEY_NAME, URL_NAME, Session, own_key
 
 PANEL = "Which service, and how to answer"
 
@@ -61,12 +61,10 @@ def command(
         own = list(inspect.signature(function).parameters.values())[1:]
 
         def run(*arguments: Any, **values: Any) -> None:
-            session = Session(**{key: values.pop(key) for key in common})
-            try:
-                function(session, *arguments, **values)
-                sys.stdout.flush()
-            except BrokenPipeError:
-                raise ReaderGone from None  # the library would make a failure of it
+            with own_key() as key:
+                given = {name: values.pop(name) for name in common}
+                session = Session(**{**given, "key": given.get("key") or key})
+                _call(function, session, *arguments, **values)
 
         added = [
             inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
@@ -84,6 +82,14 @@ def command(
         return function
 
     return register
+
+
+def _call(function: Callable[..., None], session: Session, *arguments: Any, **values: Any) -> None:
+    try:
+        function(session, *arguments, **values)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise ReaderGone from None  # the library would make a failure of it
 
 
 def group(app: typer.Typer, name: str, help: str) -> typer.Typer:

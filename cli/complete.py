@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cli.failures import Failure
-from cli.session import Session
+from cli.session import Session, own_key
 
 
 def model_ids(incomplete: str) -> list[str]:
@@ -14,7 +14,7 @@ def model_ids(incomplete: str) -> list[str]:
 
 def lora_names(incomplete: str) -> list[str]:
     try:
-        with Session().client() as client:
+        with own_key() as key, Session(key=key).client() as client:
             names = [lora["name"] for lora in client.ask("GET", "/loras")["loras"]]
     except Failure:
         return []
@@ -23,7 +23,7 @@ def lora_names(incomplete: str) -> list[str]:
 
 def job_ids(incomplete: str) -> list[str]:
     try:
-        with Session().client() as client:
+        with own_key() as key, Session(key=key).client() as client:
             jobs = client.ask("GET", "/jobs", params={"limit": 50})["jobs"]
     except Failure:
         return []

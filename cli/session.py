@@ -64,8 +64,7 @@ class Session:
     def chosen_key(self) -> str | None:
         from cli.client import checked_key
 
-        key = self.key or os.environ.get(KEY_NAME)
-        return checked_key(key) if key else None
+        return checked_key(self.key) if self.key else None
 
     def emit(self, data: Any) -> None:
         """For programs: the one document on standard output."""
@@ -100,6 +99,17 @@ class Session:
             # Never as markup: names and prompts are other people's words.
             table.add_row(*(Text("-" if cell in (None, "") else printable(cell)) for cell in row))
         self.out.print(table)
+
+
+@contextmanager
+def own_key() -> Iterator[str | None]:
+    """The key of the environment. Taken out meanwhile: a service that finds it there means that a setting is misspelt."""
+    key = os.environ.pop(KEY_NAME, None)
+    try:
+        yield key
+    finally:
+        if key is not None:
+            os.environ[KEY_NAME] = key
 
 
 def addresses(service: str | None = None) -> list[tuple[str, str]]:

@@ -43,8 +43,9 @@ _KEY = re.compile(r"[!-~]{16,}")
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _HEADER_TEXT = re.compile(r"[!-~]+")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
-# Not leaves of the tree: the first is read by this module itself, the others by the command line.
-ENV_RESERVED = frozenset({"FLUX_CONFIG", "FLUX_API_KEY", "FLUX_URL"})
+# Not leaves of the tree: the first is read by this module itself, the other by the command line. Its FLUX_API_KEY is
+# not among them: who sets that for a service means FLUX_API_KEYS, and would have a service that asks for no key.
+ENV_RESERVED = frozenset({"FLUX_CONFIG", "FLUX_URL"})
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 

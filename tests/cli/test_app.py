@@ -172,6 +172,18 @@ def test_key_is_asked_for_and_taken_from_option_or_environment(
     assert flux("gpu", *at).status == 0
 
 
+def test_key_of_the_environment_is_no_setting_that_is_wrong(
+    flux, keyed_service: KeyedService, monkeypatch
+) -> None:
+    """A service refuses the name; a command that reads the services' settings does not."""
+    monkeypatch.setenv("FLUX_API_KEY", keyed_service.key)
+    monkeypatch.setenv("BF16_PORT", str(keyed_service.port))
+    monkeypatch.setenv("FP4_PORT", "1")
+    assert flux("gpu").status == 0
+    assert flux("keys", "list").status == 0
+    assert flux("backup", "backup").status == 0
+
+
 def test_key_without_the_scope_is_told_so(flux, keyed_service: KeyedService) -> None:
     key = keyed_service.make_key("generate")
     done = flux("queue", "pause", "--url", keyed_service.url, "--key", key)

@@ -12,7 +12,7 @@ from cli.failures import Status
 from tests.operations.checkout import clean_environment, copy_checkout
 
 # In place of a start script: says how it was called, and ends as it is told.
-SCRIPT = '#!/bin/sh\necho "$0 $*"\nexit 5\n'
+SCRIPT = '#!/bin/sh\necho "$0 $*$FLUX_API_KEY"\nexit 5\n'
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def serve(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [checkout / "flux", "serve", *arguments],
-        env=clean_environment(),
+        env=clean_environment(FLUX_API_KEY="flux_0123456789abcdef"),
         capture_output=True,
         text=True,
     )
