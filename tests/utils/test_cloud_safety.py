@@ -233,7 +233,7 @@ def test_service_that_stops_while_a_picture_is_looked_at_keeps_nothing_and_goes_
             async with cloud_queue(cloud, tmp_path, models=settings(weights, "flag")) as queue:
                 worker: Any = queue.workers[0]
                 job = await queue.submit(cloud_request("[[red]]"))
-                await until(worker._saving.locked)
+                await until(worker._cloud.saving.locked)
                 drain_at_once(queue)
             assert files(tmp_path) == [] and worker._checker.pid is None
         with monkeypatch.context() as patched:

@@ -24,7 +24,7 @@ from models.bfl_request import CloudTask
 from models.precision import profile_of
 from models.types import OutputFormat
 from tests.cloud import KEY, StandIn, cloud_queue, cloud_request, ended
-from utils import cloud_pictures, cloud_worker, metadata
+from utils import cloud_job, cloud_pictures, cloud_worker, metadata
 from utils.clock import Chance
 from utils.cloud_tasks import Asked, CloudTasks
 from utils.gpu_manager import WorkerSlot
@@ -331,6 +331,24 @@ def test_job_of_several_loses_no_neighbour_of_a_picture_that_fails(
     assert len(cloud.submits) == 2
 
 
+def test_log_of_a_picture_that_fails_beside_others_has_not_the_prompt(
+    end_of: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """BFL's words may quote the client's."""
+    look, failing = bfl.Bfl.look, iter([True])
+
+    async def quoting(self: bfl.Bfl, task: CloudTask) -> bfl.Look:
+        if next(failing, False):
+            raise bfl.CloudError("BFL failed over 'a secret garden'")
+        return await look(self, task)
+
+    monkeypatch.setattr(bfl.Bfl, "look", quoting)
+    job = end_of("a secret garden", num_images=2)
+    assert job.result is not None and "secret garden" in job.result.failed[0].message
+    (said,) = [each for each in caplog.messages if "did not come" in each]
+    assert "BFL failed over" in said and "secret garden" not in caplog.text
+
+
 def test_job_of_several_is_asked_for_no_further_after_a_refusal(
     end_of: Callable[..., Job], cloud: StandIn, tmp_path: Path
 ) -> None:
@@ -387,7 +405,7 @@ def test_job_of_several_that_is_cancelled_gives_its_turns_back(
         await until(lambda: len(cloud.submits) == 3)
         await queue.cancel(job.id)
         await until(lambda: not worker.jobs)
-        assert worker._turns._inside == set()
+        assert worker._cloud.turns._inside == set()
 
     in_queue(use)
     assert files(tmp_path) == []
@@ -437,7 +455,7 @@ def test_job_retry_after_holds_those_behind_and_keeps_their_order(
 def test_job_where_nobody_listens_fails_after_some_tries(
     end_of: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cloud_worker, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(cloud_job, "PAUSE_SECONDS", 0.01)
     job = end_of(settings={"bfl_api_base": "http://127.0.0.1:9/v1"})
     assert job.error is not None and job.error.code == "provider_error"
     assert "nothing was sent or charged" in job.error.message
@@ -564,7 +582,7 @@ def test_cancel_before_the_request_has_left_costs_nothing(
         workers.append(worker)
         job = await queue.wait(await queue.submit(cloud_request()))
         assert job.status is JobStatus.CANCELLED
-        await until(lambda: not worker._asking)
+        await until(lambda: not worker._cloud.asking)
 
     in_queue(use)
     assert cloud.calls == []
@@ -665,7 +683,7 @@ def test_stop_while_the_cloud_does_not_answer_leaves_it_unclear(
 def test_job_waits_for_a_store_that_refuses_before_it_asks(
     end_of: Callable[..., Job], cloud: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cloud_worker, "STORE_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(cloud_job, "STORE_PAUSE_SECONDS", 0.01)
     refusals = {"begin": 2, "taken": 2}
 
     def refusing(name: str) -> Callable[..., Any]:
