@@ -14,6 +14,7 @@ from config.catalog import CLOUD_BACKEND
 from models import safety
 from models.hub import on_disk
 from utils import gpu_manager
+from utils.line import Lane
 
 router = APIRouter(tags=["service"])
 
@@ -129,23 +130,27 @@ def _gpus_of_fleet(services: Services) -> dict[str, Any]:
 
 
 def _safety_json(services: Services) -> dict[str, Any]:
-    """Whether the workers look at their pictures, with what, and where they do not, why."""
+    """Whether all pictures are looked at, with what, and where they are not, why."""
     models = services.plan.settings.models
-    checkers = {worker.safety for worker in services.queue.local_workers if worker.versions}
-    name = next((name for name in checkers if name is not None), None)
+    # What a worker of ours has is known when it is up; the cloud's checker is at hand from the start.
+    workers = [each for each in services.queue.workers if each.versions or each.lane is Lane.CLOUD]
+    name = next((each.safety for each in workers if each.safety is not None), None)
+    unseen = [each.name for each in workers if each.safety is None]
     reason = None
     if models.safety_checker == "off":
         reason = "FLUX_SAFETY_CHECKER is off"
-    elif not checkers:
+    elif not workers:
         reason = "no worker is up yet"
-    elif name is None:
+    elif unseen and name is not None:
+        reason = f"of what {', '.join(unseen)} draws nothing is looked at: the weights of a safety checker are not there"
+    elif unseen:
         hub = on_disk.hub_folder(models.models_dir)
         found, reason = safety.find(models.safety_model, hub, services.plan.catalog)
         if found is not None:
             reason = "its weights came after the start; start the service again"
     return {
         "mode": models.safety_checker,
-        "active": name is not None,
+        "active": bool(workers) and not unseen,
         "model": name,
         "reason": reason,
     }

@@ -13,6 +13,7 @@ import signal
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -20,10 +21,14 @@ import pytest
 from PIL import Image, ImageChops
 from websockets.sync.client import connect
 
+from api.routes import service as service_routes
+from config.catalog import load_catalog
+from config.settings import ModelSettings, Settings
 from models.safety import HUB_ID
 from tests.api.dialects.comfy_prompts import ksampler, node
 from tests.safety_weights import classifier
 from tests.service import ENGINE_MAIN, RunningService
+from utils.line import Lane
 from utils.metadata import read_request
 
 
@@ -111,6 +116,36 @@ def test_info_without_weights_says_so_and_how_to_get_some(engine_service: Runnin
     told = engine_service.client.get("/info").json()["safety_checker"]
     assert told["mode"] == "flag" and told["active"] is False and told["model"] is None
     assert "download_models --safety-checker" in told["reason"]
+
+
+def told_of(tmp_path: Path, mode: str, *checkers: tuple[Lane, str | None]) -> dict[str, Any]:
+    """What /info says of workers by what looks at their pictures."""
+    workers = [
+        SimpleNamespace(name=f"w{i}", lane=lane, safety=name, versions={"torch": "2"})
+        for i, (lane, name) in enumerate(checkers)
+    ]
+    settings = Settings(models=ModelSettings(safety_checker=mode, models_dir=tmp_path))
+    plan = SimpleNamespace(settings=settings, catalog=load_catalog())
+    services: Any = SimpleNamespace(plan=plan, queue=SimpleNamespace(workers=workers))
+    return service_routes._safety_json(services)
+
+
+@pytest.mark.parametrize("unseen", [Lane.LOCAL, Lane.CLOUD])
+def test_info_says_whose_pictures_nobody_looks_at(tmp_path: Path, unseen: Lane) -> None:
+    """Of a fleet's machines one may lack the weights, or the front door that asks the cloud."""
+    told = told_of(tmp_path, "flag", (Lane.LOCAL, "judge"), (unseen, None))
+    assert told["active"] is False and told["model"] == "judge"
+    assert "of what w1 draws nothing is looked at" in told["reason"]
+
+
+def test_info_of_a_checker_that_looks_at_all_is_active(tmp_path: Path) -> None:
+    told = told_of(tmp_path, "block", (Lane.LOCAL, "judge"), (Lane.CLOUD, "judge"))
+    assert told == {"mode": "block", "active": True, "model": "judge", "reason": None}
+
+
+def test_info_of_a_checker_that_is_off_says_so(tmp_path: Path) -> None:
+    told = told_of(tmp_path, "off", (Lane.LOCAL, None), (Lane.CLOUD, None))
+    assert told["active"] is False and told["reason"] == "FLUX_SAFETY_CHECKER is off"
 
 
 def test_picture_that_nobody_looked_at_says_nothing(engine_service: RunningService) -> None:
