@@ -36,7 +36,7 @@ CONFIG = """
 unexpected-methods = ["TRACE"]
 
 [[operations]]
-include-path-regex = "^/(submit-request|jobs)$"
+include-path-regex = "^/(submit-request|jobs|upload-lora|unload-model|v1/bfl/.*)$"
 phases.coverage.enabled = false
 """
 # What no route reads, in place of a body.
