@@ -209,6 +209,23 @@ def test_model_is_loaded_for_which_most_wait_by_cards() -> None:
     assert pairs(begun(router)) == [("job1", "a")]  # nobody has it; dev is on a card
 
 
+def test_card_that_owes_somebody_a_turn_is_not_taken_by_a_job_of_another_card() -> None:
+    router = Router(passes=1, patience_seconds=0)
+    both = frozenset({"bf16", "fp4"})
+    router.report(stats("a", ["klein"], jobs=frozenset({"x"})))
+    router.report(stats("b", ["dev"], resources=both))
+    router.wait(wanted(1, "dev"))
+    begun(router)
+    router.wait(wanted(2, "schnell", resources=frozenset({"fp4"})))
+    router.wait(wanted(3, "dev"))
+    router.ended("job1")
+    assert pairs(begun(router)) == [("job3", "b")]  # which has passed the second as often as it may
+    router.wait(wanted(4, "dev"))
+    router.report(stats("a", ["klein"]))
+    router.ended("job3")
+    assert sorted(pairs(begun(router))) == [("job2", "b"), ("job4", "a")]
+
+
 def test_withdrawn_job_is_not_given_out() -> None:
     router = Router()
     router.wait(wanted(1, "dev"))
