@@ -190,6 +190,7 @@ def test_replica_of_another_precision_is_refused(settings: Any) -> None:
 def test_replica_can_run_every_model_that_it_names(settings: Any) -> None:
     """One with weights that wait in main memory takes all there is, to the last bit."""
     settings.setattr("utils.requests.RequestResolver.why_not_on", lambda self, slot, row: None)
+    settings.setattr("utils.requests.RequestResolver.why_no_files", lambda self, row: None)
 
     async def test(replica: Alone, watch: Watch) -> None:
         hello = await watch.next()
