@@ -67,7 +67,7 @@ def _row(services: Services, found: Found) -> ModelRow:
     name = found.model_name or ""
     bare = _SUFFIX.sub("", re.sub(r"^.*[\\/]", "", name))
     catalog, resolver = services.plan.catalog, services.plan.resolver
-    row = catalog.get(bare)
+    row = catalog.get(name) or catalog.get(bare)  # an id of ours may look like a path
     if row is None:
         meant = next((model for pattern, model in _FILES if pattern.search(bare)), "")
         row = catalog.get(meant)

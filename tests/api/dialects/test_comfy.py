@@ -366,6 +366,13 @@ def test_weights_of_a_known_name_are_that_model(anywhere: RunningService) -> Non
         assert anywhere.wait_for_job(answer["job_id"])["request"]["model"] == model
 
 
+def test_model_of_the_cloud_is_not_taken_for_weights_of_that_name(anywhere: RunningService) -> None:
+    prompt = ksampler()
+    prompt["4"]["inputs"]["ckpt_name"] = "bfl/flux-2-klein-4b"
+    answer = post(anywhere, prompt=prompt)
+    assert answer.status_code == 400 and "cloud needs a key" in answer.json()["error"]["message"]
+
+
 def test_lora_that_is_not_there_is_told_at_its_node(engine_service: RunningService) -> None:
     answer = post(engine_service, prompt=with_lora(ksampler(), "nobody.safetensors", 1.0))
     assert answer.status_code == 400
