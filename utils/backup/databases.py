@@ -8,9 +8,9 @@ from contextlib import closing
 from pathlib import Path
 
 from utils import keys, sql
-from utils.backup.manifest import BackupError
+from utils.backup.manifest import DATABASE, BackupError
 
-SUFFIX = ".sqlite3"
+SUFFIX = DATABASE
 BUSY_SECONDS = 30.0
 
 

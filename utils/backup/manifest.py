@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from utils.job_store import RESTORING
@@ -16,6 +16,8 @@ from utils.job_store import RESTORING
 FORMAT = 1
 FILENAME = "manifest.json"
 DATA, LORAS, PINS, SETTINGS, IMAGES = "data", "loras", "pins", "settings", "images"
+KINDS = (DATA, LORAS, PINS, SETTINGS, IMAGES)
+DATABASE, INPUTS = ".sqlite3", "inputs"  # what of a folder of data is kept
 BLOCK_BYTES = 2**20
 MOST_MANIFEST_BYTES = 256 * 2**20
 
@@ -67,7 +69,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         with open(folder / FILENAME, "x", encoding="utf-8") as file:
-            json.dump(asdict(self), file, indent=1, ensure_ascii=False)
+            json.dump(asdict(self), file, indent=1)  # in ASCII: a file's name need not be Unicode
             file.flush()
             os.fsync(file.fileno())
 
@@ -83,7 +85,7 @@ class Manifest:
             raise BackupError(f"{folder} is no backup: there is no {FILENAME} in it") from None
         except NotADirectoryError:
             raise BackupError(f"{folder} is no folder; a backup is one") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise BackupError(f"{path} cannot be read: {error}") from error
         made_by = values.get("format") if isinstance(values, dict) else None
         if isinstance(made_by, int) and made_by > FORMAT:
@@ -98,31 +100,80 @@ class Manifest:
 
     @classmethod
     def _of_json(cls, values: dict[str, Any]) -> Manifest:
+        if type(values["format"]) is not int or values["format"] < 1:
+            raise ValueError(f"{values['format']!r} is no format")
         files = tuple(StoredFile(**each) for each in values["files"])
         folders = tuple(
-            StoredFolder(name=each["name"], kind=each["kind"], services=tuple(each["services"]))
+            StoredFolder(name=each["name"], kind=each["kind"], services=_names(each["services"]))
             for each in values["folders"]
         )
-        for file in files:
-            if not is_safe(file.path) or not isinstance(file.size_bytes, int):
-                raise ValueError(f"{file.path!r} is no path in a backup")
+        schemas = {str(path): int(number) for path, number in values["schemas"].items()}
         for folder in folders:
-            if not is_safe(folder.name):
-                raise ValueError(f"{folder.name!r} is no folder in a backup")
+            _require_folder(folder)
+        names = {folder.name: folder.kind for folder in folders}
+        if len(names) != len(folders) or not {DATA, LORAS, SETTINGS} <= set(names.values()):
+            raise ValueError("folders are missing, or there twice")
+        for file in files:
+            _require_file(file, names)
+        databases = {file.path for file in files if PurePosixPath(file.path).suffix == DATABASE}
+        if databases - schemas.keys():
+            raise ValueError(
+                f"no schema is told of {', '.join(sorted(databases - schemas.keys()))}"
+            )
         return cls(
             made_at=str(values["made_at"]),
             version=str(values["version"]),
-            schemas={str(path): int(number) for path, number in values["schemas"].items()},
+            schemas=schemas,
             folders=folders,
             files=files,
             gone=tuple(values["gone"]),
-            format=int(values["format"]),
+            format=values["format"],
         )
+
+
+def _require_folder(folder: StoredFolder) -> None:
+    """Raises ValueError."""
+    if not is_safe(folder.name) or folder.kind not in KINDS:
+        raise ValueError(f"{folder.name!r} ({folder.kind!r}) is no folder in a backup")
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    """The services of a folder. Raises ValueError."""
+    if not isinstance(values, list) or not values or any(type(name) is not str for name in values):
+        raise ValueError(f"{values!r} are no services")
+    return tuple(values)
+
+
+def _require_file(file: StoredFile, kinds: Mapping[str, str]) -> None:
+    """A file of a folder that is listed, and of those that its kind has. Raises ValueError."""
+    if not is_safe(file.path):
+        raise ValueError(f"{file.path!r} is no path in a backup")
+    facts = ((file.size_bytes, int), (file.mode, int), (file.sha256, str))
+    if any(type(value) is not kind for value, kind in facts) or not 0 <= file.mode <= 0o7777:
+        raise ValueError(f"{file.path!r} has no size, hash or rights")
+    for name, kind in kinds.items():
+        if file.path.startswith(f"{name}/") and _belongs(
+            PurePosixPath(file.path).relative_to(name), kind
+        ):
+            return
+    raise ValueError(f"{file.path!r} belongs into no folder of a backup")
+
+
+def _belongs(path: PurePosixPath, kind: str) -> bool:
+    """What is put back is what a backup takes: never a lock, a journal or another working file."""
+    if kind == SETTINGS:
+        return len(path.parts) == 1
+    if any(part.startswith(".") for part in path.parts):
+        return False
+    if kind == DATA:
+        is_input = path.parts[0] == INPUTS and len(path.parts) > 1
+        return is_input or (len(path.parts) == 1 and path.suffix == DATABASE)
+    return kind == IMAGES or (len(path.parts) == 1 and is_lora(path))
 
 
 def is_safe(path: Any) -> bool:
     """Whether a path stays where it is put: relative, and never up."""
-    if not isinstance(path, str) or "\\" in path or "\0" in path:
+    if not isinstance(path, str) or "\0" in path:
         return False
     parts = PurePosixPath(path).parts
     return bool(parts) and not path.startswith("/") and ".." not in parts
@@ -158,7 +209,7 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def is_lora(path: Path) -> bool:
+def is_lora(path: PurePath) -> bool:
     """Whether a file of the library is a LoRA or its facts, and no lock, no journal, nothing half."""
     is_kept = path.suffix in (".safetensors", ".json") and not path.name.startswith(".")
     return is_kept and path.name != RESTORING

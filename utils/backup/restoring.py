@@ -38,7 +38,7 @@ _OF_DATA = (
     f"*{databases.SUFFIX}",
     f"*{databases.SUFFIX}-wal",
     f"*{databases.SUFFIX}-shm",
-    "inputs",
+    manifest.INPUTS,
 )
 
 Tell = Callable[[str], None]
@@ -309,7 +309,7 @@ class _Plan:
                 )
             if cancelled_at is not None and databases.is_database(to) and databases.waiting(to)[0]:
                 databases.cancel_waiting(to, cancelled_at)
-            os.chmod(to, file.mode)
+            os.chmod(to, file.mode & 0o777)  # no setuid and its like
         for folder in self._staging:
             for path in _with_all_below(folder):
                 _give_to_owner(path, folder.parent)

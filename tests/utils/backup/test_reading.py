@@ -75,14 +75,61 @@ def changed(backup: Path, change: Callable[[dict[str, Any]], None]) -> None:
     path.write_text(json.dumps(values))
 
 
-@pytest.mark.parametrize("path", ["../outside", "/etc/passwd", "data/../../outside", "", "a\\b", 7])
+@pytest.mark.parametrize(
+    "path", ["../outside", "/etc/passwd", "data/../../outside", "", "data/\0", 7]
+)
 def test_read_of_a_path_that_leads_outside_is_refused(backup: Path, path: Any) -> None:
     changed(backup, lambda values: values["files"][0].update(path=path))
     with pytest.raises(BackupError, match="damaged"):
         reading.read(backup)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 1}', "null", "\x00"])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("mode", value) for value in ("644", None, -1, 10**30)),
+        *(("size_bytes", value) for value in (True, 9.0)),
+        ("sha256", None),
+        *(("path", path) for path in ("elsewhere/x", "data/bf16.lock", "data/.restoring.json")),
+        *(("path", path) for path in ("data/x.json", "loras/.lock", "loras/a/b.safetensors")),
+    ],
+)
+def test_read_of_a_file_that_no_backup_takes_is_refused(backup: Path, field: str, value) -> None:
+    """What would break off in the middle, or put a lock or a journal where services look for theirs."""
+    changed(backup, lambda values: values["files"][0].update({field: value}))
+    with pytest.raises(BackupError, match="manifest.json is damaged"):
+        reading.read(backup)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("services", value) for value in ([], [7], "bf16", None)),
+        *(("kind", value) for value in ("other", None, ["data"])),
+        *(("name", value) for value in ("../data", "loras", None)),
+    ],
+)
+def test_read_of_a_folder_that_is_none_is_refused(backup: Path, field: str, value: Any) -> None:
+    changed(backup, lambda values: values["folders"][0].update({field: value}))
+    with pytest.raises(BackupError, match="manifest.json is damaged"):
+        reading.read(backup)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("folders", []), ("schemas", {}), ("format", 0), ("format", True)]
+)
+def test_read_of_a_manifest_with_a_part_missing_is_refused(backup: Path, field, value) -> None:
+    """Else nothing would be put back and called done, or a newer database taken for one of ours."""
+    changed(backup, lambda values: values.update({field: value}))
+    with pytest.raises(BackupError, match="manifest.json is damaged"):
+        reading.read(backup)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "{}", '{"format": 1}', "null", "\x00", "[" * 100_000],
+    ids=lambda text: ascii(text[:14]),
+)
 def test_read_of_a_manifest_that_is_none_is_refused(backup: Path, text: str) -> None:
     (backup / manifest.FILENAME).write_text(text)
     with pytest.raises(BackupError, match="manifest.json"):

@@ -58,6 +58,16 @@ def test_restore_onto_an_empty_machine_brings_back_what_was(machine: Machine, ba
     assert all(after[path] == before[path] for path in after)
 
 
+@pytest.mark.parametrize("name", [b"a\\b", b"a\nb", b"\xff", b"\x1b[2J", b"a b"], ids=ascii)
+def test_restore_brings_back_a_lora_of_any_name(machine: Machine, tmp_path: Path, name) -> None:
+    path = machine.loras / os.fsdecode(name + b".safetensors")
+    path.write_bytes(b"of the user")
+    machine.make(tmp_path / "odd")
+    path.unlink()
+    machine.restore(tmp_path / "odd")
+    assert path.read_bytes() == b"of the user"
+
+
 def test_restore_keeps_what_it_replaces(machine: Machine, backup: Path) -> None:
     use_on(machine)
     done = machine.restore(backup)
