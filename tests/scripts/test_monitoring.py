@@ -1,11 +1,10 @@
-"""What Prometheus, Grafana and systemd are given: their own tools check it, against what a service really tells."""
+"""What Prometheus and Grafana are given: their own tools check it, against what a service really tells."""
 
 from __future__ import annotations
 
 import json
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,6 @@ from scripts.monitoring import write_dashboard
 from tests.service import RunningService
 
 FOLDER = ROOT / "scripts" / "monitoring"
-UNITS = ROOT / "scripts" / "systemd"
 NAME = re.compile(r"\b(?:flux|process)_[a-z_]+\b")
 # Absent where there is no GPU, no budget, and before a first refusal or change.
 SOMETIMES = re.compile(r"flux_gpu_.*|flux_cloud_budget_usd|flux_http_errors_total")
@@ -76,38 +74,6 @@ def test_metrics_that_are_asked_for_are_told(engine_service: RunningService, nam
 
 def test_answer_of_a_service_is_what_prometheus_reads(engine_service: RunningService) -> None:
     promtool("check", "metrics", stdin=engine_service.client.get("/metrics").text)
-
-
-# Units
-
-
-@pytest.fixture
-def units(tmp_path: Path) -> Path:
-    """The cleanup's units as docs/operations.md installs them."""
-    for path in UNITS.glob("flux-cleanup.*"):
-        text = path.read_text().replace("@ROOT@", str(ROOT)).replace("@USER@", "root")
-        (tmp_path / path.name).write_text(text)
-    return tmp_path
-
-
-def test_units_are_sound(units: Path) -> None:
-    paths = sorted(map(str, units.glob("flux-cleanup.*")))
-    done = subprocess.run(
-        ["systemd-analyze", "verify", *paths], capture_output=True, text=True, timeout=60
-    )
-    assert len(paths) == 2 and "flux-cleanup" not in done.stdout + done.stderr
-    assert done.returncode == 0, done.stderr
-
-
-def test_cleanup_unit_is_little_exposed(units: Path) -> None:
-    unit = str(units / "flux-cleanup.service")
-    done = subprocess.run(
-        ["systemd-analyze", "security", "--offline=yes", "--threshold=30", unit],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stdout[-500:]
 
 
 # What docs/operations.md tells
