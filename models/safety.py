@@ -23,6 +23,7 @@ from models.hub import on_disk
 HUB_ID = "Falconsai/nsfw_image_detection"
 _ID_OF_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 PART = "safety_checker"  # the folder in a pipeline that has one
+RECIPE = "preprocessor_config.json"
 THRESHOLD = 0.5
 BLURRED_PX = 6  # what is left of the longer side
 UNSAFE = frozenset(
@@ -70,10 +71,12 @@ def find(wanted: str, hub: Path, catalog: Catalog) -> tuple[Weights | None, str]
         pipeline = on_disk.snapshot_of(hub, row.source) if row.cloud is None else None
         if pipeline is not None and (pipeline / PART).is_dir():
             places.append(Weights(folder=pipeline / PART, name=f"{row.source}/{PART}"))
-    whole = [weights for weights in places if _why_not(weights.folder) is None]
-    if whole:
-        return whole[0], ""
-    return None, f"no weights of a safety checker are on this machine; {_how('auto')}"
+    faults = [(weights, _why_not(weights.folder)) for weights in places]
+    for weights, why_not in faults:
+        if why_not is None:
+            return weights, ""
+    broken = "".join(f" ({weights.name}: {why_not})" for weights, why_not in faults[:1])
+    return None, f"no weights of a safety checker are on this machine{broken}; {_how('auto')}"
 
 
 def is_named(models: ModelSettings) -> bool:
@@ -115,6 +118,8 @@ def _why_not(folder: Path) -> str | None:
     weights = list(folder.glob("*.safetensors"))
     if not weights or not all(map(on_disk.is_whole, weights)):
         return "its safetensors weights are missing or cut short"
+    if kind == _CLASSIFIER and not (folder / RECIPE).is_file():
+        return f"{RECIPE} is missing, which says how it looks at a picture"
     return None
 
 
@@ -128,6 +133,8 @@ def load(weights: Weights) -> SafetyChecker:
         config = _read_json(folder / "config.json")
         if _kind(config) == _OF_STABLE_DIFFUSION:
             return _StableDiffusions(folder, _recipe(folder, folder.parent / "feature_extractor"))
+        if not (folder / RECIPE).is_file():
+            raise ValueError(f"{RECIPE} is missing")
         return _Classifier(weights, config, _recipe(folder))
     except MemoryError:
         raise
@@ -205,7 +212,7 @@ def _read(kind: Any, folder: Path) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Recipe:
-    """How a picture becomes what a checker looks at, as its preprocessor_config.json says."""
+    """How a picture becomes what a checker looks at, as its RECIPE says."""
 
     side: tuple[int, int]  # width, height, px
     is_cropped: bool  # the shorter side is scaled to it, and the middle taken
@@ -237,7 +244,7 @@ class _Recipe:
 def _recipe(*folders: Path) -> _Recipe:
     """From the first folder that has a recipe, else CLIP's."""
     found = next(
-        (path for folder in folders if (path := folder / "preprocessor_config.json").is_file()),
+        (path for folder in folders if (path := folder / RECIPE).is_file()),
         None,
     )
     values = {**_CLIP, **_without_crop(_read_json(found))} if found is not None else _CLIP

@@ -106,6 +106,13 @@ def test_classifier_without_both_kinds_of_labels_is_refused(
         load(classifier(tmp_path / "judge", labels=labels))
 
 
+def test_classifier_whose_recipe_has_gone_is_refused(tmp_path: Path, weights: Path) -> None:
+    folder = shutil.copytree(weights, tmp_path / "judge")
+    (folder / safety.RECIPE).unlink()
+    with pytest.raises(ModelUnavailable, match="preprocessor_config.json is missing"):
+        load(folder)
+
+
 @pytest.mark.parametrize("flags", [True, False])
 def test_checker_of_stable_diffusion_is_read(tmp_path: Path, flags: bool) -> None:
     checker = load(of_stable_diffusion(tmp_path / "safety_checker", flags=flags))
@@ -179,6 +186,7 @@ def test_find_of_a_folder_that_is_not_there_does_not_say_that_it_could_be_fetche
         (lambda folder: (folder / "config.json").write_text("{}"), "names neither"),
         (lambda folder: (folder / "model.safetensors").unlink(), "missing or cut short"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 9), "cut short"),
+        (lambda folder: (folder / safety.RECIPE).unlink(), "how it looks at a picture"),
     ],
 )
 def test_find_takes_no_folder_that_cannot_be_loaded(
@@ -189,6 +197,9 @@ def test_find_takes_no_folder_that_cannot_be_loaded(
     spoil(folder)
     found, why = find(str(folder), tmp_path, CATALOG)
     assert found is None and said in why
+    in_cache(tmp_path, HUB_ID, folder)
+    found, why = find("auto", tmp_path, CATALOG)
+    assert found is None and f"({HUB_ID}: " in why and said in why
 
 
 @pytest.mark.parametrize("size", [(512, 512), (1024, 256), (64, 64), (3, 700)])
