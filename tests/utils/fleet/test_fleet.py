@@ -266,7 +266,8 @@ def test_call_that_names_no_replica_goes_to_the_best_by_their_reports(whole: Run
         text=True,
         timeout=120,
     )
-    assert done.stdout.split() == ["taken", "PNG"], done.stderr[-2000:]
+    # Ray may tell there of what has died before.
+    assert "taken PNG" in done.stdout.splitlines(), done.stderr[-2000:]
 
 
 def test_machine_with_a_wrong_token_does_not_join(whole: RunningFleet, tmp_path: Path) -> None:
