@@ -8,6 +8,7 @@ Logs are the files of FLUX_LOG_DIR. What a service writes to now is never touche
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import time
@@ -18,7 +19,7 @@ from pathlib import Path
 from config.errors import ConfigurationError
 from config.settings import load_settings
 from models.precision import known_precisions
-from utils.log_forms import readable
+from utils.log_forms import readable, shown
 from utils.log_reading import LEVELS, Log, Tail, is_at_least, logs_in, newest_first, parsed
 from utils.own_folder import OwnFolder, opened
 
@@ -31,6 +32,8 @@ OF_THE_SYSTEM = Path("/var/log/flux-api")  # as scripts/systemd/ has it
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter
     try:
         folder = options.folder or log_folder()
     except ConfigurationError as error:
@@ -142,7 +145,7 @@ def _print_new(tail: Tail, level: str) -> None:
         said = parsed(line)
         if said is None:
             if level in ("debug", "info"):
-                print(line, flush=True)
+                print(shown(line), flush=True)
         elif is_at_least(said, level):
             print(readable(said), flush=True)
 

@@ -127,11 +127,11 @@ def readable(line: Mapping[str, Any]) -> str:
     fields = [f"{name}={_plain(line[name])}" for name in FIELDS if name in line]
     head = (
         _local(line["time"]),
-        line["service"],
-        str(line["level"]).upper(),
+        shown(str(line["service"])),
+        shown(str(line["level"]).upper()),
         shown(str(line["message"])),
     )
-    text = " ".join([*map(str, head), *fields])
+    text = " ".join([*head, *fields])
     trace = str(line.get("exception", "")).splitlines()
     return "\n".join([text, *(f"    {shown(more)}" for more in trace)])
 

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -64,9 +65,10 @@ def parsed(line: str) -> Mapping[str, Any] | None:
     """A line's object; None for what no service wrote."""
     try:
         said = json.loads(line)
-        is_ours = isinstance(said, dict) and {"time", "level", "service", "message"} <= said.keys()
-    except ValueError:
+        datetime.fromisoformat(said["time"])
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
+    is_ours = all(isinstance(said.get(name), str) for name in ("level", "service", "message"))
     return said if is_ours else None
 
 

@@ -119,13 +119,26 @@ def test_script_follow_tells_old_and_new_lines_across_a_rotation(tmp_path, log) 
             json.dumps({"time": "2026-01-01T00:00:00.000Z", "level": "error", "service": "fp4",
                         "logger": "api", "message": "a\x1b[2J"}) + "\n"
         )  # fmt: skip
-        told += [next(follows.stdout) for _ in range(11)]
+        (tmp_path / "other.log").write_text("of no service \x1b[2J\n")
+        told += [next(follows.stdout) for _ in range(12)]
         follows.send_signal(signal.SIGINT)
         assert follows.wait(30) == 0
     words = [line.split(" bf16 INFO ")[-1].strip() for line in told]
     assert words[0] == "before two" and words.count("before one") == 0
     assert [word for word in words if word.startswith("line")] == [f"line {n}" for n in range(10)]
     assert any(word.endswith("fp4 ERROR a\\x1b[2J") for word in words)
+    assert "of no service \\x1b[2J" in words
+
+
+def test_script_status_where_the_terminal_lacks_a_letter_writes_it_in_others(tmp_path, log) -> None:
+    log.handle(logging.makeLogRecord({"msg": "caf\xe9", "levelno": 40, "levelname": "ERROR"}))
+    done = subprocess.run(
+        [SCRIPT, "status", "--folder", tmp_path],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "ERROR caf\\xe9" in done.stdout, done.stderr
 
 
 def test_script_follow_ends_when_nobody_reads_it(tmp_path, log) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Iterator
@@ -54,9 +55,24 @@ def test_logs_in_a_folder_that_is_not_there_are_none(tmp_path) -> None:
     assert logs_in(tmp_path / "no") == []
 
 
-@pytest.mark.parametrize("line", ["", "text", "[]", "7", '{"time": "x"}', '{"half'])
+@pytest.mark.parametrize(
+    "line",
+    ["", "text", "[]", "7", '{"time": "x"}', '{"half', "[" * 100_000],
+    ids=lambda line: line[:9],
+)
 def test_parsed_what_no_service_wrote_is_none(line: str) -> None:
     assert parsed(line) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("time", 5), ("time", "soon"), ("level", ["error"]), ("service", None), ("message", 7)],
+)
+def test_parsed_of_a_line_that_is_not_as_a_service_writes_it_is_none(name: str, value) -> None:
+    """Who shows it would fail on it."""
+    line = {"time": "2026-01-31T12:00:00.000Z", "level": "error", "service": "bf16", "message": "m"}
+    assert parsed(json.dumps(line)) == line
+    assert parsed(json.dumps({**line, name: value})) is None
 
 
 @pytest.mark.parametrize(
