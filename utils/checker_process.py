@@ -6,8 +6,8 @@ picture, stays for those that follow and ends by itself when none has come for a
 only meanwhile. Whatever happens to it, the answer is never "not flagged": one that ended is started once
 more, then the picture counts as not looked at, which is an error.
 
-    to the child     {"width": w, "height": h} and a line's end, then w x h x 3 bytes, RGB
-    from the child   {} when the checker is read, then {"is_flagged": ...} for each picture, or {"fault": words}
+    to the child     {"width": w, "height": h} and a line's end, then w x h x 3 bytes, RGB; or {}: are you there?
+    from the child   {} when the checker is read, and to {}; {"is_flagged": ...} to a picture; or {"fault": words}
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -74,7 +74,7 @@ class CheckerProcess:
 
     def prepare(self) -> None:
         """Returns when it could look at a picture at once. Raises ModelUnavailable."""
-        self._in_two_tries(lambda process: None)
+        self._in_two_tries(lambda process: self._told(process, [b"{}\n"]))
 
     def is_flagged(self, picture: Any) -> bool:
         """Raises ModelUnavailable where nobody can say."""
@@ -150,18 +150,22 @@ class CheckerProcess:
         return process
 
     def _look(self, process: subprocess.Popen[bytes], picture: Any) -> bool:
+        verdict = self._told(process, _pieces(picture)).get("is_flagged")
+        if not isinstance(verdict, bool):  # what is not said is not "no"
+            raise self._failure("its process answers what nobody understands")
+        return verdict
+
+    def _told(self, process: subprocess.Popen[bytes], pieces: Iterable[bytes]) -> dict[str, Any]:
+        """The answer to what is written in pieces."""
         assert process.stdin is not None
         with self._within(process, LOOK_SECONDS):
             try:
-                for piece in _pieces(picture):
+                for piece in pieces:
                     process.stdin.write(piece)
                 process.stdin.flush()
             except OSError as error:
                 raise _Ended(self._how(process)) from error
-            verdict = self._answer(process).get("is_flagged")
-        if not isinstance(verdict, bool):  # what is not said is not "no"
-            raise self._failure("its process answers what nobody understands")
-        return verdict
+            return self._answer(process)
 
     def _answer(self, process: subprocess.Popen[bytes]) -> dict[str, Any]:
         assert process.stdout is not None
@@ -260,6 +264,9 @@ def _serve(
         if not line:
             return  # the service is gone
         size = json.loads(line)
+        if not size:
+            _tell(answers)
+            continue
         wanted = size["width"] * size["height"] * 3
         data = pictures.read(wanted)
         if len(data) < wanted:

@@ -83,6 +83,7 @@ def test_checker_process_has_no_key_and_no_gpu(checker: CheckerProcess) -> None:
 
 Child = Callable[[str], CheckerProcess]
 READY = 'import os, sys, time, select; print("{}", flush=True);'
+THERE = 'sys.stdin.buffer.readline(); print("{}", flush=True);'
 
 
 @pytest.fixture
@@ -181,8 +182,6 @@ def test_child_that_has_ended_for_want_of_pictures_is_started_anew(child: Child)
     checker = child(idle)
     assert checker.is_flagged(Image.new("RGB", (1, 1))) is False
     until(lambda: checker.pid is None)
-    checker.prepare()
-    assert checker.pid is not None
     assert checker.is_flagged(Image.new("RGB", (1, 1))) is False
 
 
@@ -196,8 +195,30 @@ def test_child_that_was_killed_is_started_once_more(child: Child) -> None:
     assert checker.is_flagged(Image.new("RGB", (1, 1))) is True and checker.pid != first
 
 
+def test_child_that_does_not_answer_any_more_is_noticed_before_there_is_a_picture(
+    child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checker_process, "LOOK_SECONDS", 0.3)
+    checker = child(READY + THERE + "time.sleep(60)")
+    checker.prepare()
+    with pytest.raises(ModelUnavailable, match="said nothing for 0.3 s"):
+        checker.prepare()
+
+
+def test_child_that_was_killed_this_moment_is_noticed_before_there_is_a_picture(
+    child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checker = child(READY + THERE + "time.sleep(60)")
+    checker.prepare()
+    monkeypatch.setattr(checker_process, "COMMAND", (sys.executable, "-S", "-c", ""))
+    assert checker.pid is not None
+    os.kill(checker.pid, signal.SIGKILL)
+    with pytest.raises(ModelUnavailable, match="ended with exit status 0"):
+        checker.prepare()
+
+
 def test_close_ends_a_look_in_another_thread(child: Child) -> None:
-    checker = child(READY + "sys.stdin.buffer.read()")
+    checker = child(READY + THERE + "sys.stdin.buffer.read()")
     checker.prepare()
     failed: list[str] = []
 
