@@ -51,9 +51,9 @@ def main() -> None:
                 ("front door", _front_door),
             ):
                 times = [measure(fleet, f"{name} {run}".replace(" ", "-")) for run in range(runs)]
-                for column, what in enumerate(times[0]):
+                for what in times[0]:
                     median = statistics.median(row[what] for row in times)
-                    print(f"{name} killed, {what}: {median:.2f} s ({column + 1})")
+                    print(f"{name} killed, {what}: {median:.2f} s")
         finally:
             fleet.close()
 
