@@ -319,6 +319,11 @@ require_root() {
 
 require_ready_checkout() {
     [[ $checkout =~ ^[A-Za-z0-9/._@+-]+$ ]] || die "$EXIT_NOT_READY" "units cannot name '$checkout': move the checkout to a path of letters, digits and . _ @ + -"
+    # They would be read as something else, and the settings then not at all.
+    local others='[][#%&*?$\\"]|[[:cntrl:]]'
+    if [[ $settings != /* || $settings =~ $others ]]; then
+        die "$EXIT_NOT_READY" "units cannot name '$settings': let XDG_CONFIG_HOME be a whole path without # % & * ? \$ \\ \" and brackets"
+    fi
     if ((!is_user)) && [[ -z $root && $checkout/ =~ ^(/tmp|/var/tmp|/dev|/run/user)/ ]]; then
         die "$EXIT_NOT_READY" "the system's services have a /tmp of their own and cannot see $checkout: move the checkout, to /opt for example"
     fi

@@ -458,6 +458,27 @@ def test_install_from_a_path_that_units_cannot_name_is_refused(
     assert machine.files() == {}
 
 
+@pytest.mark.parametrize("name", ["a#b", "a&b", "50%", "a*", "a[b]", "a\\b", "a\nb", 'a"b'])
+def test_install_for_a_user_whose_settings_units_cannot_name_is_refused(
+    machine: Machine, name: str
+) -> None:
+    done = machine.run("install", "--user", XDG_CONFIG_HOME=str(machine.root / name))
+    assert done.returncode == 78 and "XDG_CONFIG_HOME" in done.stderr
+    assert machine.files() == {}
+
+
+def test_install_for_a_user_takes_no_path_from_where_it_is_called(machine: Machine) -> None:
+    done = machine.run("install", "--user", XDG_CONFIG_HOME="config")
+    assert done.returncode == 78 and "XDG_CONFIG_HOME" in done.stderr
+
+
+def test_install_for_a_user_takes_settings_at_a_path_with_a_space(machine: Machine) -> None:
+    done = machine.run("install", "--user", XDG_CONFIG_HOME=str(machine.root / "two w\xf6rds"))
+    assert done.returncode == 0, done.stderr
+    unit = machine.files()["two w\xf6rds/systemd/user/flux-api@.service"]
+    assert f"EnvironmentFile=-{machine.root}/two w\xf6rds/flux-api/%i.env" in unit
+
+
 # The units, as systemd reads them
 
 needs_systemd = pytest.mark.skipif(
