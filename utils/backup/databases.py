@@ -19,7 +19,7 @@ def is_database(path: Path) -> bool:
 
 
 def copy(source: Path, to: Path) -> int:
-    """Copy a database as it is at one moment; returns its schema's version. Raises BackupError.
+    """Copy a database as it is at one moment; returns its schema's version. Raises BackupError, and OSError of `to`.
 
     SQLite's own way: what is in the write-ahead log is in the copy, and nobody who writes waits.
     """
@@ -36,7 +36,11 @@ def copy(source: Path, to: Path) -> int:
         handle = os.open(to, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)
-    except (sqlite3.Error, OSError) as error:
+    except sqlite3.Error as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            raise BackupError(
+                f"there is no room for a copy of {source}; make room, or choose a place on another disk"
+            ) from error
         raise BackupError(
             f"{source} cannot be copied ({error}); ./flux doctor looks at it, and a database that is damaged may be "
             "moved away"

@@ -9,6 +9,7 @@ import subprocess
 import threading
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -136,6 +137,25 @@ def test_make_of_a_damaged_database_names_it_and_leaves_nothing(
     machine.jobs.write_bytes(content)
     with pytest.raises(BackupError, match=r"bf16\.sqlite3"):
         machine.make(tmp_path / "backups" / "today")
+    assert list((tmp_path / "backups").iterdir()) == []
+
+
+def test_make_without_room_says_so_and_blames_no_database(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite's own bound on a file's pages stands for a disk that is full."""
+    connect = sqlite3.connect
+
+    def bounded(path: Path, **options: Any) -> sqlite3.Connection:
+        db = connect(path, **options)
+        if "partial" in str(path):
+            db.execute("PRAGMA max_page_count = 1")
+        return db
+
+    monkeypatch.setattr(sqlite3, "connect", bounded)
+    with pytest.raises(BackupError, match=r"no room .*bf16\.sqlite3") as raised:
+        machine.make(tmp_path / "backups" / "today")
+    assert "damaged" not in str(raised.value)
     assert list((tmp_path / "backups").iterdir()) == []
 
 
