@@ -225,7 +225,8 @@ def test_service_that_stops_while_a_picture_is_looked_at_keeps_nothing_and_goes_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """A checker that is at it is ended, not waited for."""
-    silent = 'print("{}", flush=True); import time; time.sleep(600)'
+    there = 'print("{}", flush=True); '
+    silent = f"import sys, time; {there}sys.stdin.buffer.readline(); {there}time.sleep(600)"
 
     async def in_loop() -> Job:
         with monkeypatch.context() as patched:
