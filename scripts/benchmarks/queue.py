@@ -103,9 +103,9 @@ def main() -> None:
 
 
 async def _measure(folder: Path, jobs: int) -> None:
-    async with _service(folder / "loading") as service:
+    async with running_service(folder / "loading") as service:
         await _health_while_loading(service)
-    async with _service(folder / "queue", FLUX_MAX_QUEUE_SIZE=str(jobs + 5000)) as service:
+    async with running_service(folder / "queue", FLUX_MAX_QUEUE_SIZE=str(jobs + 5000)) as service:
         async with _empty_app() as empty:
             await _submit_rate(service, empty, jobs)
         await _long_line(service)
@@ -302,8 +302,8 @@ class Service:
 
 
 @contextlib.asynccontextmanager
-async def _service(folder: Path, **environ: str) -> AsyncIterator[Service]:
-    port = _free_port()
+async def running_service(folder: Path, **environ: str) -> AsyncIterator[Service]:
+    port = free_port()
     settings = {
         "FLUX_PORT": str(port),
         "FLUX_GPUS": "none",
@@ -318,7 +318,7 @@ async def _service(folder: Path, **environ: str) -> AsyncIterator[Service]:
     )
     service = Service(port, process)
     try:
-        await _until_up(process, port)
+        await until_up(process, port)
         while service.client.get("/queue").json()["workers"][0]["state"] == "starting":
             await asyncio.sleep(0.1)
         yield service
@@ -338,23 +338,23 @@ class EmptyApp:
 
 @contextlib.asynccontextmanager
 async def _empty_app() -> AsyncIterator[EmptyApp]:
-    port = _free_port()
+    port = free_port()
     process = subprocess.Popen([sys.executable, "-c", EMPTY_APP, str(port)])
     try:
-        await _until_up(process, port)
+        await until_up(process, port)
         yield EmptyApp(Address(port, "POST", "/empty"), psutil.Process(process.pid))
     finally:
         process.terminate()
         process.wait(30)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
-async def _until_up(process: subprocess.Popen[bytes], port: int) -> None:
+async def until_up(process: subprocess.Popen[bytes], port: int) -> None:
     while True:
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
