@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
 from config import settings as module
 from config.errors import ConfigurationError
@@ -92,7 +91,7 @@ OTHER: dict[str, tuple[str, Any]] = {
     "fleet_precision": ("fp4", "fp4"),
     "fleet_node": ("studio-2.local", "studio-2.local"),
     "fleet_port": ("7000", 7000),
-    "fleet_token": ("secret", SecretStr("secret")),
+    "fleet_token": ("secret", "secret"),
     "fleet_object_store_mib": ("512", 512),
     "fleet_cache_gib": ("0.5", 0.5),
     "fleet_min_replicas": ("1", 1),
