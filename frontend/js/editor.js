@@ -72,7 +72,7 @@ export class Editor {
 
 	/** @type {EditorFn.replace} */
 	replace(graph, label, workflow = "") {
-		this.do(commands.replaceAll(this.graph, graph, label));
+		this.do(commands.openInstead(this.graph, graph, label));
 		this.endSeries();
 		this.#store.set({workflow, selection: [], selectedWire: null, faults: {}});
 	}

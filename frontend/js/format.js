@@ -55,6 +55,12 @@ export function inShort(reason) {
 	return reason.replace(/\s*\((?:[^()]|\([^()]*\))*\)/g, "");
 }
 
+/** Which pictures of a job did not come, and why. @type {FormatFn.failedWords} */
+export function failedWords(failed) {
+	const seedsOf = (/** @type {string} */ why) => failed.flatMap(({message, seed}) => (message === why ? seed : [])).join(", ");
+	return [...new Set(failed.map(({message}) => message))].map(why => `No picture with seed ${seedsOf(why)}: ${why}`).join("\n");
+}
+
 /** What a run does now. @param {Run} run */
 export function runStatus(run) {
 	if (run.phase === "failed") return "No picture";

@@ -133,7 +133,7 @@ export class Library {
 		const makers = nodes.flatMap(node => [() => commands.addNode(node), ...models.map(({id}) => commands.connecting(`${node.id}.lora`, `${id}.loras`))]);
 		this.#editor.do(commands.together(nodes.length === 1 ? "add a LoRA" : `add ${nodes.length} LoRAs`, graph, makers));
 		this.#editor.select(nodes.map(({id}) => id));
-		if (!place) this.#reveal();
+		if (!place || nodes.length > 1) this.#reveal();
 		return nodes.map(({id}) => id);
 	}
 

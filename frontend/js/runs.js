@@ -3,7 +3,7 @@
 import {Problem, Unreachable} from "./api.js";
 import {dataUrl, isAsset, readAsset} from "./assets.js";
 import {isReachable} from "./connection.js";
-import {messageOf} from "./format.js";
+import {failedWords, messageOf} from "./format.js";
 import {wiresInto} from "./graph/graph.js";
 import {orderOf} from "./graph/request.js";
 import {planOf, samplersBefore, samplersOf} from "./graph/plan.js";
@@ -240,7 +240,7 @@ export class Runs {
 			this.#failThoseAfter(key, "The picture it starts from was cancelled.");
 		} else {
 			this.#show(run.sampler, run.service, job);
-			this.#store.set({announcement: "The picture is finished."});
+			this.#store.set({announcement: failedWords(job.result?.failed_images ?? []) || "The picture is finished."});
 			this.dismiss(key);
 			notify(job);
 			this.#onPicture(run.service);

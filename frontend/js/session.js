@@ -41,7 +41,7 @@ export function keepSession(store) {
 	store.watch(
 		({document, workflow, view, runs, shown, toShow}) => [document.graph, workflow, view, runs, shown, toShow],
 		(graph, name, view, runs, shown, toShow) => {
-			const finished = Object.entries(shown).map(([sampler, {service, job}]) => [sampler, {service, id: job.id}]);
+			const finished = Object.entries(shown).flatMap(([sampler, {service, job}]) => (graph.nodes[sampler] ? [[sampler, {service, id: job.id}]] : []));
 			const open = runs.filter(({phase}) => isOpen(phase)).map(({key, id, service, sampler, body, parts}) => ({key, id, service, sampler, body, parts}));
 			write(PAGE, {workflow: serialise(graph, name), view, runs: open, shown: {...toShow, ...Object.fromEntries(finished)}});
 		}

@@ -177,11 +177,20 @@ interface JobImage {
 	height: number;
 }
 
+/** A picture that did not come where others of its job did. */
+interface FailedImage {
+	index: number;
+	seed: number;
+	code: string;
+	message: string;
+}
+
 interface JobResult {
 	precision: string;
 	engine: string;
 	device: string;
 	images: JobImage[];
+	failed_images: FailedImage[];
 	loras_applied: {name: string; weight: number; matched_keys: number; unmatched_keys: number}[];
 	timings_ms: Record<string, number>;
 	generation_time_ms: number;

@@ -418,7 +418,7 @@ def test_page_gallery_pins_a_picture_and_unpins_it(
 # Models and the machine
 
 
-def test_page_cloud_model_tells_its_price_before_it_draws(
+def test_page_cloud_model_tells_its_price_before_it_draws_and_what_failed_after(
     start_engine: Start, cloud: StandIn, open_page: OpenPage
 ) -> None:
     service = start_engine(
@@ -435,6 +435,18 @@ def test_page_cloud_model_tells_its_price_before_it_draws(
         prompt(page).fill("a red balloon")
         page.keyboard.press("Enter")
         expect(node(page, "image").locator(".facts-line")).to_contain_text("CLOUD · $0.03")
+        # Of several some may fail: which, and why, stands at those that came, also after a reload.
+        field(page, "sampler", "num_images").fill("3")
+        field(page, "sampler", "seed").fill("41")
+        prompt(page).fill("<b>a boat</b> [[moderate=content]] [[only=42]]")
+        page.keyboard.press("Enter")
+        expect(node(page, "image").locator(".run-stage")).to_have_text("2 of 3 pictures")
+        words = re.compile("^No picture with seed 42: BFL's moderation blocked the picture")
+        expect(node(page, "image").locator(".run-detail")).to_have_text(words)
+        expect(page.locator("#announcement")).to_have_text(words)
+        expect(node(page, "image").locator(".strip button")).to_have_count(2)
+        page.reload()
+        expect(node(page, "image").locator(".run-detail")).to_have_text(words)
 
 
 def test_page_model_that_cannot_run_says_why_and_what_it_costs(

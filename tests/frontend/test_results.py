@@ -206,10 +206,19 @@ def test_results_settings_of_a_gallery_picture_come_back(
     ).is_success
     page = open_page(ui(service))
     is_ready(page)
+    small(page, num_inference_steps=1)
+    prompt(page).fill("a boat")
+    page.keyboard.press("Enter")
+    expect_picture(page, 128)
     page.click("#panels [data-panel=gallery]")
-    page.locator("#tiles button").first.click()
+    page.get_by_role("button", name="three hearts").first.click()
     page.locator("#viewer").get_by_role("button", name="Use these settings").click()
     expect(page.locator("#viewer")).to_be_hidden()
+    # What the graph before it has drawn is not this one's, and is there again with that graph.
+    expect(node(page, "image").locator(".placeholder")).to_be_visible()
+    page.get_by_role("button", name="Undo").click()
+    expect_picture(page, 128)
+    page.get_by_role("button", name="Redo").click()
     expect(prompt(page)).to_have_value("three hearts")
     expect(field(page, "sampler", "width")).to_have_value("160")
     expect(field(page, "sampler", "seed")).to_have_value("5")
@@ -316,6 +325,7 @@ def test_results_three_loras_dropped_at_once_are_wired_and_change_the_picture(
     nodes = page.locator(".node[data-kind=lora]")
     expect(nodes).to_have_count(3)
     for index in range(3):
+        expect(nodes.nth(index)).to_be_in_viewport(ratio=1)
         expect(field(page, "lora", "name", index)).not_to_have_value("", timeout=15_000)
     image, styled = run(page, service)
     names = {each["name"] for each in service.client.get("/loras").json()["loras"]}

@@ -4,7 +4,7 @@
  * edit was. The functions here make commands; null means that there is nothing to do.
  */
 
-import {endOf, freeIds, nodesOf, whyNoWire, wiresInto, wiresOf} from "./graph.js";
+import {EMPTY_GRAPH, endOf, freeIds, nodesOf, whyNoWire, wiresInto, wiresOf} from "./graph.js";
 import {NODE_TYPES, faultOf, inputOf} from "./table.js";
 
 const GAP = 32;
@@ -31,7 +31,7 @@ export function joined(first, second) {
 	return {...second, changes: [...changes.values()]};
 }
 
-/** Several commands, each made for the graph that the ones before leave, as one. @param {string} label @param {Graph} graph @param {readonly ((graph: Graph) => Command | null)[]} makers */
+/** Several commands, each made for the graph that the ones before leave, as one. @type {CommandsFn.together} */
 export function together(label, graph, makers) {
 	/** @type {Command | null} */
 	let all = null;
@@ -59,7 +59,7 @@ export function removeNodes(graph, ids) {
 	return commandOf(gone.length === 1 ? "delete a node" : `delete ${gone.length} nodes`, changes);
 }
 
-/** @param {Graph} graph @param {Readonly<Record<string, Point>>} places @param {string} [series] */
+/** @type {CommandsFn.moveNodes} */
 export function moveNodes(graph, places, series) {
 	const move = (/** @type {GraphNode} */ node) => {
 		const {x, y} = places[node.id] ?? node;
@@ -68,7 +68,7 @@ export function moveNodes(graph, places, series) {
 	return changeNodes(graph, Object.keys(places), "move", move, series);
 }
 
-/** @param {Graph} graph @param {string} id @param {Readonly<Record<string, Value>>} values @param {string} [series] */
+/** @type {CommandsFn.setValues} */
 export function setValues(graph, id, values, series) {
 	const node = graph.nodes[id];
 	if (!node) return null;
@@ -122,6 +122,12 @@ export function replaceAll(graph, other, label) {
 	]);
 }
 
+/** The same under new ids: what this graph's nodes have drawn is not the other's. @type {CommandsFn.openInstead} */
+export function openInstead(graph, other, label) {
+	const put = paste(graph, {nodes: nodesOf(other), wires: wiresOf(other)}, {x: 0, y: 0});
+	return commandOf(label, [...replaceAll(graph, EMPTY_GRAPH, "").changes, ...(put?.command.changes ?? [])]);
+}
+
 /** Nodes and the wires between them, to copy. @param {Graph} graph @param {readonly string[]} ids @returns {Fragment} */
 export function copy(graph, ids) {
 	return {
@@ -130,7 +136,7 @@ export function copy(graph, ids) {
 	};
 }
 
-/** Puts a fragment in, under new ids and moved. @param {Graph} graph @param {Fragment} fragment @param {Point} by @param {string} [label] */
+/** Puts a fragment in, under new ids and moved. @type {CommandsFn.paste} */
 export function paste(graph, fragment, by, label = "paste") {
 	if (!fragment.nodes.length) return null;
 	const nodeId = freeIds(graph, "nodes");
@@ -149,7 +155,7 @@ export function duplicate(graph, ids, by) {
 	return paste(graph, {nodes, wires: wiresOf(graph).filter(({to}) => ids.includes(to.node))}, by, "duplicate");
 }
 
-/** @param {Graph} graph @param {readonly string[]} ids @param {"left" | "top" | "row" | "column"} how @param {(id: string) => Box} boxOf */
+/** @type {CommandsFn.align} */
 export function align(graph, ids, how, boxOf) {
 	const boxes = ids.filter(id => graph.nodes[id]).map(id => ({id, ...boxOf(id)}));
 	const left = Math.min(...boxes.map(({x}) => x));
@@ -165,7 +171,7 @@ export function align(graph, ids, how, boxOf) {
 	return moveNodes(graph, places);
 }
 
-/** @param {Graph} graph @param {readonly string[]} ids @param {string} label @param {(node: GraphNode) => GraphNode} change @param {string} [series] */
+/** @type {CommandsFn.changeNodes} */
 function changeNodes(graph, ids, label, change, series) {
 	const changes = ids.flatMap(id => {
 		const before = graph.nodes[id];
@@ -175,7 +181,7 @@ function changeNodes(graph, ids, label, change, series) {
 	return changes.length ? commandOf(label, changes, series) : null;
 }
 
-/** @param {Graph} graph @param {readonly Change[]} changes @param {"before" | "after"} side @returns {Graph} */
+/** @type {CommandsFn.applied} */
 function applied(graph, changes, side) {
 	// What no change is about stays the same object: who watches it need not look.
 	const copied = (/** @type {Change["part"]} */ part, /** @type {Record<string, any>} */ old) => {

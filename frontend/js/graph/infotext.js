@@ -1,6 +1,6 @@
 /** The text that A1111 and its relatives write into pictures. */
 
-const LORA = /<lora:([^:>]+)(?::(-?[\d.]+))?[^>]*>/g;
+const LORA = /<lora:([^:<>]+)(?::(-?[\d.]+))?[^<>]*>/g;
 const NEGATIVE = "Negative prompt:";
 
 /** @type {InfotextFn.fromInfotext} */
@@ -34,6 +34,6 @@ export function fromInfotext(text) {
 
 /** `Steps: 4, Lora hashes: "a: 1, b: 2", Seed: 7` @param {string} line */
 function factsOf(line) {
-	const pairs = line.matchAll(/([A-Z][\w /-]*):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)/g);
+	const pairs = line.matchAll(/([A-Z][\w /-]{0,60}):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)/g);
 	return new Map(Array.from(pairs, ([, name = "", value = ""]) => [name.trim(), value.replace(/^"|"$/g, "").trim()]));
 }

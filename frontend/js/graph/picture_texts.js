@@ -1,6 +1,7 @@
 /** What a picture says about itself: texts in a PNG, the EXIF user comment of a JPEG or WebP. No pixel is decoded. */
 
 const MOST_TEXT = 2 ** 22;
+const TOO_LARGE = "a text in the PNG file is too large";
 const MARK = "\nflux_api: ";
 const [EXIF_IFD, USER_COMMENT] = [0x8769, 0x9286];
 
@@ -23,6 +24,7 @@ async function pngTexts(view) {
 		const kind = latin1(bytesOf(view, at + 4, 4));
 		if (kind === "IEND") return texts;
 		if (["tEXt", "zTXt", "iTXt"].includes(kind)) {
+			if (length > MOST_TEXT) throw new Error(TOO_LARGE);
 			const [key, rest] = split(bytesOf(view, at + 8, length));
 			if (kind === "tEXt") texts[latin1(key)] = latin1(rest);
 			else if (kind === "zTXt") texts[latin1(key)] = latin1(await inflated(rest.subarray(1)));
@@ -111,7 +113,7 @@ async function inflated(bytes) {
 		chunks.push(value);
 		if (size > MOST_TEXT) {
 			await reader.cancel();
-			throw new Error("a text in the PNG file is too large");
+			throw new Error(TOO_LARGE);
 		}
 	}
 	return new Uint8Array(await new Blob(chunks).arrayBuffer());

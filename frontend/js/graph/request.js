@@ -50,7 +50,7 @@ function loraOf({values: {name, weight, trigger_word}}) {
 	return {name: String(name), weight: Number(weight ?? 1), ...(typeof trigger_word === "string" && {trigger_word})};
 }
 
-/** @param {Graph} graph @param {string} samplerId @param {(node: string, field: string, message: string) => void} fault @returns {Part[]} */
+/** @type {RequestFn.partsOf} */
 function partsOf(graph, samplerId, fault) {
 	/** @type {Part[]} */
 	const parts = [];

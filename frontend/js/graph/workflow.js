@@ -32,7 +32,7 @@ export function parse(data) {
 	const graph = {nodes: Object.fromEntries(nodes.map(node => [node.id, node])), wires: Object.fromEntries(wires.map(wire => [wire.id, wire]))};
 	const isTwice = Object.keys(graph.nodes).length < nodes.length || Object.keys(graph.wires).length < wires.length;
 	const fault = isTwice ? "two nodes or two wires have one id" : faultsOf(graph)[0];
-	if (fault) throw new BadWorkflow(fault);
+	if (fault) throw new BadWorkflow(fault.replace(/\.$/, ""));
 	return {graph, name: typeof file.name === "string" ? file.name.slice(0, 100) : ""};
 }
 
@@ -97,5 +97,5 @@ function listOf(file, name) {
 
 /** @param {boolean} holds @param {string} where @param {unknown} value @param {string} words */
 function require(holds, where, value, words) {
-	if (!holds) throw new BadWorkflow(`${where} is ${JSON.stringify(value)}${words}`);
+	if (!holds) throw new BadWorkflow(`${where} is ${JSON.stringify(value)?.slice(0, 80)}${words}`);
 }

@@ -45,7 +45,7 @@ export function textField(context, {name, label, rows = 3, placeholder = "", err
 	return {box: field(context, {name, label, control: area, errors, wide: true}), area};
 }
 
-/** A number to type, or to drag by its label. Empty: the model's default, shown as a placeholder. @param {NodeContext} context @param {FieldOptions & {fallback?: (state: State) => number | null}} options */
+/** A number to type, or to drag by its label. Empty: the model's default, shown as a placeholder. @type {FieldsNodeFn.numberField} */
 export function numberField(context, {name, label, fallback = () => null}) {
 	const {least, most, step, whole, initial} = specOf(context, name, "number");
 	const input = make("input", {type: "number", min: least, max: most, step: whole ? 1 : "any", inputmode: whole ? "numeric" : "decimal"});

@@ -2,7 +2,7 @@
 
 import {FIRST_SERVICE} from "../config.js";
 import {button, keep, make} from "../dom.js";
-import {duration, eta, precision, runStatus, runStep, showProgress, size} from "../format.js";
+import {duration, eta, failedWords, precision, runStatus, runStep, showProgress, size} from "../format.js";
 import {originOf} from "../graph/plan.js";
 import {modelOfSampler} from "../models.js";
 import {clear, show} from "../pictures.js";
@@ -87,7 +87,8 @@ export function mountImage(body, context) {
 			cancel.hidden = !isDrawing;
 			cancel.disabled = run?.isCancelling ?? false;
 			again.hidden = !run || isDrawing;
-			detail.textContent = run?.error ?? "";
+			const {images = [], failed_images: failed = []} = shown?.job.result ?? {};
+			detail.textContent = run ? run.error : failedWords(failed);
 			actions.row.hidden = facts.hidden = !image;
 			facts.textContent = shown && image ? factsOf(shown, image) : "";
 			showProgress(bar, run);
@@ -95,7 +96,7 @@ export function mountImage(body, context) {
 				stage.textContent = run.phase === "unsent" && phase === "down" ? "Waiting for the service" : runStatus(run);
 				step.textContent = [runStep(run), eta(run)].filter(Boolean).join(" · ");
 			} else {
-				stage.textContent = image ? "Finished" : "Ready";
+				stage.textContent = failed.length ? `${images.length} of ${images.length + failed.length} pictures` : image ? "Finished" : "Ready";
 				step.textContent = image && shown?.job.result ? `in ${duration(shown.job.result.generation_time_ms)}` : "";
 			}
 		}

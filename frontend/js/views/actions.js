@@ -7,7 +7,7 @@ import {mainSampler} from "../graph/plan.js";
 import * as commands from "../graph/commands.js";
 import {download} from "../pictures.js";
 
-/** @param {App} app @param {() => Picture | null} choose the picture that they act on @param {{compact?: boolean, onUsed?: () => void}} [options] */
+/** @type {ActionsViewFn.actionsFor} */
 export function actionsFor(app, choose, {compact = false, onUsed = () => {}} = {}) {
 	const {store, editor, opener} = app;
 	const link = make("a.quiet", {"aria-label": "Download", title: "Download"}, icon("download"), compact ? "" : "Download");

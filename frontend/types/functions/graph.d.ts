@@ -24,6 +24,14 @@ declare namespace GraphFn {
 /** js/graph/commands.js */
 declare namespace CommandsFn {
 	type joined = (first: Command, second: Command) => Command;
+	type openInstead = (graph: Graph, other: Graph, label: string) => Command;
+	type together = (label: string, graph: Graph, makers: readonly ((graph: Graph) => Command | null)[]) => Command | null;
+	type moveNodes = (graph: Graph, places: Readonly<Record<string, Point>>, series?: string) => Command | null;
+	type setValues = (graph: Graph, id: string, values: Readonly<Record<string, Value>>, series?: string) => Command | null;
+	type paste = (graph: Graph, fragment: Fragment, by: Point, label?: string) => {command: Command; ids: string[]} | null;
+	type align = (graph: Graph, ids: readonly string[], how: "left" | "top" | "row" | "column", boxOf: (id: string) => Box) => Command | null;
+	type changeNodes = (graph: Graph, ids: readonly string[], label: string, change: (node: GraphNode) => GraphNode, series?: string) => Command | null;
+	type applied = (graph: Graph, changes: readonly Change[], side: "before" | "after") => Graph;
 }
 
 /** js/graph/history.js */
@@ -48,6 +56,7 @@ declare namespace PlanFn {
 declare namespace RequestFn {
 	type fault = (node: string, field: string, message: string) => number;
 	type orderOf = (graph: Graph, samplerId: string) => Order | null;
+	type partsOf = (graph: Graph, samplerId: string, fault: (node: string, field: string, message: string) => void) => Part[];
 	type samplerValues = (sampler: GraphNode) => Partial<GenerateBody>;
 }
 

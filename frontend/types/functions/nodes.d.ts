@@ -2,6 +2,7 @@
 
 /** js/nodes/fields.js */
 declare namespace FieldsNodeFn {
+	type numberField = (context: NodeContext, options: FieldOptions & {fallback?: (state: State) => number | null}) => HTMLDivElement;
 	type field = (context: NodeContext, options: FieldOptions & {control: HTMLElement, wide?: boolean, scrub?: (steps: number) => void}) => HTMLDivElement;
 }
 

@@ -18,6 +18,7 @@ declare namespace AssetsFn {
 
 /** js/format.js */
 declare namespace FormatFn {
+	type failedWords = (failed: readonly FailedImage[]) => string;
 	type modelTitle = (modelId: string, models: readonly Model[]) => string;
 	type showProgress = (bar: HTMLProgressElement, run: Run | undefined) => void;
 }

@@ -9,6 +9,11 @@ declare namespace TopbarViewFn {
 
 /** js/views/actions.js */
 declare namespace ActionsViewFn {
+	type actionsFor = (
+		app: App,
+		/** the picture that they act on */ choose: () => Picture | null,
+		options?: {compact?: boolean; onUsed?: () => void}
+	) => {row: HTMLElement; update: () => void};
 	type action = (label: string, icon: string, act: (picture: Picture) => unknown) => HTMLButtonElement;
 }
 

@@ -229,3 +229,29 @@ test("a file of neither form is none of ComfyUI's, and one without a sampler say
   assert.equal(isComfy({ format: "something" }), false);
   assert.throws(() => fromComfy({ 1: { class_type: "SaveImage", inputs: {} } }), /none of the samplers/);
 });
+
+// Hostile ones
+
+test("long texts made to be slow are read at once", () => {
+  const began = process.cpuUsage().user;
+  assert.equal(fromInfotext(`${"A".repeat(300_000)}, Steps: 4`).num_inference_steps, 4);
+  assert.equal(fromInfotext(`${"<lora:a".repeat(100_000)}\nSteps: 4`).loras, undefined);
+  assert.ok(process.cpuUsage().user - began < 2_000_000);
+});
+
+test("a text in a PNG that is too large is refused", async () => {
+  const length = 2 ** 22 + 1;
+  const file = Buffer.alloc(8 + 12 + length);
+  file.write("\x89PNG\r\n\x1a\n", "latin1");
+  file.writeUInt32BE(length, 8);
+  file.write("tEXt", 12, "latin1");
+  await assert.rejects(pictureTexts(slice(file)), /too large/);
+});
+
+test("what is wrong in a workflow is said in few words", () => {
+  const file = { format: "flux-api workflow", nodes: [], wires: [] };
+  assert.throws(() => parse({ ...file, version: "9".repeat(100_000) }), ({ message }) => message.length < 200);
+  const sampler = { id: "n1", kind: "sampler", x: 0, y: 0 };
+  const loop = { ...file, version: 1, nodes: [sampler], wires: [{ id: "w1", from: "n1.image", to: "n1.image" }] };
+  assert.throws(() => parse(loop), /starts$/);
+});
