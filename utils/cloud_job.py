@@ -179,6 +179,8 @@ class CloudJob:
             name = images.filename_of(self.id, place, self.request.output_format)
             images.rename_staged(self.cloud.output_dir, file.filename, name)
             renamed.append(replace(file, filename=name))
+        # Of an earlier run that ended before its result was committed, and had more.
+        images.discard_published(self.cloud.output_dir, self.id, len(files))
         return tuple(renamed)
 
     async def _taken(self, index: int, place: Place) -> CloudTask:

@@ -89,12 +89,12 @@ def discard_staged(output_dir: Path, job_id: str) -> None:
     _discard((output_dir / STAGING).glob(f"{job_id}-*"))
 
 
-def discard_published(output_dir: Path, job_id: str) -> None:
-    """Remove a job's files from the output folder: its result could not be committed."""
+def discard_published(output_dir: Path, job_id: str, first: int = 0) -> None:
+    """Remove a job's files from `first` on from the output folder: its result could not be committed."""
     # By the names it can have: the folder may hold very many pictures.
     _discard(
         output_dir / filename_of(job_id, index, output_format)
-        for index in range(MAX_IMAGES)
+        for index in range(first, MAX_IMAGES)
         for output_format in OutputFormat
     )
 

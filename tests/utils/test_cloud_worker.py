@@ -331,6 +331,27 @@ def test_job_of_several_loses_no_neighbour_of_a_picture_that_fails(
     assert len(cloud.submits) == 2
 
 
+def test_job_of_several_leaves_no_file_of_a_run_that_was_not_committed_and_had_more(
+    in_queue: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The service was killed after it had put the files in place; now one does not come any more."""
+
+    async def use(queue: QueueManager) -> Job:
+        await queue.pause()
+        request = cloud_request("[[moderate=content]] [[only=8]]", num_images=3)
+        job = await queue.submit(request)
+        for place in range(3):
+            (tmp_path / "out" / f"{job.id}-{place}.png").write_bytes(b"of the first run")
+        await queue.resume()
+        return await queue.wait(job)
+
+    job = in_queue(use)
+    assert files(tmp_path) == [f"{job.id}-{place}.png" for place in range(2)]
+    assert b"of the first run" not in [
+        (tmp_path / "out" / name).read_bytes() for name in files(tmp_path)
+    ]
+
+
 def test_log_of_a_picture_that_fails_beside_others_has_not_the_prompt(
     end_of: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
