@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
 from config.catalog import DefaultModel
-from config.errors import NotFound
+from config.errors import NotFound, StorageUnavailable
 from config.settings import Settings
 from utils.fleet import messages
 from utils.fleet.board import BOARD, Board, Seat, board_of
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 2.0  # between two looks at how many places there are
 HELLO_SECONDS = 60.0
 AGAIN_SECONDS = 1.0
+MODELS = "fleet_models"  # the key of what is remembered
 
 
 class Crew:
@@ -47,6 +49,7 @@ class Crew:
         self._greeting: dict[str, asyncio.Task[None]] = {}  # by replica
         self._tasks: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
+        self._known: list[str] = []  # models that a replica could ever run
         self._queue: FleetQueue
         self._files: DoorFiles
         self._default: DefaultModel
@@ -57,6 +60,9 @@ class Crew:
         self._queue, self._default = queue, default
         queue.on_missed = self.missed
         self._files = DoorFiles(loras, inputs)
+        # Of an earlier start: jobs are taken before the first replica has said what it can.
+        self._known = json.loads(await queue.store.read_state(MODELS) or "[]")
+        self.roster.left(self._known)
         loop = asyncio.get_running_loop()
         self._board.listen(lambda: loop.call_soon_threadsafe(self._changed.set))
         scale = Scale(self.replicas, queue, self._settings.fleet)
@@ -119,6 +125,13 @@ class Crew:
                     self._greeting[seat.id] = task
                     task.add_done_callback(lambda _, id=seat.id: self._greeting.pop(id, None))
 
+    async def _remember(self, models: Iterable[str]) -> None:
+        known = sorted({*self._known, *models})
+        if known != self._known:
+            self._known = known
+            with contextlib.suppress(StorageUnavailable):  # the next start waits for its replicas
+                await self._queue.store.write_state(MODELS, json.dumps(known))
+
     async def _greet(self, seat: Seat) -> None:
         link = Link(self._handles[seat.deployment], seat.id)
         lines = link.watch(self._door)
@@ -136,6 +149,7 @@ class Crew:
             self._changed.set()
             return
         self._add(seat, link, lines, hello)
+        await self._remember(hello.models)
 
     def _add(
         self, seat: Seat, link: Link, lines: AsyncIterator[str], hello: messages.Hello

@@ -158,6 +158,7 @@ def test_killed_front_door_every_job_ends_once_and_replicas_stay(whole: RunningF
     for name in names:
         whole.release(name)
     whole.start()
+    waiting.append(whole.submit("a cat at once", **SIZE))  # before any replica is there again
     whole.wait_for(*ALL)
     ended = [whole.wait_for_job(job_id) for job_id in [*held, *waiting]]
     assert {job["status"] for job in ended} == {"succeeded"}
