@@ -593,7 +593,15 @@ def _dotenv() -> dict[str, str]:
         return {}
     from dotenv import dotenv_values
 
-    return {key: value for key, value in dotenv_values(path).items() if value is not None}
+    try:
+        found = dotenv_values(path)
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path}: no UTF-8 text: {error}; save it as UTF-8") from error
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path}: cannot be read: {error.strerror}; let the services' account read it"
+        ) from error
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _read_toml(path: Path) -> dict[str, dict[str, Any]]:

@@ -172,13 +172,19 @@ def look_at_folder(name: str, folder: Path, min_free_mib: int = 0) -> Finding:
     """Whether files can be written into a folder that is there or can be made, and the free space."""
     existing = folder
     try:
-        while not existing.exists() and existing != existing.parent:
+        # A link that leads nowhere is there, and nothing can be made in its place.
+        while not (existing.exists() or existing.is_symlink() or existing == existing.parent):
             existing = existing.parent
         if not existing.is_dir():
+            what = (
+                "no folder"
+                if existing.exists()
+                else f"a link to {existing.readlink()}, which is not there"
+            )
             return Finding(
                 name=name,
                 state=State.FAULT,
-                text=f"{folder}: {existing} is no folder",
+                text=f"{folder}: {existing} is {what}",
                 fix="remove or rename it, or set another folder in .env",
             )
         if not os.access(existing, os.R_OK | os.W_OK | os.X_OK):

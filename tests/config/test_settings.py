@@ -252,6 +252,26 @@ def test_settings_environment_wins_over_dotenv(
     assert load_settings("bf16").server.port == 1004
 
 
+def test_settings_dotenv_that_is_no_text_is_named(project: Path) -> None:
+    (project / ".env").write_bytes(b"FLUX_MODEL=\xff\n")
+    with pytest.raises(ConfigurationError, match=r"\.env: no UTF-8 text"):
+        load_settings("bf16")
+
+
+def test_settings_dotenv_that_cannot_be_read_is_named(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may read all there is, so the system's word is a stand-in."""
+    (project / ".env").touch()
+
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("dotenv.dotenv_values", refused)
+    with pytest.raises(ConfigurationError, match=r"\.env: cannot be read: Permission denied"):
+        load_settings("bf16")
+
+
 def test_settings_dotenv_unknown_name_is_refused(project: Path) -> None:
     (project / ".env").write_text("FLUX_PROT=1003\n")
     with pytest.raises(ConfigurationError, match="FLUX_PROT.*did you mean FLUX_PORT"):

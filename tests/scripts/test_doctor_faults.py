@@ -19,7 +19,7 @@ import pytest
 
 from config.settings import ROOT
 from scripts.diagnosis import databases, environment, graphics, packages, running
-from scripts.diagnosis.machine import Card, Cards, Finding, State, Torch
+from scripts.diagnosis.machine import Card, Cards, Finding, State, Torch, look_at_folder
 from tests.operations.checkout import clean_environment, copy_checkout
 from tests.service import RunningService, free_port
 from tests.utils.test_migrations import make_schema_1, upgrade
@@ -252,6 +252,16 @@ def data(tmp_path: Path) -> Path:
     make_schema_1(tmp_path / "bf16.sqlite3")
     upgrade(tmp_path / "bf16.sqlite3")
     return tmp_path
+
+
+def test_folder_that_is_a_link_to_nowhere_is_named(tmp_path: Path) -> None:
+    """A disk that is not mounted, as a rule."""
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    finding = look_at_folder("LoRAs", tmp_path / "link" / "loras")
+    assert finding.state is State.FAULT
+    assert f"{tmp_path}/link is a link to {tmp_path}/disk, which is not there" in finding.text
+    (tmp_path / "disk").mkdir()
+    assert look_at_folder("LoRAs", tmp_path / "link" / "loras").state is State.OK
 
 
 def test_database_in_health_is_well_and_nothing_is_made(data: Path) -> None:
