@@ -11,6 +11,7 @@ import psutil
 
 from config.settings import ROOT
 from tests.service import STOP_SECONDS, RunningService, free_port
+from utils.fleet.ray_processes import remove_temporary
 
 FLEET_MAIN = ROOT / "tests" / "main_fleet_engine.py"
 
@@ -68,6 +69,7 @@ class RunningFleet(RunningService):
             each.kill()
         process.wait(STOP_SECONDS)
         psutil.wait_procs(family, timeout=STOP_SECONDS)
+        remove_temporary(self.folder / node / "data" / "fleet")
 
     def kill_front_door(self) -> None:
         """`kill -9` of the front door alone; Ray and the replicas live on."""

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 import socket
 import stat
 import subprocess
@@ -84,13 +85,22 @@ def temporary_folder(settings: Settings) -> Path:
 
     Raises ConfigurationError where somebody else's folder stands in its place.
     """
-    name = sha256(str(fleet_folder(settings).resolve()).encode()).hexdigest()[:8]
-    path = Path("/tmp") / f"flux-fleet-{os.getuid()}-{name}"
+    path = private_folder(fleet_folder(settings))
     path.mkdir(mode=0o700, exist_ok=True)
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise ConfigurationError(f"{path} is open to others, or theirs; move it away")
     return path / "ray"  # which Ray opens to everybody
+
+
+def private_folder(folder: Path) -> Path:
+    name = sha256(str(folder.resolve()).encode()).hexdigest()[:8]
+    return Path("/tmp") / f"flux-fleet-{os.getuid()}-{name}"
+
+
+def remove_temporary(folder: Path) -> None:
+    """What Ray left in /tmp for the fleet of a folder; nothing of it may run any more."""
+    shutil.rmtree(private_folder(folder), ignore_errors=True)
 
 
 def _start_arguments(settings: Settings, machine: Machine) -> list[str]:
@@ -185,6 +195,7 @@ class Head:
                 each.kill()
             psutil.wait_procs(alive, timeout=STOP_SECONDS)
         self._note.unlink(missing_ok=True)
+        remove_temporary(fleet_folder(self._settings))
 
     def _take_lock(self) -> None:
         """Ends with this process. Raises ConfigurationError where another front door has it."""

@@ -305,6 +305,7 @@ def test_full_queue_is_429(whole: RunningFleet) -> None:
 
 def test_stopped_fleet_leaves_no_process(fleet: RunningFleet) -> None:
     """Last in the file."""
+    before = psutil.Process().create_time()
     token = fleet.token
     assert len(token) == 64 and token not in fleet.log()
     mode = (fleet.folder / "data" / "fleet" / "token").stat().st_mode
@@ -313,3 +314,6 @@ def test_stopped_fleet_leaves_no_process(fleet: RunningFleet) -> None:
     ours = str(fleet.fleet_port)
     left = [p.info for p in psutil.process_iter(["cmdline"]) if ours in str(p.info["cmdline"])]
     assert left == []
+    assert not [
+        path for path in Path("/tmp").glob("flux-fleet-*") if path.lstat().st_ctime > before
+    ]
