@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from config.errors import NoRoom, StorageUnavailable, TooLarge
-from models.lora.header import START_BYTES, check_start
+from models.lora.errors import BadLoraFile
+from models.lora.header import START_BYTES, check_start, open_regular
 
 FOLDER = ".incoming"
 SUFFIX = ".part"
@@ -139,9 +140,9 @@ def _locked(path: Path) -> BinaryIO:
 
 
 def sweep(library: Path) -> None:
-    """Remove what processes that are gone left half-way."""
+    """Remove what processes that are gone left half-way. Nothing but files: a pipe would hold us up."""
     for path in (library / FOLDER).glob(f"*{SUFFIX}"):
-        with contextlib.suppress(OSError), open(path, "rb") as file:
+        with contextlib.suppress(OSError, BadLoraFile), open_regular(path) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its process lives
             path.unlink(missing_ok=True)
 

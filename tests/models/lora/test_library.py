@@ -183,6 +183,14 @@ def test_sweep_removes_what_a_dead_process_left_and_nothing_else(
         assert files(folder) == {str(alive.path.relative_to(folder))}
 
 
+def test_sweep_leaves_a_pipe_and_does_not_wait_at_it(folder: Path) -> None:
+    (folder / incoming.FOLDER).mkdir(parents=True)
+    pipe = folder / incoming.FOLDER / f"x{incoming.SUFFIX}"
+    os.mkfifo(pipe)
+    incoming.sweep(folder)
+    assert pipe.is_fifo()
+
+
 def test_sweep_removes_facts_without_a_lora_and_halves_of_them(
     library: Library, folder: Path
 ) -> None:
