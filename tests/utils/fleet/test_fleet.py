@@ -22,6 +22,7 @@ from tests.api.dialects.test_fleet import PYTHON_EXAMPLE, node_runs
 from tests.fleet_service import RunningFleet
 from tests.operations.documents import documents
 from tests.pictures import file_of, gradient
+from utils.fleet.ray_processes import private_folder
 
 HERE = ("first/cpu0", "first/cpu1")
 ALL = (*HERE, "second/cpu0")
@@ -305,7 +306,6 @@ def test_full_queue_is_429(whole: RunningFleet) -> None:
 
 def test_stopped_fleet_leaves_no_process(fleet: RunningFleet) -> None:
     """Last in the file."""
-    before = psutil.Process().create_time()
     token = fleet.token
     assert len(token) == 64 and token not in fleet.log()
     mode = (fleet.folder / "data" / "fleet" / "token").stat().st_mode
@@ -314,6 +314,5 @@ def test_stopped_fleet_leaves_no_process(fleet: RunningFleet) -> None:
     ours = str(fleet.fleet_port)
     left = [p.info for p in psutil.process_iter(["cmdline"]) if ours in str(p.info["cmdline"])]
     assert left == []
-    assert not [
-        path for path in Path("/tmp").glob("flux-fleet-*") if path.lstat().st_ctime > before
-    ]
+    folders = [fleet.folder / "data" / "fleet", fleet.folder / "second" / "data" / "fleet"]
+    assert not [folder for folder in folders if private_folder(folder).exists()]
