@@ -132,6 +132,8 @@ def _age_of(folder: OwnFolder, name: str) -> float:
 
 def _is_open(job_id: str, data_dir: Path) -> bool:
     """Whether a job waits or runs in any database of the data folder. Raises sqlite3.Error."""
+    if not job_id.isascii():
+        return False  # no job's id; what is no Unicode could not even be asked for
     for path in sorted(data_dir.glob("*.sqlite3")):
         with closing(
             sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS)

@@ -386,6 +386,18 @@ async def test_clean_staged_file_stays_while_any_service_has_its_job_open(tmp_pa
         assert report.tallies["staging"].count == 1
 
 
+@pytest.mark.parametrize("name", [b"a\nb", b"\xff\xfe", b"\x1b[2J", b"-rf", b" "], ids=ascii)
+@in_loop
+async def test_clean_staged_file_of_any_name_goes(tmp_path, name: bytes) -> None:
+    async with opened(tmp_path) as house:
+        staged = house.outputs / images.STAGING / os.fsdecode(name + b"-0.png")
+        staged.parent.mkdir()
+        staged.write_bytes(b"x")
+        os.utime(staged, (0, 0))
+        report = await house.clean()
+        assert not staged.exists() and report.tallies["staging"].count == 1
+
+
 @in_loop
 async def test_clean_database_that_cannot_be_read_keeps_every_staged_file(tmp_path) -> None:
     async with opened(tmp_path) as house:
