@@ -133,7 +133,8 @@ export class Library {
 		const makers = nodes.flatMap(node => [() => commands.addNode(node), ...models.map(({id}) => commands.connecting(`${node.id}.lora`, `${id}.loras`))]);
 		this.#editor.do(commands.together(nodes.length === 1 ? "add a LoRA" : `add ${nodes.length} LoRAs`, graph, makers));
 		this.#editor.select(nodes.map(({id}) => id));
-		if (!place || nodes.length > 1) this.#reveal();
+		// What is in them is read when it is first used.
+		if (!place || nodes.length > 1) void import("./nodes/lora.js").then(this.#reveal, this.#reveal);
 		return nodes.map(({id}) => id);
 	}
 

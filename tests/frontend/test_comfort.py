@@ -199,6 +199,7 @@ def test_comfort_keys_work_on_a_phone_too(service: RunningService, open_page: Op
     expect(page.locator(".keys")).to_be_hidden()  # fingers have none
     prompt(page).blur()
     page.keyboard.press("?")
+    expect(page.locator("#help")).to_be_visible()
     help_box = page.locator("#help").bounding_box()
     assert help_box["x"] >= 0 and help_box["x"] + help_box["width"] <= PHONE["width"]
     page.locator("#help").get_by_text("This list").scroll_into_view_if_needed()

@@ -325,7 +325,7 @@ def test_results_three_loras_dropped_at_once_are_wired_and_change_the_picture(
     nodes = page.locator(".node[data-kind=lora]")
     expect(nodes).to_have_count(3)
     for index in range(3):
-        expect(nodes.nth(index)).to_be_in_viewport(ratio=1)
+        expect(nodes.nth(index)).to_be_in_viewport(ratio=0.99)
         expect(field(page, "lora", "name", index)).not_to_have_value("", timeout=15_000)
     image, styled = run(page, service)
     names = {each["name"] for each in service.client.get("/loras").json()["loras"]}

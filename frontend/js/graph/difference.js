@@ -65,7 +65,7 @@ function blur(values, width, height) {
 	return weighted(rows, width - WINDOW + 1, height - WINDOW + 1, width - WINDOW + 1, width - WINDOW + 1);
 }
 
-/** Sums along rows (`step` 1) or columns (`step` the width). @param {Float64Array} values @param {number} width of the result @param {number} height @param {number} stride of a row @param {number} step */
+/** Sums along rows (`step` 1) or columns (`step` the width). @type {DifferenceFn.weighted} */
 function weighted(values, width, height, stride, step) {
 	const result = new Float64Array(width * height);
 	for (let y = 0; y < height; y++) {

@@ -76,3 +76,14 @@ declare namespace PictureTextsFn {
 declare namespace InfotextFn {
 	type fromInfotext = (text: string) => Wanted | null; // null when it is no such text
 }
+
+/** js/graph/difference.js */
+declare namespace DifferenceFn {
+	type weighted = (
+		values: Float64Array,
+		/** of the result */ width: number,
+		height: number,
+		/** of a row */ stride: number,
+		step: number
+	) => Float64Array;
+}
