@@ -12,7 +12,7 @@ import typer
 from cli.command import command, group
 from cli.complete import lora_names
 from cli.failures import Failure, Status
-from cli.session import Session
+from cli.session import Session, printable
 
 BLOCK_BYTES = 2**20
 SUFFIX = ".safetensors"
@@ -98,7 +98,7 @@ def add(
             added.append(lora)
             if not session.as_json:
                 fits = ", ".join(lora["compatible_models"]) or lora["refusal"] or "no model here"
-                print(f"{lora['name']}  rank {lora['rank']}, fits {fits}")
+                print(printable(f"{lora['name']}  rank {lora['rank']}, fits {fits}"))
     if session.as_json:
         session.emit({"loras": added})
 
@@ -135,7 +135,7 @@ def _blocks(session: Session, name: str, file: BinaryIO, size: int) -> Iterator[
         sent += len(block)
         if is_shown:
             print(
-                f"\r\x1b[2K{name}: {sent * 100 // max(1, size)} %",
+                f"\r\x1b[2K{printable(name)}: {sent * 100 // max(1, size)} %",
                 end="",
                 file=sys.stderr,
                 flush=True,

@@ -81,7 +81,8 @@ class Session:
     def say(self, text: str) -> None:
         """To whoever watches; never on standard output, and not beside JSON."""
         if not self.as_json:
-            print(text, file=sys.stderr, flush=True)
+            for line in text.splitlines():
+                print(printable(line), file=sys.stderr, flush=True)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], none: str) -> None:
         """Rows for people; `none` is said in place of an empty table."""

@@ -86,6 +86,12 @@ def test_backup_without_a_database_says_where_it_looked(flux, machine: Path) -> 
     assert (told["schemas"], told["data_folders"]) == ({}, [str(machine / "data")])
 
 
+def test_restore_of_a_folder_whose_name_moves_the_cursor_only_tells_it(flux, machine: Path) -> None:
+    flux("backup", "odd\x1b[2J")
+    done = flux("restore", "odd\x1b[2J", "--without-settings")
+    assert done.status == 0 and "checking odd [2J" in done.err and "\x1b" not in done.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "word"),
     [
