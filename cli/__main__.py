@@ -8,6 +8,7 @@ from types import FrameType
 
 # Started by its path, so that the caller's folder stays the one that `-o` is relative to.
 ROOT = Path(__file__).resolve().parent.parent
+WRONG, INTERRUPTED = 1, 130  # of `cli.failures.Status`
 
 
 def main() -> int:
@@ -21,6 +22,8 @@ def main() -> int:
         from cli.app import run
     except ImportError as error:
         return _without_packages(sys.argv[1:], error.name or str(error))
+    except KeyboardInterrupt:
+        return _failed(sys.argv[1:], "interrupted", "ended by Ctrl-C", INTERRUPTED)
     return run(sys.argv[1:])
 
 
@@ -36,12 +39,17 @@ def _without_packages(arguments: list[str], missing: str) -> int:
 
         return doctor.main(["--strict", *(["--json"] if "--json" in arguments else [])])
     text = f"the package {missing} is missing in {sys.prefix}; run {ROOT}/scripts/setup_env.sh"
+    return _failed(arguments, "no_package", text, WRONG)
+
+
+def _failed(arguments: list[str], code: str, text: str, status: int) -> int:
+    """As `cli.app` says it, which is not there yet."""
     print(f"flux: {text}", file=sys.stderr)
     if "--json" in arguments:
         import json
 
-        print(json.dumps({"error": {"code": "no_package", "message": text, "exit_status": 1}}))
-    return 1
+        print(json.dumps({"error": {"code": code, "message": text, "exit_status": status}}))
+    return status
 
 
 if __name__ == "__main__":

@@ -45,6 +45,8 @@ def run(arguments: Sequence[str]) -> int:
     as_json = _wants_json(arguments)
     try:
         done = build()(list(arguments), prog_name=NAME, standalone_mode=False)
+        if done == Status.INTERRUPTED:  # the library's word for Ctrl-C
+            raise KeyboardInterrupt
         return int(done) if isinstance(done, int) else int(Status.DONE)
     except Failure as failure:
         return _end(failure, as_json)
@@ -67,7 +69,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _end(failure: Failure, as_json: bool) -> int:
     if as_json:
-        print(in_json(failure.to_json(), indent=2), flush=True)
+        print(in_json(failure.to_json()), flush=True)  # one line, as `queue watch` has them
     # Line by line: what others wrote must not move the cursor.
     for line in f"{NAME}: {failure.message}".splitlines():
         print(printable(line), file=sys.stderr)

@@ -105,6 +105,34 @@ def test_setting_that_is_wrong_is_a_status_of_its_own(flux, monkeypatch) -> None
     assert done.status == Status.SETTINGS and "FLUX_PORT" in done.error["message"]
 
 
+def test_ctrl_c_is_a_status_of_its_own_and_one_line_of_json(flux, monkeypatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scripts.doctor.examine", interrupted)
+    done = flux("doctor", "--json")
+    assert done.status == Status.INTERRUPTED and done.error["code"] == "interrupted"
+    assert len(done.out.splitlines()) == 1 and "Ctrl-C" in done.err
+
+
+def test_ctrl_c_while_the_commands_are_loaded_is_the_same() -> None:
+    code = """if True:
+        import runpy, sys
+        class Interrupted:
+            def find_spec(self, name, *_):
+                if name == "cli.app":
+                    raise KeyboardInterrupt
+        sys.meta_path.insert(0, Interrupted())
+        sys.argv = ["flux", "gpu", "--json"]
+        runpy.run_path("cli/__main__.py", run_name="__main__")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == Status.INTERRUPTED
+    assert json.loads(done.stdout)["error"]["code"] == "interrupted" and "Ctrl-C" in done.stderr
+
+
 @pytest.mark.parametrize("command", [("gpu",), ("keys", "list"), ("backup", "backup")])
 def test_settings_that_are_no_text_are_named(flux, monkeypatch, command: tuple[str, ...]) -> None:
     def unreadable(*_: object) -> None:
