@@ -29,6 +29,8 @@ class PrecisionProfile:
     loader: str | None  # "module:function" that loads a catalog row; None: not built
     not_built: str = ""  # why there is no loader
     why_not_mps: str = ""  # why its large models do not run on Apple's GPU
+    # "module:function" that tells, by a model's repository, the repositories that stand for parts of it.
+    stand_ins: str = ""
 
     @property
     def service(self) -> str:
@@ -51,6 +53,7 @@ _PROFILES = {
         engines=("nunchaku", "nvfp4"),
         lora_mode=LoraMode.MERGED,
         loader="models.fp4_flux_model:load",
+        stand_ins="models.fp4.nunchaku_engine:stand_ins",
         why_not_mps="four-bit weights have 8-bit scales that Apple's GPU cannot read; use the BF16 service",
     ),
 }

@@ -6,6 +6,7 @@ model that is not here some seconds, so that it can be asked for soon after it h
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from models.precision import PrecisionProfile
 
 BELIEVED_SECONDS = 3.0  # that a model is not here
 WHOLE_SECONDS = 60.0  # that it is; a worker that finds it gone says so
-T5 = "T5"
+
+# By a model's repository and by part: the repositories that must be there in its place.
+StandIns = Mapping[str, Mapping[str, tuple[str, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,8 @@ class ModelFiles:
             self._why_off = "downloads are off (FLUX_ALLOW_DOWNLOAD)"
         elif on_disk.is_offline():
             self._why_off = "HF_HUB_OFFLINE is set"
-        self._checkpoints = _checkpoints_of(profile) if self._why_off else {}
+        # Read only where downloads are off.
+        self._stand_ins = _stand_ins_of(profile) if self._why_off else {}
 
     def why_not(self, row: ModelRow) -> str | None:
         """Why a worker would not find the model's files; None where it would, or may fetch them."""
@@ -76,19 +80,17 @@ class ModelFiles:
         return f"{what}, and {self._why_off}; {how}"
 
     def _from_elsewhere(self, row: ModelRow) -> tuple[str, ...]:
-        """The parts that nunchaku's checkpoints stand for, if one of the model is here."""
-        transformer = self._checkpoints.get(row.source)
-        if transformer is None or on_disk.snapshot_of(self._hub, transformer) is None:
-            return ()
-        has_t5 = on_disk.snapshot_of(self._hub, self._checkpoints[T5]) is not None
-        return ("transformer", "text_encoder_2") if has_t5 else ("transformer",)
+        """The parts that other repositories stand for, where those are here."""
+        parts = self._stand_ins.get(row.source, {})
+        return tuple(
+            part
+            for part, repositories in parts.items()
+            if all(on_disk.snapshot_of(self._hub, each) is not None for each in repositories)
+        )
 
 
-def _checkpoints_of(profile: PrecisionProfile) -> Mapping[str, str]:
-    """The repositories of nunchaku's transformers by those of the models, and that of its T5."""
-    if "nunchaku" not in profile.engines:
+def _stand_ins_of(profile: PrecisionProfile) -> StandIns:
+    if not profile.stand_ins:
         return {}
-    from models.fp4 import nunchaku_engine  # only where downloads are off
-
-    found = {source: repo for source, (repo, _) in nunchaku_engine.CHECKPOINTS.items()}
-    return found | {T5: nunchaku_engine.T5_CHECKPOINT[0]}
+    module, _, function = profile.stand_ins.partition(":")
+    return getattr(importlib.import_module(module), function)()

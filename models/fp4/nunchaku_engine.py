@@ -75,6 +75,14 @@ def checkpoint_of(row: ModelRow, word: str) -> tuple[str, str]:
     return repository, f"svdq-{word}_r{RANK}-{name}.safetensors"
 
 
+def stand_ins() -> dict[str, dict[str, tuple[str, ...]]]:
+    """What need not be there of a model, by its repository and by the checkpoints that are there in its place."""
+    return {
+        source: {"transformer": (repository,), "text_encoder_2": (repository, T5_CHECKPOINT[0])}
+        for source, (repository, _) in CHECKPOINTS.items()
+    }
+
+
 def load(row: ModelRow, options: LoadOptions) -> ImageModel:
     """Load the row's model: text encoders on the first of `options.devices`, the rest on the last.
 

@@ -38,8 +38,8 @@ PLACES = (
     "models/fp4_flux_model.py",
     "models/precision.py",
     "scripts/benchmarks/",
+    "scripts/containers/",  # which service a container runs
     "scripts/diagnosis/",  # which engines run here: nunchaku's facts stand in models/fp4/
-    "scripts/doctor.py",
     "scripts/download_models.py",  # of which a copy is made besides
     "scripts/fake_bfl.py",  # a service to try it with
     "scripts/quantize_fp4.py",
