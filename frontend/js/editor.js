@@ -72,9 +72,10 @@ export class Editor {
 
 	/** @type {EditorFn.replace} */
 	replace(graph, label, workflow = "") {
-		this.do(commands.openInstead(this.graph, graph, label));
+		this.do(commands.replaceAll(this.graph, graph, label));
 		this.endSeries();
-		this.#store.set({workflow, selection: [], selectedWire: null, faults: {}});
+		// What the nodes of the graph before have drawn is not these ones', though their ids may be the same.
+		this.#store.set({workflow, selection: [], selectedWire: null, faults: {}, shown: {}, toShow: {}});
 	}
 
 	/** @param {readonly string[]} ids */

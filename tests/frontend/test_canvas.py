@@ -399,7 +399,7 @@ def test_canvas_of_many_nodes_has_whole_those_that_can_be_read(
     resting = page.locator(".node[data-resting]")
     page.keyboard.press("f")
     expect(resting).to_have_count(80)
-    first = page.locator(".node[data-node=n5]")
+    first = page.locator(".node[data-node=n1]")
     expect(first.locator("h2")).to_be_visible()
     height = first.evaluate("node => node.offsetHeight")
     first.focus()  # what has the focus is whole
@@ -407,12 +407,12 @@ def test_canvas_of_many_nodes_has_whole_those_that_can_be_read(
     assert first.evaluate("node => node.offsetHeight") == height
     page.keyboard.press("Tab")
     expect(first.get_by_role("button", name="Collapse")).to_be_focused()
-    last = page.locator(".node[data-node=n82]")
+    last = page.locator(".node[data-node=n78]")
     last.focus()
     page.keyboard.press("0")
     last.evaluate("node => node.scrollIntoView({ block: 'center', inline: 'center' })")
     expect(last.locator("textarea")).to_be_in_viewport()
-    expect(page.locator(".node[data-node=n84]")).not_to_have_attribute("data-resting", "true")
+    expect(page.locator(".node[data-node=n80]")).not_to_have_attribute("data-resting", "true")
     expect(first).to_have_attribute("data-resting", "true")
     page.context.close()
 

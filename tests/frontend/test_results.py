@@ -214,11 +214,8 @@ def test_results_settings_of_a_gallery_picture_come_back(
     page.get_by_role("button", name="three hearts").first.click()
     page.locator("#viewer").get_by_role("button", name="Use these settings").click()
     expect(page.locator("#viewer")).to_be_hidden()
-    # What the graph before it has drawn is not this one's, and is there again with that graph.
+    # What the graph before it has drawn is not this one's.
     expect(node(page, "image").locator(".placeholder")).to_be_visible()
-    page.get_by_role("button", name="Undo").click()
-    expect_picture(page, 128)
-    page.get_by_role("button", name="Redo").click()
     expect(prompt(page)).to_have_value("three hearts")
     expect(field(page, "sampler", "width")).to_have_value("160")
     expect(field(page, "sampler", "seed")).to_have_value("5")

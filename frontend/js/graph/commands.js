@@ -4,7 +4,7 @@
  * edit was. The functions here make commands; null means that there is nothing to do.
  */
 
-import {EMPTY_GRAPH, endOf, freeIds, nodesOf, whyNoWire, wiresInto, wiresOf} from "./graph.js";
+import {endOf, freeIds, nodesOf, whyNoWire, wiresInto, wiresOf} from "./graph.js";
 import {NODE_TYPES, faultOf, inputOf} from "./table.js";
 
 const GAP = 32;
@@ -120,12 +120,6 @@ export function replaceAll(graph, other, label) {
 		...Object.keys({...graph.nodes, ...other.nodes}).map(id => nodeChange(graph.nodes[id] ?? null, other.nodes[id] ?? null)),
 		...Object.keys({...graph.wires, ...other.wires}).map(id => wireChange(graph.wires[id] ?? null, other.wires[id] ?? null))
 	]);
-}
-
-/** The same under new ids: what this graph's nodes have drawn is not the other's. @type {CommandsFn.openInstead} */
-export function openInstead(graph, other, label) {
-	const put = paste(graph, {nodes: nodesOf(other), wires: wiresOf(other)}, {x: 0, y: 0});
-	return commandOf(label, [...replaceAll(graph, EMPTY_GRAPH, "").changes, ...(put?.command.changes ?? [])]);
 }
 
 /** Nodes and the wires between them, to copy. @param {Graph} graph @param {readonly string[]} ids @returns {Fragment} */

@@ -24,7 +24,6 @@ declare namespace GraphFn {
 /** js/graph/commands.js */
 declare namespace CommandsFn {
 	type joined = (first: Command, second: Command) => Command;
-	type openInstead = (graph: Graph, other: Graph, label: string) => Command;
 	type together = (label: string, graph: Graph, makers: readonly ((graph: Graph) => Command | null)[]) => Command | null;
 	type moveNodes = (graph: Graph, places: Readonly<Record<string, Point>>, series?: string) => Command | null;
 	type setValues = (graph: Graph, id: string, values: Readonly<Record<string, Value>>, series?: string) => Command | null;

@@ -101,13 +101,3 @@ test("an arranged graph runs from left to right", () => {
   }
   assert.notEqual(places.n1.y, places.n2.y);
 });
-
-test("another graph comes under ids that the one before it has not, and goes exactly", () => {
-  const command = commands.openInstead(graph, graph, "open");
-  const after = commands.execute(graph, command);
-  const ids = Object.keys(after.nodes);
-  assert.equal(ids.length, 4);
-  assert.ok(ids.every((id) => !(id in graph.nodes)), ids.join());
-  assert.deepEqual(sourcesOf(after, ids[3], "image").map(({ kind }) => kind), ["sampler"]);
-  assert.deepEqual(commands.revert(after, command), graph);
-});
