@@ -105,7 +105,8 @@ class InputPictures:
     async def start(self, open_inputs: OpenInputs) -> None:
         self._open_inputs = open_inputs
         for path in self.folder.glob(".*"):
-            path.unlink(missing_ok=True)  # half of a file, of a process that is gone
+            if not path.is_dir():  # what a restore put aside is one
+                path.unlink(missing_ok=True)  # half of a file, of a process that is gone
         await self.sweep()
         self._sweeper = asyncio.create_task(self._sweep_on(), name="input pictures")
 

@@ -54,7 +54,8 @@ class LoraPins:
     async def start(self, open_loras: OpenLoras) -> None:
         self._open_loras = open_loras
         for path in self.folder.glob(".*"):
-            path.unlink(missing_ok=True)  # half of a copy, of a process that is gone
+            if not path.is_dir():  # what a restore put aside is one
+                path.unlink(missing_ok=True)  # half of a copy, of a process that is gone
         await self._sweep()
         self._sweeper = asyncio.create_task(self._sweep_on(), name="lora pins")
 
