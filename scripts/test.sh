@@ -24,9 +24,9 @@ main() {
     if (($#)); then
         .venv/bin/python -m pytest "$@" || tests=$?
     else
-        # Two at a time, because most of a test is waiting; a file's tests stay together and share its
+        # One more than a small machine has cores, because much of a test is waiting; a file's tests stay together and share its
         # services. What measures time or fills a GPU comes after, alone.
-        .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not timing and not gpu' || tests=$?
+        .venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not timing and not gpu' || tests=$?
         local measured=()
         mapfile -t measured < <(grep -rlE 'mark\.(timing|gpu)' tests --include='test_*.py')
         .venv/bin/python -m pytest -m 'timing or gpu' "${measured[@]}" || tests=$?
