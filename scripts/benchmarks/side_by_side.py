@@ -30,7 +30,6 @@ from config.settings import ROOT
 from scripts.benchmarks.service import start_service
 
 EMBEDDED = ROOT / "models" / "embedded"
-LORAS = sorted((ROOT / "models" / "embedded-loras").glob("*.safetensors"))
 PROMPT = "a red balloon over green hills at sunset"
 SIZE, STEPS, TEXT_TOKENS = 256, 4, 64
 CLIENTS = 4
@@ -39,8 +38,9 @@ CLIENTS = 4
 class Alone:
     """The process that draws with diffusers alone; `do` asks it and waits."""
 
-    def __init__(self) -> None:
-        command = [sys.executable, "-m", "scripts.benchmarks.side_by_side", "--alone"]
+    def __init__(self, folder: Path) -> None:
+        command = [sys.executable, "-m", "scripts.benchmarks.side_by_side", "--alone", str(folder)]
+        self.folder = folder
         self._process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -54,7 +54,30 @@ class Alone:
         self._process.communicate("")
 
 
-def serve_alone() -> None:
+def make_loras(folder: Path) -> list[Path]:
+    """Two with random factors on every layer of the transformer, as diffusers names them."""
+    import torch
+    from diffusers import FluxTransformer2DModel
+    from safetensors.torch import save_file
+
+    transformer = FluxTransformer2DModel.from_pretrained(EMBEDDED / "transformer")
+    made = []
+    for seed in range(2):
+        generator, state = torch.Generator().manual_seed(seed), {}
+        for name, layer in transformer.named_modules():
+            if "blocks" in name and isinstance(layer, torch.nn.Linear):
+                down = torch.randn(8, layer.in_features, generator=generator) / 100
+                up = torch.randn(layer.out_features, 8, generator=generator) / 100
+                state |= {
+                    f"transformer.{name}.lora_A.weight": down,
+                    f"transformer.{name}.lora_B.weight": up,
+                }
+        made.append(folder / f"random-{seed}.safetensors")
+        save_file(state, made[-1])
+    return made
+
+
+def serve_alone(loras: Path) -> None:
     """The other end of `Alone`: milliseconds of each picture, or of each change of LoRA."""
     from diffusers import FluxPipeline
     from diffusers.utils.logging import disable_progress_bar
@@ -70,7 +93,7 @@ def serve_alone() -> None:
                 started = time.perf_counter()
                 if what == "lora":
                     pipeline.unload_lora_weights()
-                    pipeline.load_lora_weights(LORAS[index % 2])
+                    pipeline.load_lora_weights(loras / f"random-{index % 2}.safetensors")
                 else:
                     draw_alone(pipeline, index).save(Path(folder) / "picture.png")
                 found.append((time.perf_counter() - started) * 1000)
@@ -180,7 +203,7 @@ def prompt(rounds: int, client: httpx2.Client, alone: Alone, table: Table) -> No
 
 def lora(rounds: int, client: httpx2.Client, alone: Alone, table: Table) -> None:
     names = []
-    for file in LORAS[:2]:
+    for file in make_loras(alone.folder):
         answer = client.put(f"/loras/{file.name}", content=file.read_bytes())
         names.append(answer.raise_for_status().json()["name"])
 
@@ -267,10 +290,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--only", default=",".join([*WARM, *STARTS]))
-    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--alone", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.alone:
-        return serve_alone()
+        return serve_alone(options.alone)
     wanted = options.only.split(",")
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}\n"
@@ -285,16 +308,18 @@ def main() -> None:
         if not set(wanted) & set(WARM):
             return
         process, client = start_service(folder / "warm")
-        alone = Alone()
-        per_second(client, 8)
-        alone.do("draw", 3)
-        for part in WARM:
-            if part in wanted:
-                WARM[part](options.rounds, client, alone, table)
-        alone.close()
-        client.close()
-        process.terminate()
-        process.wait(30)
+        alone = Alone(folder)
+        try:
+            per_second(client, 8)
+            alone.do("draw", 3)
+            for part in WARM:
+                if part in wanted:
+                    WARM[part](options.rounds, client, alone, table)
+        finally:
+            alone.close()
+            client.close()
+            process.terminate()
+            process.wait(30)
 
 
 if __name__ == "__main__":
