@@ -45,6 +45,7 @@ def drag(page: Page, start, end: tuple[float, float] | object) -> None:
     """From the middle of an element to that of another one, or to a place."""
 
     def middle(element) -> tuple[float, float]:
+        element.element_handle().wait_for_element_state("stable")  # the view may still move
         box = element.bounding_box()
         return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
