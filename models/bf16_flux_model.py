@@ -7,7 +7,6 @@ on which instructions one has.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 
 from config.catalog import ModelRow
 from config.errors import ModelUnavailable
+from models.compiling import compile_model
 from models.families import family_of
 from models.families.pipeline_model import PipelineModel, device_of, place
 from models.hub import on_disk
@@ -26,8 +26,6 @@ from models.precision import profile_of
 from models.types import ImageModel, LoadOptions
 
 PROFILE = profile_of("bf16")
-
-log = logging.getLogger("models")
 
 
 def compute_dtype(device: torch.device, family: type[PipelineModel] = PipelineModel) -> torch.dtype:
@@ -87,27 +85,6 @@ def load(row: ModelRow, options: LoadOptions) -> ImageModel:
     elif options.compile == "on" and device.type == "cuda":
         compile_model(model, options, autoencoder=True)
     return model
-
-
-def compile_model(model: PipelineModel, options: LoadOptions, *, autoencoder: bool) -> None:
-    """Compile a loaded model and draw with it once; where that fails it stays as it was, and says so."""
-    options.on_progress("compiling", 0.0)
-    before = model.compute
-    try:
-        model.compile(autoencoder=autoencoder)
-        model.warm_up()
-        model.compute = f"{before}, compiled"
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # no gcc, no Triton, no ptxas: what it lacks has no common type
-        if isinstance(error, torch.AcceleratorError):
-            raise
-        log.warning(
-            "%s is not compiled", model.compute, extra={"action": "not_compiled"}, exc_info=True
-        )
-        model.uncompile()
-        model.compute = f"{before}, not compiled ({first_line(error)})"
-    options.on_progress("compiling", 1.0)
 
 
 def open_pipeline(

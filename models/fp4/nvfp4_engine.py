@@ -15,7 +15,7 @@ import torch
 
 from config.catalog import ModelRow
 from config.errors import ModelUnavailable
-from models.bf16_flux_model import compile_model
+from models.compiling import compile_model
 from models.families import family_of
 from models.families.pipeline_model import device_of
 from models.fingerprint import fingerprint
