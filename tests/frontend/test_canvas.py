@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from scripts.benchmarks.page import open_graph, pan, traced, zoom
+from scripts.bench.page import open_graph, pan, traced, zoom
 from tests.frontend.conftest import OpenPage
 from tests.frontend.page import drop, field, graph, is_ready, node, prompt, ui
 from tests.service import RunningService

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from config.settings import ROOT
-from scripts.benchmarks.page import usable_after_ms
+from scripts.bench.page import usable_after_ms
 from tests.frontend.conftest import OpenPage
 from tests.frontend.page import PHONE, drop, is_ready, node, prompt, ui
 from tests.service import RunningService

@@ -37,7 +37,7 @@ PLACES = (
     "models/fp4/",
     "models/fp4_flux_model.py",
     "models/precision.py",
-    "scripts/benchmarks/",
+    "scripts/bench/",
     "scripts/containers/",  # which service a container runs
     "scripts/diagnosis/",  # which engines run here: nunchaku's facts stand in models/fp4/
     "scripts/download_models.py",  # of which a copy is made besides

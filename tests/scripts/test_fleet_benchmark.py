@@ -7,11 +7,11 @@ import pytest
 
 from fleet.scaling import ScaleLimits
 from fleet.simulator import OurPolicy, Policy, Result, SimCard, SimJob, World
-from scripts.benchmarks.fleet import ROUTERS, run, write
-from scripts.benchmarks.fleet_bound import least_loads
-from scripts.benchmarks.fleet_rivals import HerdForPictures, HerdInFull, Ray
-from scripts.benchmarks.fleet_scaling import ScaledPolicy
-from scripts.benchmarks.fleet_traces import THREE, Hardware, Trace, capacity, traffic
+from scripts.bench.fleet import ROUTERS, run, write
+from scripts.bench.fleet_bound import least_loads
+from scripts.bench.fleet_rivals import HerdForPictures, HerdInFull, Ray
+from scripts.bench.fleet_scaling import ScaledPolicy
+from scripts.bench.fleet_traces import THREE, Hardware, Trace, capacity, traffic
 from tests.fleet_parts import CARD, cards
 
 

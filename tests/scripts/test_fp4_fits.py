@@ -8,7 +8,7 @@ import torch
 from models.fp4 import lowrank, nvfp4
 from models.fp4.layers import LayerPlan
 from models.fp4.lowrank import InputStatistics, Metric
-from scripts.benchmarks import fp4_fits
+from scripts.bench import fp4_fits
 from tests.models.fp4.layer import make_inputs
 
 PLAN = LayerPlan(shape=(48, 64), rank=6, bias=False, weight_only=False)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from models.fp4 import lowrank, nvfp4
 from models.fp4.layers import LayerPlan
-from scripts.benchmarks import fp4_quality, picture_distance
+from scripts.bench import fp4_quality, picture_distance
 
 
 def picture(seed: int, noise: float = 0.0) -> Image.Image:

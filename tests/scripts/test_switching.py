@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scripts.benchmarks import switching
+from scripts.bench import switching
 from tests.models.flux1_drawing import threads
 
 # A model that stayed would leave some 30 MiB each time; the allocator moves by a few.

@@ -1,6 +1,6 @@
 """What several front doors cost that each route for themselves, and what a router keeps in memory.
 
-    python -m scripts.benchmarks.fleet_doors
+    python -m scripts.bench.fleet_doors
 
 Jobs are dealt to the doors in turn. Each has a line and a router of its own and knows of the others' jobs
 only what the cards report, 2 ms late or more. Two may send to the same card at the same moment; the second
@@ -18,7 +18,7 @@ from fleet.replica import ReplicaStats
 from fleet.routing import Router
 from fleet.simulator import OurPolicy, SimCard, SimJob, World
 from fleet.wanted import Wanted
-from scripts.benchmarks.fleet_traces import STEP_SHARE, Hardware, Trace, capacity, traffic, zipf
+from scripts.bench.fleet_traces import STEP_SHARE, Hardware, Trace, capacity, traffic, zipf
 
 
 class Doors:

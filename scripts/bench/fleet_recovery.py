@@ -1,6 +1,6 @@
 """How long a fleet needs to go on when a part of it is killed, and what it costs in memory.
 
-    python -m scripts.benchmarks.fleet_recovery [--runs 3]
+    python -m scripts.bench.fleet_recovery [--runs 3]
 
 Starts a fleet of its own: a front door with two CPU replicas and a second machine with one, on this host, all
 with the stand-in model of the tests, whose load takes nothing, so that the times are the fleet's own.

@@ -1,6 +1,6 @@
 """Which fit leaves the least error: the embedded model's layers by several recipes, at equal rank.
 
-    python -m scripts.benchmarks.fp4_fits --rank 16
+    python -m scripts.bench.fp4_fits --rank 16
 
 Prints the relative error (root mean square) of the outputs of the blocks' linear layers, modulation
 apart, on prompts that no recipe was fitted to; the mean over layers and the worst one. Every recipe is
@@ -22,7 +22,7 @@ from config.catalog import load_catalog
 from models.fp4 import lowrank, nvfp4
 from models.fp4.layers import LayerPlan, is_modulation, plan_layers
 from models.fp4.lowrank import InputStatistics, Metric
-from scripts.benchmarks.fp4_quality import gather, svdquant
+from scripts.bench.fp4_quality import gather, svdquant
 from scripts.embedded.examination import draw_prompts
 from scripts.quantize_fp4 import calibration_prompts
 

@@ -1,6 +1,6 @@
 """The parts of FLUX.1 [schnell] on this GPU, at full size with random weights, side by side in one run.
 
-    python -m scripts.benchmarks.gpu_parts [--only gemm,attention,...] [--size 1024]
+    python -m scripts.bench.gpu_parts [--only gemm,attention,...] [--size 1024]
 
 Milliseconds are medians of runs after a warm-up, the GPU waited for. Each part prints its lines as soon
 as it has them, so that a run that is cut short still says something.
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from scripts.benchmarks import random_flux
+from scripts.bench import random_flux
 
 CUDA = torch.device("cuda:0")
 # (K, N) of the products in a double and a single block, and those that could be made one.

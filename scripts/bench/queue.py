@@ -1,6 +1,6 @@
 """What the queue takes: submit rate, a long line, listeners, health under load.
 
-    python -m scripts.benchmarks.queue [--jobs 10000]
+    python -m scripts.bench.queue [--jobs 10000]
 
 Starts a service of its own with the embedded model on the CPU, and beside it an application with
 one empty FastAPI route on the same server (uvicorn), as the measure for this machine. Both get the

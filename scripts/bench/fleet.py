@@ -1,6 +1,6 @@
 """Routing of a fleet against other routers' rules, in the simulator; what a decision costs.
 
-    python -m scripts.benchmarks.fleet [--jobs 100000] [--write]
+    python -m scripts.bench.fleet [--jobs 100000] [--write]
 
 The same cards, the same jobs, the same simulator for every router (`fleet_traces.py`, `fleet_rivals.py`).
 Waiting ends when drawing begins, loads included. Needs no GPU and a few minutes. `--write` puts the
@@ -22,10 +22,10 @@ from pathlib import Path
 from config.settings import ROOT
 from fleet.scaling import ScaleLimits
 from fleet.simulator import OurPolicy, Policy, Result, World
-from scripts.benchmarks.fleet_bound import least_loads
-from scripts.benchmarks.fleet_rivals import HerdForPictures, HerdInFull, Ray
-from scripts.benchmarks.fleet_scaling import ScaledPolicy
-from scripts.benchmarks.fleet_traces import (
+from scripts.bench.fleet_bound import least_loads
+from scripts.bench.fleet_rivals import HerdForPictures, HerdInFull, Ray
+from scripts.bench.fleet_scaling import ScaledPolicy
+from scripts.bench.fleet_traces import (
     THREE,
     Hardware,
     Trace,
@@ -68,9 +68,9 @@ def report(hardware: Hardware, jobs: int) -> Iterator[str]:
     yield HEADING
     yield ""
     yield (
-        "`python -m scripts.benchmarks.fleet` runs the router that the fleet uses through the simulator"
+        "`python -m scripts.bench.fleet` runs the router that the fleet uses through the simulator"
         f" (`fleet/simulator.py`), {date.today()}. Times of cards, models and loads are published ones"
-        " (`scripts/benchmarks/fleet_traces.py` names them), not measured here; no GPU takes part."
+        " (`scripts/bench/fleet_traces.py` names them), not measured here; no GPU takes part."
     )
     yield ""
     yield from two_nodes_rows(hardware)

@@ -1,6 +1,6 @@
 """The BF16 service beside diffusers alone: the embedded model on the CPU, in one run, in turns.
 
-    python -m scripts.benchmarks.side_by_side [--rounds 4] [--only throughput,one,...]
+    python -m scripts.bench.side_by_side [--rounds 4] [--only throughput,one,...]
 
 Alone is a process that loads `FluxPipeline` as its documentation has it and writes each picture with
 Pillow's PNG. Both are loaded and warm but where the line says cold; each line is the median of rounds whose
@@ -27,7 +27,7 @@ from typing import Any
 import httpx2
 
 from config.settings import ROOT
-from scripts.benchmarks.service import start_service
+from scripts.bench.service import start_service
 
 EMBEDDED = ROOT / "models" / "embedded"
 PROMPT = "a red balloon over green hills at sunset"
@@ -39,7 +39,7 @@ class Alone:
     """The process that draws with diffusers alone; `do` asks it and waits."""
 
     def __init__(self, folder: Path) -> None:
-        command = [sys.executable, "-m", "scripts.benchmarks.side_by_side", "--alone", str(folder)]
+        command = [sys.executable, "-m", "scripts.bench.side_by_side", "--alone", str(folder)]
         self.folder = folder
         self._process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -1,6 +1,6 @@
 """How quick the page is: until it can be used, and a frame while 200 nodes are panned and zoomed.
 
-    python -m scripts.benchmarks.page [--nodes 200] [--frames 120]
+    python -m scripts.bench.page [--nodes 200] [--frames 120]
 
 Starts a service of its own on a free port and Debian's chromium without a GPU, and prints the lines of
 `docs/benchmarks.md`. A frame's cost is the processor time of everything that the page's main thread did between two
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, CDPSession, Page, sync_playwright
 
-from scripts.benchmarks.service import start_service
+from scripts.bench.service import start_service
 
 ARGUMENTS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "

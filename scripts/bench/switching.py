@@ -1,6 +1,6 @@
 """A worker that changes between models of two families: resident memory after each change.
 
-    python -m scripts.benchmarks.switching [--switches 100] [--out FILE]
+    python -m scripts.bench.switching [--switches 100] [--out FILE]
 
 The embedded model and a tiny random Stable Diffusion, in a memory that holds one of them, so that each
 change lets go of one and loads the other; a picture is drawn after each. Memory must be flat: what the

@@ -1,7 +1,7 @@
 """Submits through HTTP beside Huey with SQLite and Celery with Redis: same body, same framework, in turns.
 
     pip install huey==3.5.4 celery==5.7.0 redis==8.1.0 && apt-get install redis-server
-    python -m scripts.benchmarks.submits [--jobs 10000]
+    python -m scripts.bench.submits [--jobs 10000]
 
 Nobody works: jobs wait, 10,000 of them at the end. The other two are one FastAPI route on uvicorn that checks the
 same fields with pydantic and enqueues the body as a task. What a 200 or 202 promises is not the same: our job is
@@ -26,7 +26,7 @@ from pathlib import Path
 
 import psutil
 
-from scripts.benchmarks.queue import (
+from scripts.bench.queue import (
     CONNECTIONS,
     ROUNDS,
     Address,

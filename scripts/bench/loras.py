@@ -1,6 +1,6 @@
 """LoRAs on the embedded model: do both precisions agree, does anything stay, what does a change cost.
 
-    python -m scripts.benchmarks.loras
+    python -m scripts.bench.loras
 
 Takes the LoRAs that ship (`models/embedded-loras`, or `--loras DIR`) and three with random factors on
 every linear layer of the transformer, of rank 4, 8 and 16. Prints two Markdown tables.

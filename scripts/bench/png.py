@@ -1,6 +1,6 @@
 """The PNG of a picture: ours beside Pillow's, in time and bytes.
 
-    python -m scripts.benchmarks.png [--rounds 7]
+    python -m scripts.bench.png [--rounds 7]
 
 Three pictures of 1024 x 1024 px: the embedded model's samples enlarged, which are smoother than
 what a 12-billion-parameter model draws; the same with a camera's noise (standard deviation 2 of 255);

@@ -1,7 +1,7 @@
 """FLUX.1 [schnell] at full size through HTTP on this GPU, beside diffusers as anyone would call it.
 
-    python -m scripts.benchmarks.random_snapshot /dev/shm/flux
-    python -m scripts.benchmarks.gpu_service /dev/shm/flux [--only diffusers,bf16,...] [--size 1024]
+    python -m scripts.bench.random_snapshot /dev/shm/flux
+    python -m scripts.bench.gpu_service /dev/shm/flux [--only diffusers,bf16,...] [--size 1024]
 
 Every way starts in a process of its own, loads, draws once, and is then timed: one client with new prompts,
 one that repeats its prompt, and several at once. A picture is counted when its PNG is with the client, for
@@ -117,7 +117,7 @@ def draw(client: httpx2.Client, **body: Any) -> tuple[float, dict[str, float]]:
 
 
 def run_diffusers(options: argparse.Namespace) -> None:
-    command = [sys.executable, "-m", "scripts.benchmarks.gpu_service", str(options.folder), "--draw-with-diffusers",
+    command = [sys.executable, "-m", "scripts.bench.gpu_service", str(options.folder), "--draw-with-diffusers",
                "--size", str(options.size), "--images", str(options.images)]  # fmt: skip
     subprocess.run(command, cwd=ROOT, check=True)
 

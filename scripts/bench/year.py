@@ -1,6 +1,6 @@
 """A year of use in one database: how long a start, the first pages and a cleanup take.
 
-    python -m scripts.benchmarks.year [--jobs 1000000] [--files 100000]
+    python -m scripts.bench.year [--jobs 1000000] [--files 100000]
 
 Writes a database of as many jobs, the newest of which have a picture each (a small file), 350 days of them older
 than cleanup keeps; starts a service on it, asks for the first pages, draws while it cleans up, and prints the lines
@@ -27,7 +27,7 @@ from typing import Any
 import httpx2
 
 from models.types import GenerationRequest, OutputFormat
-from scripts.benchmarks.service import start_service
+from scripts.bench.service import start_service
 from utils.clock import rfc3339
 from utils.job_store import JobStore
 

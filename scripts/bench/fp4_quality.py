@@ -1,6 +1,6 @@
 """What four bits cost: pictures of the embedded model by several 4-bit methods, beside its own.
 
-    python -m scripts.benchmarks.fp4_quality
+    python -m scripts.bench.fp4_quality
 
 Draws the judge's prompts with the same seeds by every method, and prints a Markdown table: bytes of
 the transformer, PSNR and SSIM against the 16-bit pictures, and the judge's score. "Equal bytes" means
@@ -9,7 +9,7 @@ branch has our ranks, and then one rank everywhere. bitsandbytes is no requireme
 for its rows install it somewhere and name the folder:
 
     pip install --no-deps --target /tmp/bnb bitsandbytes
-    python -m scripts.benchmarks.fp4_quality --bitsandbytes /tmp/bnb
+    python -m scripts.bench.fp4_quality --bitsandbytes /tmp/bnb
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from models.fp4.checkpoint import Manifest
 from models.fp4.layers import LayerPlan
 from models.fp4.lowrank import InputStatistics, Metric
 from models.types import LoadOptions
-from scripts.benchmarks.picture_distance import psnr, ssim
+from scripts.bench.picture_distance import psnr, ssim
 from scripts.embedded.examination import Prompt, draw_prompts, examine, generate
 from scripts.embedded.samples import make_sheet
 from scripts.quantize_fp4 import calibration_prompts

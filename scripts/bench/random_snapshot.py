@@ -1,6 +1,6 @@
 """FLUX.1 [schnell] on disk with random weights of its true size, where the services look for it.
 
-    python -m scripts.benchmarks.random_snapshot DIR [--tiny]
+    python -m scripts.bench.random_snapshot DIR [--tiny]
 
 Writes `DIR/bf16`, a models folder with the 16-bit model in the Hub's layout, and `DIR/fp4`, one with the
 four-bit copy alone: 34 GB and 10 GB. Point FLUX_MODELS_DIR at them. Right for speed and memory; what such a
@@ -30,7 +30,7 @@ from models.fp4.checkpoint import (
 )
 from models.fp4.layers import RANK, TEXT_ENCODER_RANK, plan_layers
 from models.fp4.linear import fp4_layers
-from scripts.benchmarks import random_flux
+from scripts.bench import random_flux
 
 ROW = load_catalog()["flux-schnell"]
 EMBEDDED = ROOT / "models" / "embedded"

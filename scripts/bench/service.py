@@ -1,6 +1,6 @@
 """What the service costs beside the drawing: start, memory, milliseconds per picture.
 
-    python -m scripts.benchmarks.service [--images 40]
+    python -m scripts.bench.service [--images 40]
 
 Starts a service of its own on a free port with the embedded model on the CPU and prints the
 lines of `docs/benchmarks.md`. Overhead is the client's wall time less what the worker spent on
