@@ -166,8 +166,9 @@ def backlog(card: CardModel, seed: int = 1) -> Trace:
     return Trace(name=f"two {card.name}, 500 jobs at once", cards=(card, card), jobs=jobs)
 
 
-def traces(hardware: Hardware) -> list[Trace]:
-    """What routers are compared on."""
+def traces(hardware: Hardware, seed: int = 0) -> list[Trace]:
+    """What routers are compared on; another seed is other traffic of the same kind."""
+    other = 100 * seed
     eight = (hardware.h100,) * 8
     mixed = (hardware.h100,) * 4 + (hardware.rtx5090,) * 4
     ten = [model for model in STEP_SHARE if model in hardware.h100.model_gib]
@@ -187,24 +188,24 @@ def traces(hardware: Hardware) -> list[Trace]:
     with_apple = {**THREE, "mflux-schnell": 0.6, "mflux-dev": 0.3, "mflux-z-image-turbo": 0.3}
     cuda_and_apple = (hardware.h100, hardware.rtx5090, hardware.rtx4090, *apple)
     return [
-        two_nodes(hardware.l40s, 0.5),
-        two_nodes(hardware.h100, 0.5),
-        two_nodes(hardware.h100, 0.8),
+        two_nodes(hardware.l40s, 0.5, 1 + other),
+        two_nodes(hardware.h100, 0.5, 1 + other),
+        two_nodes(hardware.h100, 0.8, 1 + other),
         Trace(
             name="8 H100, ten models by Zipf, load 0.6",
             cards=eight,
-            jobs=traffic(2000, popular, 0.6 * capacity(eight, popular), 2),
+            jobs=traffic(2000, popular, 0.6 * capacity(eight, popular), 2 + other),
         ),
         Trace(
             name="4 H100 and 4 RTX 5090, bursts, the favourite changes",
             cards=mixed,
-            jobs=traffic(1500, moving, bursts, 3),
+            jobs=traffic(1500, moving, bursts, 3 + other),
         ),
-        day(hardware, hours=1.0),
+        day(hardware, 1.0, 4 + other),
         Trace(
             name="8 H100, ten models, load 0.5, three cards die",
             cards=eight,
-            jobs=traffic(2000, popular, 0.5 * capacity(eight, popular), 5),
+            jobs=traffic(2000, popular, 0.5 * capacity(eight, popular), 5 + other),
             failures=(
                 Failure(card=0, at=100.0, back_at=400.0),
                 Failure(card=3, at=101.0, back_at=160.0),
@@ -214,12 +215,12 @@ def traces(hardware: Hardware) -> list[Trace]:
         Trace(
             name="H100, RTX 5090, RTX 4090 and two Macs, load 0.6",
             cards=cuda_and_apple,
-            jobs=traffic(1500, with_apple, 0.6 * capacity(cuda_and_apple[:3], THREE), 6),
+            jobs=traffic(1500, with_apple, 0.6 * capacity(cuda_and_apple[:3], THREE), 6 + other),
         ),
     ]
 
 
-def day(hardware: Hardware, hours: float) -> Trace:
+def day(hardware: Hardware, hours: float, seed: int = 4) -> Trace:
     """From night to noon, nine tenths of what is possible, and back to night."""
     cards = (hardware.h100,) * 8
     popular = zipf([model for model in STEP_SHARE if model in hardware.h100.model_gib])
@@ -231,7 +232,7 @@ def day(hardware: Hardware, hours: float) -> Trace:
     return Trace(
         name=f"8 H100, ten models, a day's rise and fall in {hours:g} h",
         cards=cards,
-        jobs=traffic(int(0.5 * most * 3600 * hours), popular, rate, 4),
+        jobs=traffic(int(0.5 * most * 3600 * hours), popular, rate, seed),
     )
 
 
