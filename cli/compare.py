@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cli import files
 from cli.failures import Failure, Status
-from cli.generate import cancelled, drawn, submit
+from cli.job import cancelled, drawn, submit
 from cli.progress import Progress
 
 if TYPE_CHECKING:

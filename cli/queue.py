@@ -152,7 +152,7 @@ def _watch_all(session: Session, client: Client) -> None:
 
 
 def _watch_one(session: Session, client: Client, job_id: str, preview: bool) -> None:
-    from cli.generate import drawn, summary
+    from cli.job import drawn, summary
     from cli.progress import Progress
 
     with Progress(preview=preview, quiet=session.as_json) as shown:
@@ -178,8 +178,8 @@ def fetch(
     ] = None,
 ) -> None:
     """Write the pictures of a job that has ended."""
-    from cli.generate import drawn
-    from cli.generate import fetch as fetch_pictures
+    from cli.job import drawn
+    from cli.job import fetch as fetch_pictures
 
     if output == files.STDOUT and session.as_json:
         raise usage("-o", "- is the picture and nothing else: no --json")

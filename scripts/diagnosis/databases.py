@@ -131,7 +131,12 @@ def is_cleanup(path: Path) -> bool:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    """To read alone. Without a log beside it the file is all there is, and nothing is made there."""
+    """To read alone. Without a log beside it the file is all there is, and nothing is made there.
+
+    Raises OSError for what is no file: to open a pipe would wait for ever.
+    """
+    if not path.is_file():
+        raise OSError(f"{path} is no regular file")
     has_log = path.with_name(f"{path.name}-wal").exists()
     mode = "mode=ro" if has_log else "mode=ro&immutable=1"
     return sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", uri=True, timeout=5.0)

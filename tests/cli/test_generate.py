@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cli import generate
 from cli.client import Client
 from cli.failures import Failure, Status
+from cli.job import submit
 from tests.pictures import file_of, gradient
 from tests.service import RunningService
 
@@ -209,7 +209,7 @@ def test_submit_that_is_interrupted_before_its_answer_cancels_all_the_same(
 
         monkeypatch.setattr(client, "ask", interrupted)
         with pytest.raises(Failure) as ended:
-            generate.submit(client, {"prompt": prompt, "width": 128, "height": 128})
+            submit(client, {"prompt": prompt, "width": 128, "height": 128})
     assert ended.value.status is Status.INTERRUPTED
     (job_id,) = ended.value.more["job_ids"]
     assert engine_service.wait_for_job(job_id, "cancelled")["request"]["prompt"] == prompt

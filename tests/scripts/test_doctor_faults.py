@@ -279,6 +279,14 @@ def test_database_that_is_damaged_is_to_be_moved_or_restored(data: Path) -> None
     assert found.state is State.FAULT and "./flux restore" in found.fix
 
 
+def test_pipe_in_a_databases_place_is_named_and_not_waited_for(data: Path) -> None:
+    (data / "bf16.sqlite3").unlink()
+    os.mkfifo(data / "bf16.sqlite3")
+    found = the(databases.look_at(data, "bf16"), "job database")
+    assert found.state is State.FAULT and "no regular file" in found.text
+    assert databases.look_at_clock([data], ROOT, datetime.now(UTC)).state is State.OK
+
+
 def test_database_of_a_newer_version_names_the_copy_to_go_back_to(data: Path) -> None:
     with closing(sqlite3.connect(data / "bf16.sqlite3")) as db:
         db.execute("PRAGMA user_version = 99")
