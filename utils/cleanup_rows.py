@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sqlite3
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +16,10 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from config.settings import CleanupSettings
-from utils import images, sql
+from utils import images
 from utils.cleanup_report import Report
 from utils.clock import rfc3339
+from utils.database import Connection, Row
 from utils.job_store import JobStore
 from utils.own_folder import OwnFolder
 
@@ -131,22 +131,21 @@ class Rows:
 
     def _windows(
         self, query: str, first: int | None, last: int | None, walk: Walk
-    ) -> Iterator[Sequence[sqlite3.Row]]:
+    ) -> Iterator[Sequence[Row]]:
         while first is not None and last is not None and first <= last and not walk.is_over:
             yield self._read(query, {"first": first, "after": first + WINDOW})
             first += WINDOW
 
-    def _remove_each(self, rows: Sequence[sqlite3.Row], dry_run: bool) -> list[sqlite3.Row]:
+    def _remove_each(self, rows: Sequence[Row], dry_run: bool) -> Sequence[Row]:
         """Those of the pictures that were still there and not pinned."""
         if dry_run or not rows:
             return list(rows)
 
-        def change(db: sqlite3.Connection) -> list[sqlite3.Row]:
+        def change(db: Connection) -> Sequence[Row]:
             removed = []
             for row in rows:
-                found = db.execute(sql.queries()["remove_image"], {"id": row["id"]}).fetchall()
-                for gone in found:
-                    db.execute(sql.queries()["note_removed"], {"filename": gone["filename"]})
+                for gone in db.rows("remove_image", {"id": row["id"]}):
+                    db.rows("note_removed", {"filename": gone["filename"]})
                     removed.append(row)
             return removed
 
@@ -172,14 +171,14 @@ class Rows:
             return False
         return True
 
-    def _read(self, query: str, values: Mapping[str, Any] | None = None) -> list[sqlite3.Row]:
+    def _read(self, query: str, values: Mapping[str, Any] | None = None) -> Sequence[Row]:
         return self._wait(self._store.read(query, values or {}))
 
     def _write(self, query: str, values: Mapping[str, Any]) -> list[int]:
         """The first column of what the query returns."""
 
-        def change(db: sqlite3.Connection) -> list[int]:
-            return [row[0] for row in db.execute(sql.queries()[query], values).fetchall()]
+        def change(db: Connection) -> list[int]:
+            return [next(iter(dict(row).values())) for row in db.rows(query, values)]
 
         return self._wait(self._store.write(change))
 
@@ -223,7 +222,7 @@ class Walk:
     def is_over(self) -> bool:
         return self._young_seen and not self._surplus.is_there
 
-    def goes(self, row: sqlite3.Row) -> bool:
+    def goes(self, row: Row) -> bool:
         """Whether a row (created_at, is_kept; finished_at and size_bytes where it has them) is to go."""
         if self._before is not None and self._before <= row["created_at"] <= self._now:
             self._young_seen = True

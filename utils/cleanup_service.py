@@ -27,7 +27,8 @@ from utils.cleanup_files import Files
 from utils.cleanup_report import Report
 from utils.cleanup_rows import Rows, Stopped, Times
 from utils.clock import rfc3339, utc_now
-from utils.job_store import CLEANUP, JobStore, StoreInUse
+from utils.database.sqlite import CLEANUP, StoreInUse
+from utils.job_store import JobStore
 from utils.own_folder import opened
 
 log = logging.getLogger(__name__)

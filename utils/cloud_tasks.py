@@ -6,7 +6,6 @@ One row for each picture of a job. After a crash the row tells how far it came: 
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +14,7 @@ from typing import Any
 
 from models.bfl_errors import BudgetSpent
 from models.bfl_request import CloudTask
-from utils import sql
+from utils.database import Connection, Row
 from utils.job_store import JobStore
 
 SECONDS_OF_DAY = 86_400
@@ -75,15 +74,13 @@ class CloudTasks:
             "estimate_usd": estimate_usd,
         }
 
-        def change(db: sqlite3.Connection) -> tuple[AskedPicture, bool]:
-            there = db.execute(sql.queries()["cloud_task"], values).fetchone()
-            if there is not None and there["state"] != Asked.REFUSED:
-                return _asked(there), False
-            self._require_budget(
-                db.execute(sql.queries()["cloud_spent"], values).fetchone()["usd"], estimate_usd
-            )
-            db.execute(sql.queries()["insert_cloud_task"], values)
-            return _asked(db.execute(sql.queries()["cloud_task"], values).fetchone()), True
+        def change(db: Connection) -> tuple[AskedPicture, bool]:
+            there = db.rows("cloud_task", values)
+            if there and there[0]["state"] != Asked.REFUSED:
+                return _asked(there[0]), False
+            self._require_budget(db.rows("cloud_spent", values)[0]["usd"], estimate_usd)
+            db.rows("insert_cloud_task", values)
+            return _asked(db.rows("cloud_task", values)[0]), True
 
         return await self._store.write(change)
 
@@ -134,13 +131,13 @@ class CloudTasks:
     async def _note(self, job_id: str, picture: int, **values: Any) -> None:
         row = {"task_id": None, "polling_url": None, "cost_usd": None, **values}
         row |= {"job_id": job_id, "picture": picture}
-        await self._store.write(lambda db: db.execute(sql.queries()["note_cloud_task"], row))
+        await self._store.write(lambda db: db.rows("note_cloud_task", row))
 
     def _day(self) -> str:
         return self._now().date().isoformat()
 
 
-def _asked(row: sqlite3.Row) -> AskedPicture:
+def _asked(row: Row) -> AskedPicture:
     return AskedPicture(
         state=Asked(row["state"]),
         estimate_usd=row["estimate_usd"],

@@ -1,25 +1,19 @@
-"""Jobs and images on disk: SQLite, one connection for writing and one for reading.
+"""Jobs and images in a database: one connection writes, others read.
 
 Each connection lives in its own thread; the event loop never waits for the disk. A change is
-committed and synced before its coroutine returns. Changes that come while the disk is busy are
+committed and synced before its coroutine returns. Changes that come while the database is busy are
 committed together (group commit), each in its own savepoint, so that one that fails takes no
-other with it. Only one process may open the file (`flock`): two writers on one SQLite file are
-two queues that believe they are one.
+other with it. Which database it is, a file or a server, is not to be seen here (`utils/database/`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
 import itertools
 import json
 import logging
-import os
 import queue
-import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context, copy_context
@@ -27,9 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from config.errors import ConfigurationError, StorageUnavailable
+from config.errors import FluxError, StorageUnavailable
 from models.types import GenerationRequest, GenerationResult
 from utils import sql, usage
+from utils.database import Connection, Database, NewRow, Row
+from utils.database.sqlite import SqliteDatabase
 from utils.job import Job, JobError, JobStatus, StoredImage
 
 log = logging.getLogger(__name__)
@@ -39,30 +35,21 @@ T = TypeVar("T")
 RETRY_AFTER_STORAGE_SECONDS = 5
 PROBE = "probe"  # the key of what is written to see whether it can be
 MAX_GROUP = 256  # changes of one transaction: more would make the first of them wait
-# A larger file is checked for damage while the service runs already: a year's jobs take longer than a start may.
-CHECKED_FIRST_BYTES = 64 * 2**20
-CLEANUP = "cleanup"  # who holds the lock, when it is no service
-# A restore writes down here what it does: while this lies beside a database, it was cut off half-way.
-RESTORING = "restore.json"
-LET_GO_SECONDS = 15.0  # within which a cleanup gives a database to a service that starts
-_ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 class JobStore:
-    """Maps rows to Job and StoredImage. Open with `await JobStore.open(path)`.
+    """Maps rows to Job and StoredImage. Open with `await JobStore.open(path)`, or of another database with `of`.
 
     Every method raises StorageUnavailable when the disk is full or the database refuses.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, database: Database) -> None:
         self.refusal: str | None = None  # why the last change was not written; None when it was
-        self.damage: str | None = None  # what is wrong with the file, found after the start
-        self._path = path
-        self._is_closed = False
+        self.database = database
         self._arrived: list[_Pending] = []  # in this turn of the loop
         self._changes: queue.SimpleQueue[list[_Pending] | None] = queue.SimpleQueue()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-write")
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="store-read")
+        self._reader = ThreadPoolExecutor(database.readers, thread_name_prefix="store-read")
         # A daemon: a process that is made to leave at once must not wait for changes that never come.
         self._committer = threading.Thread(
             target=self._commit_changes,
@@ -70,37 +57,28 @@ class JobStore:
             name="store-commit",
             daemon=True,
         )
-        self._write_db: sqlite3.Connection
-        self._read_db: sqlite3.Connection
-        self._lock_file: Any
+        self._write_db: Connection
+        self._read_db: Connection
 
     @classmethod
     async def open(cls, path: Path, *, holder: str = "") -> JobStore:
-        """Raises ConfigurationError when the file is another process's (StoreInUse), is damaged or is from a newer version.
+        """Of a file. Raises ConfigurationError when it is another process's (StoreInUse), is damaged or is from a newer version.
 
         As `holder` CLEANUP it does not wait for another, and is to be closed when `is_wanted`.
         """
-        store = cls(path)
+        return await cls.of(SqliteDatabase(path, holder))
+
+    @classmethod
+    async def of(cls, database: Database) -> JobStore:
+        """Raises ConfigurationError."""
+        store = cls(database)
         try:
-            store._lock_file = await asyncio.to_thread(take_lock, path, holder)
-            _refuse_half_restored(path)
-            store._write_db = await store._in(store._writer, lambda: _connect(path))
-            await store._in(store._writer, lambda: _prepare(store._write_db, path))
-            store._read_db = await store._in(store._reader, lambda: _connect(path, read_only=True))
+            store._write_db = await store._in(store._writer, database.prepare)
+            store._read_db = await store._in(store._reader, database.reader)
             store._committer.start()
-            if path.stat().st_size > CHECKED_FIRST_BYTES:
-                threading.Thread(target=store._check, name="store-check", daemon=True).start()
-        except ConfigurationError:
+        except BaseException:
             await store._let_go()
             raise
-        except (sqlite3.Error, OSError) as error:
-            await store._let_go()
-            if type(error) is sqlite3.DatabaseError:  # not one of its kinds: the file is at fault
-                raise _damaged(path, str(error)) from error
-            raise ConfigurationError(
-                f"{path}: the job database cannot be opened ({error}). Check the folder's permissions and free space; "
-                "to begin with an empty queue, move the file away"
-            ) from error
         return store
 
     async def close(self) -> None:
@@ -110,33 +88,22 @@ class JobStore:
         await self._let_go()
 
     @property
+    def damage(self) -> str | None:
+        """What is wrong with the database, found after the start."""
+        return self.database.damage
+
+    @property
     def is_wanted(self) -> bool:
         """Whether a service waits for a database that a cleanup has."""
-        return _wanted(self._path).exists()
-
-    def _check(self) -> None:
-        """Look for damage in a large file, beside all other work."""
-        try:
-            with contextlib.closing(_connect(self._path, read_only=True)) as db:
-                db.set_progress_handler(lambda: self._is_closed, 10_000)
-                found = db.execute("PRAGMA quick_check").fetchone()[0]
-        except sqlite3.OperationalError:
-            return  # closed meanwhile, or the disk refuses, which others notice
-        except sqlite3.DatabaseError as error:
-            found = str(error)
-        if found != "ok":
-            self.damage = str(_damaged(self._path, found))
-            log.error("%s", self.damage, extra={"action": "store_damaged"})
+        return self.database.is_wanted
 
     async def _let_go(self) -> None:
         """Close what is open: all of it, or what there was when opening failed."""
-        self._is_closed = True
         for executor, name in ((self._writer, "_write_db"), (self._reader, "_read_db")):
             if hasattr(self, name):
                 await self._in(executor, getattr(self, name).close)
             executor.shutdown()
-        if hasattr(self, "_lock_file"):
-            self._lock_file.close()
+        self.database.close()
 
     # Jobs
 
@@ -150,9 +117,10 @@ class JobStore:
         idempotency_key: str | None = None,
         body_sha256: str | None = None,
         estimate_usd: float = 0.0,
+        refuse: Callable[[int, int], FluxError | None] = lambda waiting, own: None,
         then: Callable[[Job | None], None] | None = None,
     ) -> Job:
-        """Append a job to the line; it is on disk when this returns.
+        """Append a job to the line; it is on disk when this returns. `refuse`: see `NewRow`.
 
         `then` is called in the loop as soon as it is, with None when it was refused, also when the
         caller has gone away meanwhile.
@@ -160,7 +128,7 @@ class JobStore:
         new = _NewJob(
             row=(
                 job_id,
-                _ENCODER.encode(request.to_json()),
+                sql.as_json(request.to_json()),
                 request.model,
                 owner,
                 created_at,
@@ -168,6 +136,9 @@ class JobStore:
                 body_sha256,
                 estimate_usd,
             ),
+            owner=owner,
+            backend=request.backend,
+            refuse=refuse,
             request=request,
         )
         return await self._write(new, then)
@@ -184,11 +155,8 @@ class JobStore:
         if row is None:
             return None
         if row["created_at"] < not_before:
-            await self._write(
-                lambda db: _fetch_one(
-                    db, "forget_idempotency_key", {**values, "before": not_before}
-                )
-            )
+            old = {**values, "before": not_before}
+            await self._write(lambda db: db.rows("forget_idempotency_key", old))
             return None
         return _job_of(row), row["body_sha256"]
 
@@ -208,14 +176,14 @@ class JobStore:
         """
         head = {"models": json.dumps(list(models)), "limit": limit}
 
-        def change(db: sqlite3.Connection) -> list[Job]:
-            rows = db.execute(sql.queries()["head_of_line"], head).fetchall()
+        def change(db: Connection) -> list[Job]:
+            rows = db.rows("head_of_line", head)
             claimed = []
             for job in choose([_job_of(row) for row in rows]):
                 values = {"seq": job.seq, "worker": worker, "now": now}
                 taken = _job(_fetch_one(db, "claim", values))
-                assert taken is not None  # nobody else writes
-                claimed.append(taken)
+                if taken is not None:  # else another front door routes since
+                    claimed.append(taken)
             return claimed
 
         return await self._write(change)
@@ -239,7 +207,7 @@ class JobStore:
     ) -> Job | None:
         """Publish the files and commit the result and its images as one; None if the job is not running any more."""
 
-        def change(db: sqlite3.Connection) -> Job | None:
+        def change(db: Connection) -> Job | None:
             done = _job(
                 _fetch_one(
                     db,
@@ -250,8 +218,8 @@ class JobStore:
             if done is None:
                 return None
             for index, image in enumerate(result.images):
-                db.execute(
-                    sql.queries()["insert_image"],
+                db.rows(
+                    "insert_image",
                     {
                         "id": f"{job.id}-{index}",
                         "job_id": job.id,
@@ -265,7 +233,7 @@ class JobStore:
                         "engine": result.engine,
                     },
                 )
-            db.execute(sql.queries()["insert_usage"], usage.row_of(done, result, now))
+            db.rows("insert_usage", usage.row_of(done, result, now))
             publish()
             return done
 
@@ -281,7 +249,7 @@ class JobStore:
         """Cancel a job that waits or runs. In one change: it may go from one to the other meanwhile."""
         values = {"id": job_id, "now": now}
 
-        def change(db: sqlite3.Connection) -> Job | None:
+        def change(db: Connection) -> Job | None:
             waited = _fetch_one(db, "cancel_queued", values)
             return _job(waited or _fetch_one(db, "cancel_running", values))
 
@@ -300,8 +268,8 @@ class JobStore:
     async def clear_queued(self, now: str) -> list[Job]:
         """Cancel every waiting job; they are returned."""
 
-        def change(db: sqlite3.Connection) -> list[Job]:
-            return [_job_of(row) for row in db.execute(sql.queries()["clear_queued"], {"now": now})]
+        def change(db: Connection) -> list[Job]:
+            return [_job_of(row) for row in db.rows("clear_queued", {"now": now})]
 
         return await self._write(change)
 
@@ -355,11 +323,14 @@ class JobStore:
 
     async def line(self) -> list[tuple[int, str, str, str, int, str]]:
         """(seq, id, owner, created_at, attempts, backend) of every waiting job, oldest first."""
-        return [tuple(row) for row in await self._all("queued_jobs", {})]
+        names = ("seq", "id", "owner", "created_at", "attempts", "backend")
+        rows = await self._all("queued_jobs", {})
+        return [tuple(row[name] for name in names) for row in rows]
 
     async def counts(self) -> dict[str, int]:
         """Jobs by status, every status named."""
-        found = {row[0]: row[1] for row in await self._all("count_by_status", {})}
+        rows = await self._all("count_by_status", {})
+        found = {row["status"]: row["jobs"] for row in rows}
         return {status.value: found.get(status.value, 0) for status in JobStatus}
 
     # What the service remembers
@@ -400,19 +371,19 @@ class JobStore:
     async def delete_image(self, image_id: str, remove: Callable[[], None]) -> None:
         """Delete the row, then the file."""
 
-        def change(db: sqlite3.Connection) -> None:
-            db.execute(sql.queries()["delete_image"], {"id": image_id})
+        def change(db: Connection) -> None:
+            db.rows("delete_image", {"id": image_id})
             remove()
 
         await self._write(change)
 
     # For what is kept beside the jobs
 
-    async def write(self, change: Callable[[sqlite3.Connection], T]) -> T:
+    async def write(self, change: Callable[[Connection], T]) -> T:
         """One change in the writer's thread, committed when this returns. What it raises undoes it."""
         return await self._write(change)
 
-    async def read(self, query: str, values: Mapping[str, Any]) -> list[sqlite3.Row]:
+    async def read(self, query: str, values: Mapping[str, Any]) -> Sequence[Row]:
         """The rows of a query of `queries.sql`."""
         return await self._all(query, values)
 
@@ -423,7 +394,7 @@ class JobStore:
 
     async def _write(
         self,
-        change: Callable[[sqlite3.Connection], T],
+        change: Callable[[Connection], T],
         then: Callable[[T | None], None] | None = None,
     ) -> T:
         loop = asyncio.get_running_loop()
@@ -460,8 +431,8 @@ class JobStore:
         for pending, (value, error) in zip(group, outcomes, strict=True):
             if pending.then is not None:
                 pending.context.run(pending.then, value)
-            if error is not None and _is_refusal(error):
-                error = _refused(error)
+            if error is not None and self.database.is_refusal(error):
+                error = self._refused(error)
                 self.refusal = error.message
             elif error is None:
                 self.refusal = None
@@ -475,9 +446,7 @@ class JobStore:
     def _begin(self) -> Exception | None:
         """Why no transaction could be begun; None when one was."""
         try:
-            if self._write_db.in_transaction:  # an earlier rollback was refused
-                self._write_db.execute("ROLLBACK")
-            self._write_db.execute("BEGIN IMMEDIATE")
+            self._write_db.begin()
         except Exception as error:
             return error
         return None
@@ -485,8 +454,8 @@ class JobStore:
     def _commit(self, group: list[_Pending]) -> list[tuple[Any, Exception | None]]:
         """All of them, as they nearly always go; when one fails, once more, each in its own savepoint."""
         try:
-            with self._write_db:  # commits, or rolls back on an exception
-                return [(value, None) for value in self._apply_all(group)]
+            with self._write_db.transaction():
+                return [_outcome(value) for value in self._apply_all(group)]
         except Exception as error:
             if len(group) == 1:
                 return [(None, error)]
@@ -494,7 +463,7 @@ class JobStore:
         if refused is not None:
             return [(None, refused)] * len(group)
         try:
-            with self._write_db:
+            with self._write_db.transaction():
                 return [self._apply(pending.change) for pending in group]
         except Exception as error:
             return [(None, error)] * len(group)
@@ -509,52 +478,50 @@ class JobStore:
             else:
                 yield from (change(self._write_db) for change in together)
 
-    def _apply(self, change: Callable[[sqlite3.Connection], Any]) -> tuple[Any, Exception | None]:
-        db = self._write_db
-        db.execute("SAVEPOINT change")
+    def _apply(self, change: Callable[[Connection], Any]) -> tuple[Any, Exception | None]:
         try:
-            value = change(db)
+            with self._write_db.savepoint():
+                return _outcome(change(self._write_db))
         except Exception as error:
-            if not db.in_transaction:
-                raise  # SQLite gave the whole transaction up (a full disk, an I/O error)
-            db.execute("ROLLBACK TO change")
-            db.execute("RELEASE change")
+            if not self._write_db.in_transaction:
+                raise  # the whole transaction is gone
             return None, error
-        db.execute("RELEASE change")
-        return value, None
 
-    async def _one(self, query: str, values: Mapping[str, Any]) -> sqlite3.Row | None:
+    async def _one(self, query: str, values: Mapping[str, Any]) -> Row | None:
         return await self._in(self._reader, lambda: _fetch_one(self._read_db, query, values))
 
-    async def _all(self, query: str, values: Mapping[str, Any]) -> list[sqlite3.Row]:
-        return await self._in(
-            self._reader,
-            lambda: self._read_db.execute(sql.queries()[query], values).fetchall(),
-        )
+    async def _all(self, query: str, values: Mapping[str, Any]) -> Sequence[Row]:
+        return await self._in(self._reader, lambda: self._read_db.rows(query, values))
 
     async def _in(self, executor: ThreadPoolExecutor, call: Callable[[], T]) -> T:
         try:
             return await asyncio.get_running_loop().run_in_executor(executor, call)
-        except sqlite3.IntegrityError:
-            raise
-        except (sqlite3.Error, OSError) as error:
-            if not hasattr(self, "_read_db"):
-                raise  # still opening
-            raise _refused(error) from error
+        except Exception as error:
+            if not self.database.is_refusal(error) or not hasattr(self, "_read_db"):
+                raise
+            raise self._refused(error) from error
+
+    def _refused(self, error: Exception) -> StorageUnavailable:
+        words = self.database.in_words(error)
+        log.error("the store refused: %s", words, extra={"action": "store_refused"})
+        refused = StorageUnavailable(words, retry_after_seconds=RETRY_AFTER_STORAGE_SECONDS)
+        refused.__cause__ = error
+        return refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _NewJob:
-    """A change that appends a job. `row`: the values of `insert_jobs`, in its order."""
+class _NewJob(NewRow):
+    """A change that appends a job."""
 
-    row: tuple[str | float | None, ...]
     request: GenerationRequest
 
-    def __call__(self, db: sqlite3.Connection) -> Job:
+    def __call__(self, db: Connection) -> Job | FluxError:
         return _insert(db, [self])[0]
 
     # The row is what was given: reading it back would cost more than the insert.
-    def at(self, seq: int) -> Job:
+    def at(self, seq: int | FluxError) -> Job | FluxError:
+        if isinstance(seq, FluxError):
+            return seq
         job_id, _, _, owner, created_at, *_ = self.row
         return Job(
             seq=seq,
@@ -566,185 +533,24 @@ class _NewJob:
         )
 
 
-def _insert(db: sqlite3.Connection, new: list[_NewJob]) -> list[Job]:
-    rows = _ENCODER.encode([each.row for each in new])
-    last = db.execute(sql.queries()["insert_jobs"], {"rows": rows}).lastrowid
-    assert last is not None
-    return [each.at(last - len(new) + 1 + index) for index, each in enumerate(new)]
+def _insert(db: Connection, new: list[_NewJob]) -> list[Job | FluxError]:
+    return [each.at(seq) for each, seq in zip(new, db.append(new), strict=True)]
+
+
+def _outcome(value: Any) -> tuple[Any, Exception | None]:
+    return (None, value) if isinstance(value, FluxError) else (value, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pending:
-    change: Callable[[sqlite3.Connection], Any]
+    change: Callable[[Connection], Any]
     done: asyncio.Future[Any]
     then: Callable[[Any], None] | None = None
     context: Context = field(default_factory=copy_context)  # whose change it is, for the log
 
 
-def _is_refusal(error: Exception) -> bool:
-    """Whether the disk or the database refused, and not what it was asked for."""
-    return isinstance(error, sqlite3.Error | OSError) and not isinstance(
-        error, sqlite3.IntegrityError
-    )
-
-
-def _refused(error: Exception) -> StorageUnavailable:
-    log.error("the store refused: %s", error, extra={"action": "store_refused"})
-    refused = StorageUnavailable(
-        f"the job database or the output folder cannot be written ({error}); "
-        "free some disk space or check its permissions, then try again",
-        retry_after_seconds=RETRY_AFTER_STORAGE_SECONDS,
-    )
-    refused.__cause__ = error
-    return refused
-
-
-class StoreInUse(ConfigurationError):
-    """Another process has the database."""
-
-
-def take_lock(path: Path, holder: str) -> Any:
-    """Have a database alone, until the file that is returned is closed. Raises StoreInUse.
-
-    A service waits for a cleanup, which ends as soon as it sees that; nobody waits for a service.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock_path = path.with_suffix(".lock")
-    lock_file = open(lock_path, "a")
-    give_up_at = time.monotonic() + LET_GO_SECONDS
-    is_waiting = False
-    try:
-        while True:
-            try:
-                fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                is_cleanup = lock_path.read_text(encoding="ascii").startswith(CLEANUP)
-                if holder or not is_cleanup or time.monotonic() > give_up_at:
-                    lock_file.close()
-                    whose = "a cleanup that does not end" if is_cleanup else "another instance"
-                    raise StoreInUse(
-                        f"{path} is in use by {whose} of this service; stop it, or give this one its own FLUX_DATA_DIR"
-                    ) from error
-                is_waiting = True
-                _wanted(path).touch()
-                time.sleep(0.05)
-    finally:
-        if is_waiting:
-            _wanted(path).unlink(missing_ok=True)
-    lock_file.truncate(0)
-    lock_file.write(f"{holder} {os.getpid()}".strip())
-    lock_file.flush()
-    return lock_file
-
-
-def _refuse_half_restored(path: Path) -> None:
-    journal = path.with_name(RESTORING)
-    if journal.exists():
-        raise ConfigurationError(
-            f"{journal}: a restore was cut off half-way. `./flux restore --undo` puts back what was there before it, "
-            "`./flux restore FOLDER` does that and begins anew"
-        )
-
-
-def _wanted(path: Path) -> Path:
-    """The file that a service lays down while it waits for a cleanup."""
-    return path.with_suffix(".wanted")
-
-
-def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
-    # One thread opens and closes the writing connection, another commits; never both at once.
-    db = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=read_only)
-    db.row_factory = sqlite3.Row
-    db.execute("PRAGMA foreign_keys = ON")
-    db.execute("PRAGMA synchronous = FULL")
-    # Some systems' SQLite writes zeros over every page that becomes free, and so a year's cleanup twice.
-    db.execute("PRAGMA secure_delete = FAST")
-    if read_only:
-        db.execute("PRAGMA query_only = ON")
-    return db
-
-
-def _damaged(path: Path, what: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"{path}: the job database is damaged ({what}). It was left as it is; move it away to begin with "
-        "an empty queue (pictures in the output folder are not touched)"
-    )
-
-
-def _prepare(db: sqlite3.Connection, path: Path) -> None:
-    try:
-        # A large one is only opened here, and checked beside the work.
-        is_large = path.exists() and path.stat().st_size > CHECKED_FIRST_BYTES
-        look = "PRAGMA schema_version" if is_large else "PRAGMA quick_check"
-        damage = db.execute(look).fetchone()[0]
-    except sqlite3.DatabaseError as error:
-        damage = str(error)
-    if is_large and isinstance(damage, int):
-        damage = "ok"
-    if damage != "ok":
-        raise _damaged(path, damage)
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version > sql.schema_version():
-        raise ConfigurationError(
-            f"{path}: written by a newer version (schema {version}, this one knows {sql.schema_version()}); "
-            f"use that version, or another FLUX_DATA_DIR{_copy_to_go_back_to(path)}"
-        )
-    db.execute("PRAGMA journal_mode = WAL")
-    if version < sql.schema_version():
-        _migrate(db, path, version)
-
-
-def _copy_to_go_back_to(path: Path) -> str:
-    """The newest of the copies that upgrades left here which this version reads, in words."""
-    for number in range(sql.schema_version(), 0, -1):
-        copy = _copy_of_schema(path, number)
-        if copy.exists():
-            return (
-                f". To go back to what was there before the upgrade, without the jobs since: move {path.name} (with its "
-                f"-wal and -shm) away and rename {copy.name} to {path.name}"
-            )
-    return ""
-
-
-def _copy_of_schema(path: Path, version: int) -> Path:
-    return path.with_name(f"{path.name}.schema-{version}")
-
-
-def _copy_whole(db: sqlite3.Connection, to: Path) -> None:
-    """On disk when this returns; where it fails, as on a full disk, no half of it stays."""
-    to.unlink(missing_ok=True)
-    try:
-        db.execute("VACUUM INTO ?", (str(to),))
-        with open(to, "rb") as file:
-            os.fsync(file.fileno())
-    except BaseException:
-        to.unlink(missing_ok=True)
-        raise
-
-
-def _migrate(db: sqlite3.Connection, path: Path, version: int) -> None:
-    """Bring the schema up to this version in one transaction; a database with rows is copied first."""
-    if version > 0:
-        backup = _copy_of_schema(path, version)
-        _copy_whole(db, backup)
-        log.info("schema %s is kept in %s", version, backup, extra={"action": "migrating"})
-    steps = "".join(text for number, text in sql.migrations().items() if number > version)
-    # Rows of `image` point at rows of `job`, whose table may be made anew.
-    db.execute("PRAGMA foreign_keys = OFF")
-    try:
-        db.executescript(f"BEGIN; {steps} PRAGMA user_version = {sql.schema_version()}; COMMIT;")
-    except sqlite3.Error:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
-    finally:
-        db.execute("PRAGMA foreign_keys = ON")
-
-
-def _fetch_one(db: sqlite3.Connection, query: str, values: Mapping[str, Any]) -> sqlite3.Row | None:
-    # All rows are fetched: a RETURNING statement is only done when it has been read to its end.
-    rows = db.execute(sql.queries()[query], values).fetchall()
+def _fetch_one(db: Connection, query: str, values: Mapping[str, Any]) -> Row | None:
+    rows = db.rows(query, values)
     return rows[0] if rows else None
 
 
@@ -752,11 +558,11 @@ def _escape_like(words: str) -> str:
     return words.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
 
 
-def _job(row: sqlite3.Row | None) -> Job | None:
+def _job(row: Row | None) -> Job | None:
     return None if row is None else _job_of(row)
 
 
-def _job_of(row: sqlite3.Row) -> Job:
+def _job_of(row: Row) -> Job:
     return Job(
         seq=row["seq"],
         id=row["id"],
@@ -777,11 +583,11 @@ def _job_of(row: sqlite3.Row) -> Job:
     )
 
 
-def _image(row: sqlite3.Row | None) -> StoredImage | None:
+def _image(row: Row | None) -> StoredImage | None:
     return None if row is None else _image_of(row)
 
 
-def _image_of(row: sqlite3.Row) -> StoredImage:
+def _image_of(row: Row) -> StoredImage:
     timings = json.loads(row["result"])["timings_ms"]
     return StoredImage(
         id=row["id"],

@@ -159,6 +159,6 @@ def _age_seconds(path: Path) -> float:
 
 
 def _restoring() -> str:
-    from utils.job_store import RESTORING
+    from utils.database.sqlite import RESTORING
 
     return RESTORING

@@ -10,7 +10,7 @@ import pytest
 from cli.failures import Status
 from tests.lora_files import lora
 from tests.service import RunningService
-from utils.job_store import take_lock
+from utils.database.sqlite import take_lock
 
 
 def folders(folder: Path) -> dict[str, str]:

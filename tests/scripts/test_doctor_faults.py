@@ -24,7 +24,7 @@ from tests.operations.checkout import clean_environment, copy_checkout
 from tests.service import RunningService, free_port
 from tests.utils.test_migrations import make_schema_1, upgrade
 from utils import sql
-from utils.job_store import RESTORING, take_lock
+from utils.database.sqlite import RESTORING, take_lock
 
 CARD = Card(
     index=0, uuid="GPU-aaaa", name="RTX 4090", memory_total_mib=24564, memory_free_mib=20000,

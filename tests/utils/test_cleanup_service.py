@@ -29,7 +29,8 @@ from utils.cleanup_clock import Uptime
 from utils.cleanup_report import Report
 from utils.cleanup_service import CleanupService
 from utils.clock import rfc3339
-from utils.job_store import CLEANUP, JobStore
+from utils.database.sqlite import CLEANUP
+from utils.job_store import JobStore
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -723,7 +724,7 @@ async def test_large_database_with_damage_opens_and_says_so(tmp_path, monkeypatc
     with open(path, "r+b") as file:
         file.seek((root - 1) * size)
         file.write(b"\x99" * 64)
-    monkeypatch.setattr("utils.job_store.CHECKED_FIRST_BYTES", 0)
+    monkeypatch.setattr("utils.database.sqlite.CHECKED_FIRST_BYTES", 0)
     store = await JobStore.open(path)
     try:
         while store.damage is None:

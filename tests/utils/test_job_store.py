@@ -475,7 +475,7 @@ def test_schema_statuses_are_those_of_the_code() -> None:
 def test_queries_each_have_a_use() -> None:
     """A query that nobody runs is a lie about the queue."""
     folder = Path(sql.__file__).parent.parent
-    source = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.py"))
+    source = "".join(path.read_text(encoding="utf-8") for path in folder.rglob("*.py"))
     assert [name for name in sql.queries() if f'"{name}"' not in source] == []
 
 

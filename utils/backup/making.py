@@ -25,7 +25,7 @@ from utils.backup.manifest import (
     StoredFolder,
 )
 from utils.backup.places import Places
-from utils.job_store import RESTORING
+from utils.database.sqlite import RESTORING
 from utils.lora_pins import FOLDER as PINS_FOLDER
 
 Tell = Callable[[str], None]

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
-from utils.job_store import RESTORING
+from utils.database.sqlite import RESTORING
 
 FORMAT = 1
 FILENAME = "manifest.json"

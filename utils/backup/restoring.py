@@ -27,7 +27,7 @@ from utils.backup.manifest import (
 )
 from utils.backup.places import ENV_FILE, Places, dotenv
 from utils.backup.swap import Step, Swap, read, remove
-from utils.job_store import RESTORING, StoreInUse, take_lock
+from utils.database.sqlite import RESTORING, StoreInUse, take_lock
 
 HOLDER = "restore"
 STAGING = ".restoring"

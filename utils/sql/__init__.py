@@ -1,9 +1,12 @@
 """SQL as files: migrations in the order of their numbers, and queries by name."""
 
+import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 _FOLDER = Path(__file__).parent
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 @cache
@@ -29,3 +32,7 @@ def queries() -> dict[str, str]:
         name, _, text = block.partition("\n")
         found[name.strip()] = text.strip().rstrip(";")
     return found
+
+
+def as_json(value: Any) -> str:
+    return _ENCODER.encode(value)

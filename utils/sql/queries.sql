@@ -23,7 +23,7 @@ SELECT seq, id, owner, created_at, attempts, json_extract(request, '$.backend') 
 FROM job WHERE status = 'queued' ORDER BY seq;
 
 -- name: count_by_status
-SELECT status, count(*) FROM job GROUP BY status;
+SELECT status, count(*) AS jobs FROM job GROUP BY status;
 
 -- name: head_of_line
 -- The oldest waiting jobs of the models that a worker can run.

@@ -20,7 +20,8 @@ from tests.utils.backup.conftest import PICTURES, STAMP, Machine
 from tests.utils.test_migrations import make_schema_1, upgrade
 from utils.backup import restoring, swap
 from utils.backup.manifest import BackupError
-from utils.job_store import RESTORING, JobStore, take_lock
+from utils.database.sqlite import RESTORING, take_lock
+from utils.job_store import JobStore
 
 
 def use_on(machine: Machine) -> None:
