@@ -1,0 +1,106 @@
+"""A part as a process of its own: what it says, until when it may run, and the end of everything it has started.
+
+Whatever a part starts, in whatever group or session, becomes a child of this process when its parent is gone
+(`adopt_orphans`), so that nothing is left when the part ends, is late or is interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+import psutil
+
+from config.settings import ROOT
+
+PR_SET_CHILD_SUBREAPER = 36
+END_SECONDS = 10  # between the request to end and SIGKILL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    output: str
+    seconds: float
+    failure: str | None  # why, or None when it ended well
+
+
+def adopt_orphans() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def run(
+    arguments: Sequence[str],
+    *,
+    deadline_seconds: float,
+    say: Callable[[str], None],
+    environ: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Runs Python with these arguments; `say` gets its lines as they come."""
+    started, lines = time.monotonic(), []
+
+    def listen(stream: IO[str]) -> None:
+        for line in stream:
+            lines.append(line)
+            say(line.rstrip("\n"))
+
+    with _alone() as folder:
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env={**os.environ, **(environ or {}), "TMPDIR": folder, "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # Ctrl-C comes here alone, and ends it from here
+        )
+        listener = threading.Thread(target=listen, args=(process.stdout,), daemon=True)
+        listener.start()
+        failure = None
+        try:
+            status = process.wait(deadline_seconds)
+            if status:
+                failure = _last(lines) or f"it ended with status {status}"
+        except subprocess.TimeoutExpired:
+            failure = f"it was not done after {deadline_seconds:.0f} s and was ended"
+        finally:
+            end_children()
+            process.wait()
+            listener.join(END_SECONDS)
+    return Outcome(output="".join(lines), seconds=time.monotonic() - started, failure=failure)
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[str]:
+    """A folder for what it writes in passing, which is gone afterwards."""
+    # Names of sockets within it must be short.
+    with tempfile.TemporaryDirectory(prefix="bench", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
+def _last(lines: Sequence[str]) -> str:
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def end_children() -> None:
+    """Asks everything below this process to end, and then makes it."""
+    family = psutil.Process().children(recursive=True)
+    for ask in (psutil.Process.terminate, psutil.Process.kill):
+        for each in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                ask(each)
+        psutil.wait_procs(family, timeout=END_SECONDS)
+        family = psutil.Process().children(recursive=True)
+        if not family:
+            return
