@@ -12,6 +12,7 @@ import hypothesis
 import pytest
 
 from config.settings import ROOT
+from tests.postgres import PostgresServer
 from tests.service import ENGINE_MAIN, KeyedService, RunningService
 
 # Before torch is imported: threads that wait for each other sleep, as a worker's do. Two tests at once
@@ -150,3 +151,13 @@ def start_service(tmp_path: Path) -> Iterator[Callable[..., RunningService]]:
 def start_engine(start_service: Callable[..., RunningService]) -> Callable[..., RunningService]:
     """Start services of one's own on a stand-in model of `tests/engines.py`."""
     return partial(start_service, main=ENGINE_MAIN, TEST_ENGINE="scripted")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server; its `database()` is an empty one."""
+    server = PostgresServer()
+    try:
+        yield server
+    finally:
+        server.close()

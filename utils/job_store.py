@@ -246,14 +246,8 @@ class JobStore:
         )
 
     async def cancel(self, job_id: str, now: str) -> Job | None:
-        """Cancel a job that waits or runs. In one change: it may go from one to the other meanwhile."""
-        values = {"id": job_id, "now": now}
-
-        def change(db: Connection) -> Job | None:
-            waited = _fetch_one(db, "cancel_queued", values)
-            return _job(waited or _fetch_one(db, "cancel_running", values))
-
-        return await self._write(change)
+        """Cancel a job that waits or runs."""
+        return await self._change("cancel_open", {"id": job_id, "now": now})
 
     async def cancel_queued(self, job_id: str, now: str) -> Job | None:
         return await self._change("cancel_queued", {"id": job_id, "now": now})

@@ -6,7 +6,9 @@ import asyncio
 import shutil
 import sqlite3
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -14,11 +16,20 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy.exc import IntegrityError
 
 from config.errors import ConfigurationError, StorageUnavailable
 from models.types import GenerationRequest, GenerationResult, ImageFile, LoraRef, OutputFormat
+from tests.postgres import PostgresServer
 from utils import sql
+from utils.database.postgres import PostgresDatabase
 from utils.job import LEGAL_CHANGES, Job, JobError, JobStatus
 from utils.job_store import JobStore
 
@@ -48,14 +59,25 @@ def claim_next(store: JobStore, worker: str, at: str) -> Coroutine[Any, Any, lis
     return store.claim(worker, at, models=[REQUEST.model], limit=1, choose=lambda head: head)
 
 
+async def routing(database: PostgresDatabase) -> JobStore:
+    """A store over a server, of a door that has the lease for an hour."""
+    store = await JobStore.of(database)
+    [lease] = await store.write(lambda db: db.rows("take_lease", {"seconds": 3600.0}))
+    database.epoch = lease["epoch"]
+    return store
+
+
 class Opened:
     """A store with a loop of its own, so that tests read without `await`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, database: PostgresDatabase | None = None) -> None:
         self._runner = asyncio.Runner()
         self.path = folder / "jobs.sqlite3"
         try:
-            self.store: JobStore = self._runner.run(JobStore.open(self.path))
+            if database is None:
+                self.store: JobStore = self._runner.run(JobStore.open(self.path))
+            else:
+                self.store = self._runner.run(routing(database))
         except ConfigurationError:
             self._runner.close()
             raise
@@ -102,8 +124,21 @@ def result(job_id: str, number: int = 1) -> GenerationResult:
     )
 
 
+@pytest.fixture(params=["file", "server"])
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opened]:
+    """Of either kind: what is asked of it is answered alike."""
+    with ExitStack() as stack:
+        database = None
+        if request.param == "server":
+            server: PostgresServer = request.getfixturevalue("postgres")
+            database = PostgresDatabase(stack.enter_context(server.database()), "door")
+        running = Opened(tmp_path, database)
+        stack.callback(running.close)
+        yield running
+
+
 @pytest.fixture
-def opened(tmp_path: Path) -> Iterator[Opened]:
+def in_file(tmp_path: Path) -> Iterator[Opened]:
     running = Opened(tmp_path)
     yield running
     running.close()
@@ -398,10 +433,10 @@ def test_store_opened_again_has_everything(tmp_path: Path) -> None:
     second.close()
 
 
-def test_store_copied_while_open_has_what_was_answered(opened: Opened, tmp_path: Path) -> None:
+def test_store_copied_while_open_has_what_was_answered(in_file: Opened, tmp_path: Path) -> None:
     """What lies on disk when an insert returns is enough: a power cut loses no job."""
     for number in range(20):
-        opened.insert(f"{number}")
+        in_file.insert(f"{number}")
     copy = tmp_path / "copy"
     copy.mkdir()
     for path in tmp_path.glob("jobs.sqlite3*"):
@@ -411,59 +446,59 @@ def test_store_copied_while_open_has_what_was_answered(opened: Opened, tmp_path:
     after.close()
 
 
-def test_store_open_by_another_is_refused(opened: Opened) -> None:
+def test_store_open_by_another_is_refused(in_file: Opened) -> None:
     with pytest.raises(ConfigurationError, match="in use by another instance"):
-        Opened(opened.path.parent)
+        Opened(in_file.path.parent)
 
 
-def test_store_refused_lock_keeps_the_holders_pid(opened: Opened) -> None:
+def test_store_refused_lock_keeps_the_holders_pid(in_file: Opened) -> None:
     """The lock file tells an operator who holds it, also after somebody else tried."""
-    lock = opened.path.with_suffix(".lock")
+    lock = in_file.path.with_suffix(".lock")
     before = lock.read_text()
     with pytest.raises(ConfigurationError):
-        Opened(opened.path.parent)
+        Opened(in_file.path.parent)
     assert lock.read_text() == before != ""
 
 
 def test_store_same_key_twice_is_an_error_of_the_database(opened: Opened) -> None:
     opened.insert("a", idempotency_key="k")
-    with pytest.raises(sqlite3.IntegrityError):
+    with pytest.raises((sqlite3.IntegrityError, IntegrityError)):
         opened.insert("b", idempotency_key="k")
     assert opened(opened.store.get("b")) is None
 
 
-def test_store_full_refuses_and_goes_on_when_there_is_room(opened: Opened) -> None:
-    kept = opened.insert("a")
+def test_store_full_refuses_and_goes_on_when_there_is_room(in_file: Opened) -> None:
+    kept = in_file.insert("a")
     limit = "PRAGMA max_page_count = "
 
     async def set_limit(pages: int) -> None:
-        await opened.store._write(lambda db: db.execute(f"{limit}{pages}").fetchall())
+        await in_file.store._write(lambda db: db.execute(f"{limit}{pages}").fetchall())
 
-    opened(set_limit(1))
+    in_file(set_limit(1))
     with pytest.raises(StorageUnavailable) as caught:
         for number in range(200):
-            opened.insert(f"b{number}", _with_prompt("x" * 2000))
+            in_file.insert(f"b{number}", _with_prompt("x" * 2000))
     assert caught.value.retry_after_seconds
-    assert opened.get("a") == kept
-    opened(set_limit(1_000_000))
-    assert opened.insert("c").status is JobStatus.QUEUED
+    assert in_file.get("a") == kept
+    in_file(set_limit(1_000_000))
+    assert in_file.insert("c").status is JobStatus.QUEUED
 
 
-def test_store_damaged_while_open_refuses_as_storage(opened: Opened) -> None:
+def test_store_damaged_while_open_refuses_as_storage(in_file: Opened) -> None:
     """Not only a full disk: a database that is damaged refuses too, and no caller may die of it."""
     for number in range(50):
-        opened.drawn(f"{number}", "x" * 1500)
-    with sqlite3.connect(opened.path) as db:
+        in_file.drawn(f"{number}", "x" * 1500)
+    with sqlite3.connect(in_file.path) as db:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     db.close()
-    whole = opened.path.read_bytes()
-    with open(opened.path, "r+b") as file:
+    whole = in_file.path.read_bytes()
+    with open(in_file.path, "r+b") as file:
         file.seek(4096)
         file.write(b"\xa5" * (len(whole) - 4096))
     with pytest.raises(StorageUnavailable):
-        opened.insert("y", _with_prompt("x" * 1500))
-        opened(opened.store.list(status=None, limit=99, offset=0))
-        opened(opened.store.images(limit=99, before=None, words="x"))
+        in_file.insert("y", _with_prompt("x" * 1500))
+        in_file(in_file.store.list(status=None, limit=99, offset=0))
+        in_file(in_file.store.images(limit=99, before=None, words="x"))
 
 
 def test_schema_statuses_are_those_of_the_code() -> None:
@@ -485,14 +520,19 @@ def test_queries_each_have_a_use() -> None:
 class LineMachine(RuleBasedStateMachine):
     """The store against a list in memory: same order, same states, ends are ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, server: PostgresServer | None = None) -> None:
         super().__init__()
         self.folder = Path(mkdtemp())
-        self.opened = Opened(self.folder)
+        self.stack = ExitStack()
+        database = None
+        if server is not None:
+            database = PostgresDatabase(self.stack.enter_context(server.database()), "door")
+        self.opened = Opened(self.folder, database)
         self.jobs: dict[str, tuple[JobStatus, int]] = {}  # (status, attempts) in order of the line
 
     def teardown(self) -> None:
         self.opened.close()
+        self.stack.close()
         shutil.rmtree(self.folder)
 
     def ids(self, *statuses: JobStatus) -> list[str]:
@@ -581,11 +621,16 @@ TestLine.settings = settings(
 )
 
 
-def test_store_tells_the_inputs_of_open_jobs(tmp_path: Path) -> None:
+def test_line_over_a_server_is_the_same(postgres: PostgresServer) -> None:
+    fewer = settings(TestLine.settings, max_examples=4)
+    run_state_machine_as_test(partial(LineMachine, postgres), settings=fewer)
+
+
+def test_store_tells_the_inputs_of_open_jobs(opened: Opened) -> None:
     with_both = replace(REQUEST, image="ab" * 32, mask="cd" * 32, strength=1.0)
 
     async def test() -> None:
-        store = await JobStore.open(tmp_path / "jobs.sqlite3")
+        store = opened.store
         await store.insert("a", with_both, NOW)
         await store.insert("b", replace(REQUEST, image="ef" * 32, strength=0.5), NOW)
         await store.insert("c", REQUEST, NOW)
@@ -598,6 +643,5 @@ def test_store_tells_the_inputs_of_open_jobs(tmp_path: Path) -> None:
         assert await store.inputs_of_open_jobs() == looked_at
         await store.cancel("d", LATER)
         assert await store.inputs_of_open_jobs() == {"ef" * 32}
-        await store.close()
 
-    asyncio.run(test())
+    opened(test())

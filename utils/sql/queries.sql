@@ -79,6 +79,11 @@ RETURNING *;
 UPDATE job SET status = 'cancelled', finished_at = :now WHERE id = :id AND status = 'running'
 RETURNING *;
 
+-- name: cancel_open
+-- A job that waits or runs. In one change: it may go from one to the other meanwhile.
+UPDATE job SET status = 'cancelled', finished_at = :now WHERE id = :id AND status IN ('queued', 'running')
+RETURNING *;
+
 -- name: running_jobs
 SELECT * FROM job WHERE status = 'running' ORDER BY seq;
 
