@@ -9,6 +9,7 @@ costs no result: an end that cannot be committed is tried again until it can.
 from __future__ import annotations
 
 import asyncio
+import collections
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
@@ -17,7 +18,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from config.errors import FluxError, StorageUnavailable, Unavailable
+from config.errors import FluxError, QueueFull, StorageUnavailable, Unavailable
 from models.types import GenerationRequest, GenerationResult
 from utils import images
 from utils.clock import Chance, rfc3339
@@ -36,6 +37,7 @@ KEY_LIFETIME = timedelta(hours=24)
 # A picture that is drawn waits so long for its folder before its job fails as `storage`.
 PUBLISH_PATIENCE_SECONDS = 60.0
 STORE_PAUSE_SECONDS = 1.0
+HEARD_KEPT = 4096  # ends that are remembered, because what others tell may come late
 
 
 @dataclass(slots=True)
@@ -46,6 +48,18 @@ class _Times:
     owner: str
     begun: float | None = None  # None while it waits
     is_fresh: bool = True  # no attempt was made
+
+
+class Others:
+    """Who else has the same line: told of every change that is committed here. By itself there is nobody."""
+
+    def queued(self, job: Job) -> None: ...
+
+    def begun(self, job: Job) -> None: ...
+
+    def back(self, job: Job, why: str) -> None: ...
+
+    def ended(self, job: Job) -> None: ...
 
 
 class Ledger:
@@ -74,14 +88,20 @@ class Ledger:
         self._log_prompts = log_prompts
         self._times: dict[str, _Times] = {}  # by job, until its end
         self._waiters: dict[str, set[asyncio.Future[Job]]] = {}
-        self._endings: set[asyncio.Task[None]] = set()
+        self._endings: dict[asyncio.Task[None], str] = {}  # the jobs whose ends are being committed
+        self._heard_of: collections.deque[str] = collections.deque(maxlen=HEARD_KEPT)
+        self.others = Others()
+        self.on_heard_end: Callable[[Job], None] = lambda job: None
 
-    async def open(self) -> list[Job]:
-        """Read the line; returns the jobs that an earlier process left running."""
-        await self._clear_staging()
+    async def open(self, *, is_alone: bool = True) -> list[Job]:
+        """Read the line; returns the jobs that an earlier process left running. With others they are somebody's."""
+        if is_alone:
+            await self._clear_staging()
         for seq, job_id, owner, created_at, attempts, backend in await self.store.line():
             self.line.add(seq, job_id, owner, Lane.of(backend))
             self._times_of(job_id, owner, created_at, attempts)
+        if not is_alone:
+            return []
         running = await self.store.running()
         for job in running:  # the process may have ended between a job's files and its row
             images.discard_published(self._output_dir, job.id)
@@ -122,8 +142,12 @@ class Ledger:
         idempotency_key: str | None,
         body_sha256: str | None,
         estimate_usd: float = 0.0,
+        refuse: Callable[[int, int], QueueFull | None] = lambda waiting, own: None,
     ) -> Job:
-        """A new job at the end of the line; it stands there also when the caller goes away meanwhile."""
+        """A new job at the end of the line; it stands there also when the caller goes away meanwhile.
+
+        Where others append too, `refuse(waiting, own)` has the last word, by the line as all of them left it.
+        """
 
         def then(job: Job | None) -> None:
             # In one go, so that nobody is counted twice or not at all.
@@ -145,6 +169,7 @@ class Ledger:
             idempotency_key=idempotency_key,
             body_sha256=body_sha256,
             estimate_usd=estimate_usd,
+            refuse=refuse,
             then=then,
         )
 
@@ -159,6 +184,7 @@ class Ledger:
             if request.negative_prompt is not None:
                 fields["negative_prompt"] = request.negative_prompt
         log.info("job queued", extra=fields)
+        self.others.queued(job)
 
     async def by_key(self, owner: str, key: str) -> tuple[Job, str] | None:
         """The job of an idempotency key that is still remembered, and its body's digest."""
@@ -194,6 +220,7 @@ class Ledger:
                 "job started",
                 extra={"action": "job_started", "job_id": job.id, "worker": worker},
             )
+            self.others.begun(job)
         if jobs:
             self._bus.nudge()
 
@@ -201,21 +228,24 @@ class Ledger:
         """A running job goes back to its old place."""
         back = await self.store.requeue(job.id, take_attempt_back=take_attempt_back)
         if back is not None:
-            self.line.add(back.seq, back.id, back.owner, Lane.of(back.request.backend))
-            times = self._times_of(back.id, back.owner, back.created_at, back.attempts)
-            times.begun, times.is_fresh = None, back.attempts == 0
+            lane = Lane.of(back.request.backend)
+            self._note_back(back.seq, back.id, back.owner, lane, back.created_at, back.attempts)
             log.warning(
                 "job goes back: %s", why, extra={"action": "job_requeued", "job_id": job.id}
             )
-            self._bus.publish(
-                "retrying",
-                job.id,
-                data={
-                    "attempts": back.attempts,
-                    "reason": why,
-                    "position": self.line.position(back.seq),
-                },
-            )
+            self._tell_back(back.seq, back.id, back.attempts, why)
+            self.others.back(back, why)
+
+    def _note_back(
+        self, seq: int, job_id: str, owner: str, lane: Lane, created_at: str, attempts: int
+    ) -> None:
+        self.line.add(seq, job_id, owner, lane)
+        times = self._times_of(job_id, owner, created_at, attempts)
+        times.begun, times.is_fresh = None, attempts == 0
+
+    def _tell_back(self, seq: int, job_id: str, attempts: int, why: str) -> None:
+        data = {"attempts": attempts, "reason": why, "position": self.line.position(seq)}
+        self._bus.publish("retrying", job_id, data=data)
 
     async def cancel(self, job: Job) -> Job | None:
         """Cancel a job that waits or runs; None when it has ended otherwise."""
@@ -276,8 +306,8 @@ class Ledger:
 
     def _end(self, job_id: str, change: Callable[[], Awaitable[Job | None]]) -> None:
         task = asyncio.create_task(self._commit_end(job_id, change), name=f"end {job_id}")
-        self._endings.add(task)
-        task.add_done_callback(self._endings.discard)
+        self._endings[task] = job_id
+        task.add_done_callback(lambda done: self._endings.pop(done, None))
 
     async def _commit_end(self, job_id: str, change: Callable[[], Awaitable[Job | None]]) -> None:
         """Commit an end; whoever lost the race to another end leaves nothing behind."""
@@ -289,7 +319,8 @@ class Ledger:
                 break
             except StorageUnavailable as error:
                 log.error("%s", error.message, extra={"action": "end_not_stored", "job_id": job_id})
-                if loop.time() > give_up_at:
+                # What cannot be asked cannot be told of a failure either: the result waits for it.
+                if loop.time() > give_up_at and await self._answers():
                     images.discard_published(self._output_dir, job_id)
                     failure = JobError(code=error.code, message=error.message)
                     change = self._failing(job_id, failure)
@@ -305,6 +336,14 @@ class Ledger:
         winner = await self.store.get(job_id)
         if winner is None or winner.status is not JobStatus.SUCCEEDED:
             images.discard_published(self._output_dir, job_id)
+
+    async def _answers(self) -> bool:
+        """Whether the store can be written while a result cannot be kept."""
+        try:
+            await self.store.probe()
+        except StorageUnavailable:
+            return False
+        return True
 
     def _failing(self, job_id: str, failure: JobError) -> Callable[[], Awaitable[Job | None]]:
         return lambda: self.store.fail(job_id, failure, self.now())
@@ -352,13 +391,61 @@ class Ledger:
                 if not future.done():
                     future.set_exception(_stopping(job_id))
 
-    def _announce(self, job: Job) -> None:
+    # What others did
+
+    def heard_queued(
+        self, seq: int, job_id: str, owner: str, backend: str, created_at: str, attempts: int
+    ) -> None:
+        """A job stands in line."""
+        if job_id in self._heard_of:
+            return  # what is told late is over
+        self._note_back(seq, job_id, owner, Lane.of(backend), created_at, attempts)
+        self._bus.publish("queued", job_id, data={"position": self.line.position(seq)})
+
+    def heard_back(
+        self,
+        seq: int,
+        job_id: str,
+        owner: str,
+        backend: str,
+        created_at: str,
+        attempts: int,
+        why: str,
+    ) -> None:
+        """A job that ran is back at its old place."""
+        if job_id not in self._heard_of:
+            self._note_back(seq, job_id, owner, Lane.of(backend), created_at, attempts)
+            self._tell_back(seq, job_id, attempts, why)
+
+    def heard_begun(self, seq: int, job_id: str) -> None:
+        """A job of the line runs."""
+        self.line.remove(seq)
+        if job_id in self._times:
+            self._times[job_id].begun = self._monotonic()
+        self._bus.nudge()
+
+    def heard_end(self, job: Job) -> None:
+        if job.id not in self._heard_of:
+            self._announce(job, is_ours=False)
+
+    @property
+    def open_jobs(self) -> dict[str, bool]:
+        """Every job that has not ended, as far as is known here: whether it waits."""
+        return {job_id: times.begun is None for job_id, times in self._times.items()}
+
+    @property
+    def ending(self) -> set[str]:
+        """Jobs whose ends are on their way into the store."""
+        return set(self._endings.values())
+
+    def _announce(self, job: Job, *, is_ours: bool = True) -> None:
         """A job has ended: out of the line, and everybody is told."""
         was_waiting = job.started_at is None
         self.line.remove(job.seq)
         self._times.pop(job.id, None)
+        self._heard_of.append(job.id)
         log.info(
-            "job %s",
+            "job %s" if is_ours else "job %s, as another front door tells",
             job.status.value,
             extra={"action": f"job_{job.status.value}", "job_id": job.id},
         )
@@ -366,7 +453,11 @@ class Ledger:
             timings = job.result.timings_ms
             self._pace.job_took((timings["total"] - timings["queued"]) / 1000)
         self._bus.publish(job.status.value, job.id, job=job)
-        self._on_end(job)
+        if is_ours:
+            self._on_end(job)
+            self.others.ended(job)
+        else:
+            self.on_heard_end(job)
         if was_waiting:
             self._bus.nudge()
         for future in self._waiters.get(job.id, ()):

@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from config.errors import (
@@ -134,10 +135,8 @@ class QueueManager:
             raise ConfigurationError(
                 f"FLUX_OUTPUT_DIR = {self._output_dir}: the folder cannot be made: {error.strerror}"
             ) from error
-        for job in await self._ledger.open():
-            why = "the service ended while the job ran"
-            is_blamed = self._ends_with_us(Lane.of(job.request.backend))
-            await self._give_up(job, "worker_lost", why, is_blamed=is_blamed)
+        for job in await self._ledger.open(is_alone=self._is_alone):
+            await self._take_back(job)
         if self._pins is not None:
             await self._pins.start(self.store.loras_of_open_jobs)
         if self._inputs is not None:
@@ -146,6 +145,15 @@ class QueueManager:
         for worker in self.workers:
             worker.start()
         self._dispatcher.start()
+
+    # Whether nobody else has this line.
+    _is_alone = True
+
+    async def _take_back(self, job: Job) -> None:
+        """A job that an earlier process left running."""
+        why = "the service ended while the job ran"
+        is_blamed = self._ends_with_us(Lane.of(job.request.backend))
+        await self._give_up(job, "worker_lost", why, is_blamed=is_blamed)
 
     def drain(self) -> None:
         """Take no more jobs and answer those who wait for a job that has not begun. Call once, from the loop."""
@@ -221,18 +229,21 @@ class QueueManager:
         if request.inputs and self._inputs is not None:
             self._inputs.require(request.inputs)
         if not request.loras or self._pins is None:
-            return await self._ledger.append(request, *key)
+            return await self._ledger.append(request, *key, partial(self._why_full, key[0]))
         pins = self._pins
 
         async def with_its_loras() -> Job:
             async with pins.held(request.loras):
-                return await self._ledger.append(request, *key)
+                return await self._ledger.append(request, *key, partial(self._why_full, key[0]))
 
         return await to_the_end(with_its_loras())
 
     def _let_go(self, job: Job) -> None:
         """A job has ended: it is counted, and what it alone had may go."""
         self.meter.job_ended(job)
+        self._let_files_go(job)
+
+    def _let_files_go(self, job: Job) -> None:
         if self._pins is not None:
             self._pins.job_ended(job.request.loras)
         if self._inputs is not None:
@@ -617,19 +628,26 @@ class QueueManager:
                 raise StorageUnavailable(no_room, retry_after_seconds=60)
             self._has_room = True  # for all that come in this turn of the loop
             asyncio.get_running_loop().call_soon(self._look_again)
-        queue = self._settings.queue
         self._require_worker_of(lane)
         waiting = self._ledger.line.count(lane) + self._ledger.arriving_in[lane]
+        mine = self._ledger.line.count_of(owner) + self._ledger.arriving[owner]
+        refused = self._why_full(owner, waiting, mine)
+        if refused is not None:
+            raise refused
+
+    def _why_full(self, owner: str, waiting: int, mine: int) -> QueueFull | None:
+        """Why one job more may not wait, beside so many of all and of its owner; None when it may."""
+        queue = self._settings.queue
         if waiting >= queue.max_queue_size:
-            raise self._full(
+            return self._full(
                 f"{waiting} jobs wait, and {queue.max_queue_size} may (FLUX_MAX_QUEUE_SIZE)"
             )
         own = self._allowance.limits_of(owner).max_queued
         limit = own or queue.max_queued_per_key
-        mine = self._ledger.line.count_of(owner) + self._ledger.arriving[owner] if limit else 0
         if limit and mine >= limit:
             whose = "the key's own limit" if own else "FLUX_MAX_QUEUED_PER_KEY"
-            raise self._full(f"{mine} jobs of this key wait, and {limit} may ({whose})")
+            return self._full(f"{mine} jobs of this key wait, and {limit} may ({whose})")
+        return None
 
     def _require_worker_of(self, lane: Lane) -> None:
         """A job that no worker would ever take is refused, as a retry after the cloud's key has gone."""
