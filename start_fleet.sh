@@ -71,7 +71,7 @@ main() {
     fi
     if [[ -n $port && $port != auto ]]; then export FLUX_PORT=$((10#$port)); fi
 
-    scripts/setup_env.sh --fleet
+    set_up
     if [[ -z $(setting FLUX_FAKE_GPUS)$(setting FLUX_GPUS)$(setting FLUX_DEVICE) ]] && ! has_gpu; then
         export FLUX_FAKE_GPUS=2
     fi
@@ -80,6 +80,19 @@ main() {
     fi
     choose_port
     exec .venv/bin/python main_fleet.py # so that signals reach it
+}
+
+# It may take minutes, and bash, told to stop, would leave it behind: in a group of its own it is ended as a whole.
+set_up() {
+    local setup
+    set -m
+    scripts/setup_env.sh --fleet &
+    set +m
+    setup=$!
+    trap 'kill -TERM -- "-$setup" 2> /dev/null || true; exit 143' TERM HUP
+    trap 'kill -INT -- "-$setup" 2> /dev/null || true; exit 130' INT
+    wait "$setup" || exit
+    trap - TERM HUP INT
 }
 
 usage() {

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import signal
 import sys
+from types import FrameType
 
 from api import server
 from api.app import create_app
@@ -21,6 +23,8 @@ from utils.fleet.machine import machine_of
 from utils.fleet.ray_processes import Head, environment
 
 EXIT_INTERRUPTED = 130
+EXIT_RAY_ENDED = 75  # EX_TEMPFAIL: another start mends it
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def serve(replica: str = REPLICA) -> int:
@@ -47,20 +51,43 @@ def serve(replica: str = REPLICA) -> int:
         server.give_hub_token(settings)
         cluster = Cluster(f"{VERSION}-{replica}", replica)
         # What is wrong is said before Ray starts.
-        app = create_app(make_plan(settings, FLEET, crew=Crew(cluster, settings)))
+        crew = Crew(cluster, settings)
+        app = create_app(make_plan(settings, FLEET, crew=crew))
         head = Head(settings, machine_of(settings))
         os.environ.update(environment(settings))
     except ConfigurationError as error:
         return server.refuse(FLEET.service, error)
-    # Until the server takes signals, a stop is an exit that ends what was started.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    _take_stops()
     try:
         cluster.connect(head.start())
-        return server.run(app, settings, FLEET.service)
+        _take_stops()  # Ray has taken one of them
+        crew.has_ray = lambda: head.is_up
+        status = server.run(app, settings, FLEET.service)
     except ConfigurationError as error:
-        return server.refuse(FLEET.service, error)
+        status = server.refuse(FLEET.service, error)
     except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+        status = EXIT_INTERRUPTED
+    except SystemExit:
+        status = 0
     finally:
+        for each in STOPS:  # what was started is ended, however often one is told to
+            signal.signal(each, signal.SIG_IGN)
+        if crew.is_without_ray:
+            head.stop()
+            logging.shutdown()
+            os._exit(EXIT_RAY_ENDED)  # Ray would look for its first process for a minute
         cluster.end()
         head.stop()
+    return status
+
+
+def _take_stops() -> None:
+    """Until the server takes them, and SIGHUP, which it does not: a stop is an exit that ends what was started."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # A terminal that is closed would leave Ray's processes behind; `nohup` has had it ignored.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _as_sigterm)
+
+
+def _as_sigterm(number: int, frame: FrameType | None) -> None:
+    signal.raise_signal(signal.SIGTERM)

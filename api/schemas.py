@@ -34,6 +34,7 @@ PICTURE_PATHS = frozenset({"/generate", "/jobs", "/submit-request", "/upload-ima
 LIMITED_FIELDS = {
     "model": str,
     "backend": str,
+    "precision": str,
     "width": int,
     "height": int,
     "seed": int,
@@ -242,6 +243,11 @@ class GenerateBody(LorasBody):
     )
     model: Id | None = Field(None, description="An id from GET /api/models.")
     backend: Id | None = Field(None, description="An id from GET /api/backends.")
+    precision: Id | None = Field(
+        None,
+        description="What the picture must be drawn in: `bf16` or `fp4`. A service has one; a fleet gives the "
+        "job to a machine that has it. Left out: any.",
+    )
     width: int | None = Field(
         None, description="Pixels, a multiple of 16 within the model's limits."
     )

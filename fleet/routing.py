@@ -200,12 +200,15 @@ class Router:
             evicts=card.profile.leaving(wanted.model, card.models),
             reason=reason_of(card, wanted),
         )
+        self._send(wanted, card)
+        return decision
+
+    def _send(self, wanted: Wanted, card: Card) -> None:
         self.waiting.start(wanted, lambda kind: self._may_run(card, kind.example))
         self._leave_indexes(card)
         card.send(wanted, self._clock())
         self._on[wanted.job] = card.replica
         self._enter_indexes(card)
-        return decision
 
     def _best(self, wanted: Wanted) -> Card | None:
         return self._idle.best(wanted, self._may_run, self._harm)
@@ -309,6 +312,39 @@ class Router:
             for other in self._cards.values()
             if other.replica not in wanted.avoid
         )
+
+    # What is drawn together
+
+    def share(self, job: str) -> int:
+        """How many of its kind may begin together with a job that has just begun, that one counted, so that
+        no idle card that could run them has fewer."""
+        _, first = self._begun(job)
+        kind = self.waiting.like(first)
+        if kind is None:
+            return 1
+        idle = sum(each.state is State.IDLE and self._may_run(each, first) for each in self._idle)
+        return math.ceil((1 + len(kind)) / (1 + idle))
+
+    def next_beside(self, job: str) -> Wanted | None:
+        """Who could be drawn together with a job that has just begun: the oldest of its kind, if it has its
+        LoRAs; None where it is another's turn."""
+        card, first = self._begun(job)
+        kind = self.waiting.like(first)
+        if kind is None or kind.oldest_with(first.lora_set) != kind.oldest:
+            return None
+        for other in self.waiting.kinds():
+            if other is not kind and self._is_due(other) and self._may_run(card, other.example):
+                return None
+        return self._oldest(kind)
+
+    def begin_beside(self, wanted: Wanted, job: str) -> None:
+        """It begins together with a job that has just begun."""
+        card, _ = self._begun(job)
+        self._send(wanted, card)
+
+    def _begun(self, job: str) -> tuple[Card, Wanted]:
+        card = self._cards[self._on[job]]
+        return card, card.sent[job]
 
     # What is known
 

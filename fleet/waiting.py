@@ -125,6 +125,10 @@ class Waiting:
             kind = self._kinds[wanted.needs] = Kind(wanted)
         return kind
 
+    def like(self, wanted: Wanted) -> Kind | None:
+        """The kind of jobs with equal needs; None where none waits."""
+        return self._kinds.get(wanted.needs)
+
     def remove(self, wanted: Wanted) -> None:
         """A job that waits no more, whatever became of it."""
         del self._jobs[wanted.job], self._by_seq[wanted.seq], self._came[wanted.seq]

@@ -93,6 +93,7 @@ class GenerationRequest:
     mask: str | None = None
     strength: float | None = None
     reference_images: tuple[str, ...] = ()
+    precision: str | None = None  # that it must be drawn in; None: any
 
     @property
     def inputs(self) -> tuple[str, ...]:

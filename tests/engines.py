@@ -166,6 +166,17 @@ def scripted(row: ModelRow, options: LoadOptions) -> ImageModel:
     return Scripted(options.models_dir)
 
 
+def scripted_or_mflux(row: ModelRow, options: LoadOptions) -> ImageModel:
+    """mflux's models by whatever commands lie on PATH, as on a Mac; the others are scripted."""
+    if not row.command:
+        return scripted(row, options)
+    from models.families import mflux, mflux_command
+    from models.precision import profile_of
+
+    mflux_command.is_apple_silicon = lambda: True
+    return mflux.load(row, options, profile_of("bf16"))
+
+
 def exits_while_loading(row: ModelRow, options: LoadOptions) -> ImageModel:
     os._exit(3)
 

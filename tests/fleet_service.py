@@ -39,7 +39,7 @@ class RunningFleet(RunningService):
     def token(self) -> str:
         return (self.folder / "data" / "fleet" / "token").read_text()
 
-    def join(self, node: str, replicas: int = 1) -> None:
+    def join(self, node: str, replicas: int = 1, precision: str = "bf16") -> None:
         """Another machine of the fleet, in a process of its own, with folders of its own."""
         folder = self.folder / node
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,6 +50,7 @@ class RunningFleet(RunningService):
             "FLUX_FLEET_TOKEN": self.token,
             "FLUX_DATA_DIR": str(folder / "data"),
             "FLUX_FAKE_GPUS": str(replicas),
+            "FLUX_FLEET_PRECISION": precision,
         }
         with open(folder / "log", "ab") as log:
             self.machines[node] = subprocess.Popen(

@@ -6,6 +6,9 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from api import fleet_server  # noqa: E402 (the path comes first)
+from tests import fleet_replica  # noqa: E402
+
+fleet_replica.be_a_mac_where_named()
 
 if __name__ == "__main__":
     sys.exit(fleet_server.serve("tests.fleet_replica:ScriptedReplica"))

@@ -49,6 +49,11 @@ def filename_of(job_id: str, index: int, output_format: OutputFormat) -> str:
     return f"{job_id}-{index}{output_format.suffix}"
 
 
+def job_of(filename: str) -> str:
+    """The job that a name follows from."""
+    return filename.rpartition("-")[0]
+
+
 def stage(data: bytes, output_dir: Path, filename: str) -> None:
     """Write into the staging folder and sync to disk."""
     folder = output_dir / STAGING

@@ -18,7 +18,7 @@ from config.catalog import (
 from config.errors import FieldError, InvalidRequest, ModelUnavailable, UnsupportedHardware
 from config.settings import CloudSettings, ModelSettings
 from models.families import mflux_command
-from models.precision import PrecisionProfile, profile_of
+from models.precision import PrecisionProfile, known_precisions, profile_of
 from models.types import MAX_SEED, GenerationRequest, OutputFormat
 from utils import cloud_limits, main_memory, model_memory
 from utils.clock import Chance
@@ -49,6 +49,7 @@ class Wanted:
     negative_prompt: str | None = None
     model: str | None = None
     backend: str | None = None
+    precision: str | None = None
     width: int | None = None
     height: int | None = None
     num_inference_steps: int | None = None
@@ -158,6 +159,7 @@ class RequestResolver:
             mask=mask.sha256 if mask is not None else None,
             strength=_strength(wanted) if image is not None else None,
             reference_images=tuple(picture.sha256 for picture in references),
+            precision=wanted.precision,
         )
 
     def checked(self, wanted: Wanted) -> ModelRow:
@@ -165,6 +167,7 @@ class RequestResolver:
         wrong = self.faults(
             model=wanted.model,
             backend=wanted.backend,
+            precision=wanted.precision,
             width=wanted.width,
             height=wanted.height,
             seed=wanted.seed,
@@ -179,6 +182,7 @@ class RequestResolver:
             raise _invalid(wrong)
         row = self.catalog[self._asked_for(wanted.model, wanted.backend)]
         self.require_runs_here(row)
+        self.require_precision(row, wanted.precision)
         return row
 
     def why_not_here(self, row: ModelRow) -> str | None:
@@ -299,6 +303,33 @@ class RequestResolver:
                 retry_after_seconds=NO_FILES_RETRY_SECONDS,
             )
 
+    def precisions_of(self, row: ModelRow) -> list[str]:
+        """What a request for the model may name as its precision."""
+        is_ours = row.cloud is None and self._profile.name in row.memory_gib
+        return [self._profile.name] if is_ours else []
+
+    def require_precision(self, row: ModelRow, precision: str | None) -> None:
+        """Raises UnsupportedHardware where a precision that there is cannot be had now."""
+
+    def _why_not_in(self, row: ModelRow, precision: str) -> str | None:
+        """What the service has against drawing a model in a precision that there is."""
+        if precision == self._profile.name:
+            return None
+        ours, other = self._profile.title, profile_of(precision).title
+        return f"this service draws in {ours}; ask the {other} service, or a fleet that has such machines"
+
+    def _fault_of_precision(self, row: ModelRow, precision: str) -> FieldError | None:
+        if row.cloud is not None:
+            why: str | None = (
+                f"model {row.id} is drawn by BFL's cloud, which has none to choose; leave it out"
+            )
+        elif precision not in known_precisions():
+            there = ", ".join(known_precisions())
+            why = f"there is no precision {precision[:64]!r}; there is: {there}"
+        else:
+            why = self._why_not_in(row, precision)
+        return None if why is None else FieldError("precision", why)
+
     def _instead(self) -> str:
         runnable = [row.id for row in self.catalog if self.why_not_here(row) is None]
         return f"; models that run here: {', '.join(runnable)}" if runnable else ""
@@ -327,6 +358,7 @@ class RequestResolver:
         *,
         model: str | None = None,
         backend: str | None = None,
+        precision: str | None = None,
         width: int | None = None,
         height: int | None = None,
         seed: int | None = None,
@@ -352,6 +384,8 @@ class RequestResolver:
         elif backend is not None and row is not None and backend != row.backend:
             belongs = f"model {row.id} belongs to backend {row.backend}, not {backend}"
             wrong.append(FieldError("backend", belongs))
+        if precision is not None and row is not None:
+            wrong += filter(None, [self._fault_of_precision(row, precision)])
         for name, value in (("width", width), ("height", height)):
             if value is not None and row is not None and not _is_side(row, value):
                 message = (

@@ -155,6 +155,7 @@ def _model_json(services: Services, row: ModelRow) -> dict[str, Any]:
         "source": row.source,
         "licence": row.licence,
         "precision": services.plan.profile.name,
+        "precisions": services.plan.resolver.precisions_of(row),
         "is_default": row.id == services.plan.default.id,
         "available": reason is None,
         "reason": reason,

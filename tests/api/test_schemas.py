@@ -38,6 +38,7 @@ TAKES: dict[str, set[str]] = {
     "negative_prompt": {"text", "numeric text", "null"},
     "model": {"null"},
     "backend": {"null"},
+    "precision": {"null"},
     "width": {"null"},
     "height": {"null"},
     "num_inference_steps": WHOLE,
@@ -74,6 +75,10 @@ OUT_OF_RANGE = [
     ("model", "EMBEDDED"),
     ("backend", ""),
     ("backend", "no-such-backend"),
+    ("precision", ""),
+    ("precision", "fp2"),
+    ("precision", "fp4"),  # another service's
+    ("precision", "BF16"),
     ("width", 112),
     ("width", 528),
     ("width", 136),

@@ -10,14 +10,15 @@ import contextlib
 import json
 import logging
 import secrets
-from collections.abc import AsyncIterator, Iterable
+import signal
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from config.catalog import DefaultModel
 from config.errors import NotFound, StorageUnavailable
 from config.settings import Settings
-from utils.fleet import messages
+from utils.fleet import background, messages
 from utils.fleet.board import BOARD, Board, Seat, board_of
 from utils.fleet.cluster import Cluster
 from utils.fleet.door_files import DoorFiles
@@ -32,7 +33,8 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 2.0  # between two looks at how many places there are
 HELLO_SECONDS = 60.0
 AGAIN_SECONDS = 1.0
-MODELS = "fleet_models"  # the key of what is remembered
+RAY_SECONDS = 0.5  # between two looks at Ray's processes
+ABILITIES = "fleet_abilities"  # the key of what is remembered
 
 
 class Crew:
@@ -41,6 +43,8 @@ class Crew:
     def __init__(self, cluster: Cluster, settings: Settings) -> None:
         self.roster = Roster()
         self.away: set[str] = set()  # machines that get nothing new
+        self.has_ray: Callable[[], bool] = lambda: True
+        self.is_without_ray = False  # it has ended, and with it the front door
         self._cluster = cluster
         self._board: Board = board_of(BOARD)
         self._settings = settings
@@ -48,8 +52,9 @@ class Crew:
         self._handles: dict[str, Any] = {}
         self._greeting: dict[str, asyncio.Task[None]] = {}  # by replica
         self._tasks: list[asyncio.Task[None]] = []
+        self._ending: set[asyncio.Task[None]] = set()  # processes that are ended
         self._changed = asyncio.Event()
-        self._known: list[str] = []  # models that a replica could ever run
+        self._known: set[tuple[str, str]] = set()  # precision and model that a replica ever could
         self._queue: FleetQueue
         self._files: DoorFiles
         self._default: DefaultModel
@@ -61,13 +66,16 @@ class Crew:
         queue.on_missed = self.missed
         self._files = DoorFiles(loras, inputs)
         # Of an earlier start: jobs are taken before the first replica has said what it can.
-        self._known = json.loads(await queue.store.read_state(MODELS) or "[]")
-        self.roster.left(self._known)
+        known = json.loads(await queue.store.read_state(ABILITIES) or "[]")
+        self._known = {(precision, model) for precision, model in known}
+        for precision, model in self._known:
+            self.roster.left(precision, [model])
         loop = asyncio.get_running_loop()
         self._board.listen(lambda: loop.call_soon_threadsafe(self._changed.set))
         scale = Scale(self.replicas, queue, self._settings.fleet)
         self._tasks = [
             asyncio.create_task(scale.go_on(), name="fleet's size"),
+            asyncio.create_task(self._watch_ray(), name="fleet's Ray"),
             asyncio.create_task(self._fill_on(), name="fleet's places"),
             asyncio.create_task(self._greet_on(), name="fleet's replicas"),
         ]
@@ -103,12 +111,30 @@ class Crew:
             worker.is_draining = worker.node in self.away
         self._queue.wake()
 
+    async def _watch_ray(self) -> None:
+        """Without it nobody is reached any more, and Ray itself would say so after a minute."""
+        while self.has_ray():
+            await asyncio.sleep(RAY_SECONDS)
+        self.is_without_ray = True
+        log.critical(
+            "Ray's processes on this machine have ended, and the front door ends with them; what ran and "
+            "waits begins with the next start (data/fleet/ray.log may say why)",
+            extra={"action": "ray_ended"},
+        )
+        for task in [*self._tasks, *self._greeting.values()]:
+            if task is not asyncio.current_task():
+                task.cancel()
+        self._queue.drain()  # so that nobody's attempt is counted
+        for worker in list(self.replicas):
+            await worker.lose("Ray has ended")
+        signal.raise_signal(signal.SIGTERM)
+
     # Replicas come
 
     async def _fill_on(self) -> None:
         while True:
             try:
-                self._handles = await asyncio.to_thread(self._cluster.fill)
+                self._handles = await background.run(self._cluster.fill)
                 self._changed.set()
             except Exception:
                 log.exception("the fleet was not filled", extra={"action": "fleet_not_filled"})
@@ -125,12 +151,12 @@ class Crew:
                     self._greeting[seat.id] = task
                     task.add_done_callback(lambda _, id=seat.id: self._greeting.pop(id, None))
 
-    async def _remember(self, models: Iterable[str]) -> None:
-        known = sorted({*self._known, *models})
+    async def _remember(self, precision: str, models: Iterable[str]) -> None:
+        known = self._known | {(precision, model) for model in models}
         if known != self._known:
             self._known = known
             with contextlib.suppress(StorageUnavailable):  # the next start waits for its replicas
-                await self._queue.store.write_state(MODELS, json.dumps(known))
+                await self._queue.store.write_state(ABILITIES, json.dumps(sorted(known)))
 
     async def _greet(self, seat: Seat) -> None:
         link = Link(self._handles[seat.deployment], seat.id)
@@ -149,7 +175,7 @@ class Crew:
             self._changed.set()
             return
         self._add(seat, link, lines, hello)
-        await self._remember(hello.models)
+        await self._remember(hello.precision, hello.models)
 
     def _add(
         self, seat: Seat, link: Link, lines: AsyncIterator[str], hello: messages.Hello
@@ -175,7 +201,9 @@ class Crew:
         )
 
     def _end_process(self, seat: Seat) -> None:
-        asyncio.get_running_loop().run_in_executor(None, self._cluster.end_process, seat)
+        ending = asyncio.create_task(background.run(self._cluster.end_process, seat))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
 
     # Replicas go
 
@@ -183,5 +211,5 @@ class Crew:
         """A replica is gone."""
         with contextlib.suppress(ValueError):
             self.replicas.remove(worker)
-        self.roster.left(worker.runnable)
+        self.roster.left(worker.precision, worker.runnable)
         self._changed.set()

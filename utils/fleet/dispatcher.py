@@ -14,11 +14,13 @@ from typing import Any
 
 from config.errors import StorageUnavailable
 from fleet.routing import Decision, Router
-from utils.dispatcher import STORE_PAUSE_SECONDS, Dispatcher
+from models.types import EXACT_BATCH_SIZE
+from utils.dispatcher import STORE_PAUSE_SECONDS, Dispatcher, Kind
 from utils.fleet.wants import wanted_of
 from utils.fleet.worker import FleetWorker
-from utils.job import JobStatus
+from utils.job import Job, JobStatus
 from utils.line import Lane, Line
+from utils.worker.parent import Worker
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ class FleetDispatcher(Dispatcher):
         self.router = Router()
         self.last_decisions: collections.deque[Decision] = collections.deque(maxlen=50)
         self._line = line
+        self.routes = True  # or another front door does, over the same line
         self._sent: dict[str, FleetWorker] = {}
         self._failed_on: dict[str, frozenset[str]] = {}
 
@@ -78,10 +81,35 @@ class FleetDispatcher(Dispatcher):
     def job_ended(self, job_id: str) -> None:
         self._failed_on.pop(job_id, None)
 
+    def begin_anew(self) -> None:
+        """Route from now on: nothing is known of a router before but the line."""
+        self.router, self._sent, self._failed_on = Router(), {}, {}
+        self._line.went = {}
+        self._line.came = dict.fromkeys(self._line.seqs)
+        self.routes = True
+        self.wake()
+
+    def recollect(self) -> None:
+        """Jobs of the line that the router let go of, because somebody was just changing them, and that wait on."""
+        for job_id in self._line.seqs:
+            if job_id not in self.router.waiting and job_id not in self._sent:
+                self._line.came[job_id] = None
+
+    async def _tick(self) -> None:
+        if self.routes:
+            return await super()._tick()
+        self._look_at_disk()
+        await self._tell_listeners()
+        if self._ledger.store.refusal is not None:
+            await self._ledger.store.probe()
+
     async def _give_out(self) -> None:
         while not self._is_stopping:
             await self._wake.wait()
             self._wake.clear()
+            if not self.routes:
+                self._line.went = {}
+                continue
             try:
                 for worker in list(self._workers):
                     if not isinstance(worker, FleetWorker):
@@ -98,7 +126,7 @@ class FleetDispatcher(Dispatcher):
     async def _send_out(self) -> None:
         self._look_at_disk()
         await self._mirror()
-        while not self._is_stopping and self._why_held() is None:
+        while self.routes and not self._is_stopping and self._why_held() is None:
             decision = self.router.next()
             if decision is None:
                 break
@@ -150,16 +178,67 @@ class FleetDispatcher(Dispatcher):
         )
         self.last_decisions.append(decision)
         self._sent[job.id] = worker
+        jobs = [job, *await self._beside(job, worker)]
+        if not worker.takes_jobs:  # it died meanwhile
+            for each in jobs:
+                self._sent.pop(each.id, None)
+                self.router.ended(each.id)
+                await self._put_back(each)
+            return None
         await worker.want_previews(self._bus.listeners > 0)
-        await worker.run([(job.id, job.request.to_json())], is_alone=False)
+        await worker.run([(each.id, each.request.to_json()) for each in jobs], is_alone=False)
         self.router.report(worker.stats())
-        current = await self._ledger.store.get(job.id)
-        if current is not None and current.status is JobStatus.CANCELLED:
-            await worker.cancel(job.id)
+        for each in jobs:
+            current = await self._ledger.store.get(each.id)
+            if current is not None and current.status is JobStatus.CANCELLED:
+                await worker.cancel(each.id)
+
+    async def _beside(self, first: Job, worker: FleetWorker) -> list[Job]:
+        """Jobs that are drawn together with one that begins, claimed: those that follow it and agree with it."""
+        limit = min(self._batch_limit(worker), self.router.share(first.id))
+        kind = Kind.of(first.request.to_json())
+        if limit < 2 or first.attempts > 1 or not worker.pace.batch_pays(kind):
+            return []
+        chosen: list[Job] = []
+        pictures = first.request.num_images
+        while worker.takes_jobs and (wanted := self.router.next_beside(first.id)) is not None:
+            job = await self._ledger.store.get(wanted.job)
+            pictures += 0 if job is None else job.request.num_images
+            if job is None or job.attempts > 0 or pictures > limit:
+                break
+            if job.request.batch_key != first.request.batch_key or not worker.takes_jobs:
+                break
+            self.router.begin_beside(wanted, first.id)
+            try:
+                claimed = await self._ledger.claim_at(self._line.seqs.get(job.id, -1), worker.name)
+            except StorageUnavailable:
+                self._undo_job(job.id)
+                break  # what is claimed goes
+            if claimed is None:  # it was cancelled meanwhile
+                self.router.ended(job.id)
+                continue
+            self._sent[job.id] = worker
+            chosen.append(claimed)
+        if chosen:
+            log.info(
+                "%d jobs are drawn together with %s",
+                len(chosen),
+                first.id,
+                extra={"action": "jobs_together", "job_id": [job.id for job in chosen]},
+            )
+        return chosen
+
+    def _batch_limit(self, worker: Worker) -> int:
+        if not isinstance(worker, FleetWorker):
+            return super()._batch_limit(worker)
+        return worker.max_batch_size or (EXACT_BATCH_SIZE if worker.batches_exactly else 1)
 
     def _undo(self, decision: Decision) -> None:
+        self._undo_job(decision.job)
+
+    def _undo_job(self, job_id: str) -> None:
         """The job waits on; the line has it still."""
-        self.router.ended(decision.job)
-        if decision.job in self._line.seqs:
-            self._line.came[decision.job] = None
+        self.router.ended(job_id)
+        if job_id in self._line.seqs:
+            self._line.came[job_id] = None
         self.wake()

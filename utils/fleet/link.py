@@ -6,6 +6,7 @@ replica that is gone becomes `ReplicaGone` here, and nowhere else.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
@@ -15,6 +16,8 @@ from typing import Any
 from utils.fleet import messages
 
 PART_BYTES = 4 * 2**20
+# A replica says at once whether it takes a job; Ray holds the call while others fill its place for calls.
+TAKEN_SECONDS = 15.0
 
 
 class ReplicaGone(Exception):
@@ -55,8 +58,21 @@ class Link:
     def watch(self, door: str) -> AsyncIterator[str]:
         return self._stream("watch", door)
 
-    def run(self, job_id: str, request: dict[str, Any]) -> AsyncIterator[Any]:
-        return self._stream("run", job_id, json.dumps(request))
+    def listen(self) -> AsyncIterator[str]:
+        """The same for a door that gives it no jobs: they stay those of the door that watches."""
+        return self._stream("listen")
+
+    async def run(self, requests: dict[str, dict[str, Any]]) -> AsyncIterator[Any]:
+        """Have jobs drawn together. Raises ReplicaRefused where the call does not get through."""
+        said = self._stream("run_together", json.dumps(list(requests.items())))
+        try:
+            async with asyncio.timeout(TAKEN_SECONDS):
+                first = await anext(said)
+        except TimeoutError as error:
+            raise ReplicaRefused(f"it took no call within {TAKEN_SECONDS:g} s") from error
+        yield first
+        async for each in said:
+            yield each
 
     async def _call(self, method: str, *values: Any) -> Any:
         response = self._handle.options(method_name=method).remote(*values, to=self._replica)

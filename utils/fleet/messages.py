@@ -27,6 +27,7 @@ class Hello:
     gpus: list[dict[str, Any]] = field(default_factory=list)
     is_apple: bool = False
     pid: int = 0
+    max_batch_size: int = 0  # FLUX_MAX_BATCH_SIZE there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ on when the front door ends by accident, and the next start finds them by `head.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -132,6 +133,8 @@ class Head:
         self._machine = machine
         self._note = fleet_folder(settings) / "head.json"
         self._lock: int | None = None
+        self._process: psutil.Process | None = None
+        self.log_path = fleet_folder(settings) / "ray.log"
 
     def start(self) -> str:
         """The address of the cluster's first machine, whose processes run. Raises ConfigurationError."""
@@ -143,13 +146,13 @@ class Head:
         given = self._given()
         if self._running() is not None:
             if self._read_note().get("given") == given and answers(address):
+                self._process = self._running()
                 return address
             self.stop()  # it was started with other settings, or does not answer
         if answers(address):
             raise ConfigurationError(
                 f"FLUX_FLEET_PORT = {port}: another program answers there; choose another port"
             )
-        log_path = fleet_folder(self._settings) / "ray.log"
         arguments = [
             *_start_arguments(self._settings, self._machine),
             "--head",
@@ -160,7 +163,7 @@ class Head:
             "--include-dashboard=false",
             "--include-log-monitor=false",
         ]
-        with open(log_path, "wb") as output:
+        with open(self.log_path, "wb") as output:
             process = subprocess.Popen(
                 arguments,
                 cwd=ROOT,
@@ -175,27 +178,51 @@ class Head:
         while not answers(address):
             if process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
-                said = log_path.read_text(errors="replace").strip().splitlines()[-3:]
+                said = self.log_path.read_text(errors="replace").strip().splitlines()[-3:]
                 raise ConfigurationError(
-                    f"Ray did not start, {log_path} says: {' '.join(said) or 'nothing'}"
+                    f"Ray did not start, {self.log_path} says: {' '.join(said) or 'nothing'}"
                 )
             time.sleep(0.1)
+        self._process = self._running()
         return address
+
+    @property
+    def is_up(self) -> bool:
+        """Whether Ray's processes run, once they were started; they end together when one of them does."""
+        process = self._process
+        try:
+            return process is not None and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
 
     def stop(self) -> None:
         """End what runs, and wait for it; nothing where it is another front door's."""
         if self._lock is None:
             return
-        process = self._running()
-        if process is not None:
-            family = [process, *process.children(recursive=True)]
-            process.terminate()
-            _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
-            for each in alive:
-                each.kill()
-            psutil.wait_procs(alive, timeout=STOP_SECONDS)
+        # One that a stop has caught being started is not in the note yet; its own may be missing here still.
+        started = [process for process in [self._running(), *self._children()] if process]
+        family = list({*started, *(each for one in started for each in _children_of(one))})
+        for process in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+        _end(family, after_seconds=STOP_SECONDS)
+        _end(self._left(), after_seconds=0.0)
         self._note.unlink(missing_ok=True)
         remove_temporary(fleet_folder(self._settings))
+
+    def _children(self) -> list[psutil.Process]:
+        """Of this process, those that are Ray's."""
+        ours = set(self._left())
+        return [process for process in psutil.Process().children() if process in ours]
+
+    def _left(self) -> list[psutil.Process]:
+        """Every process that was started with this fleet's folder, which nobody else's has."""
+        folder = str(private_folder(fleet_folder(self._settings)))
+        return [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if any(folder in word for word in process.info["cmdline"] or ())
+        ]
 
     def _take_lock(self) -> None:
         """Ends with this process. Raises ConfigurationError where another front door has it."""
@@ -234,6 +261,22 @@ class Head:
             return process if is_same and process.status() != psutil.STATUS_ZOMBIE else None
         except (KeyError, TypeError, ValueError, psutil.Error):
             return None
+
+
+def _children_of(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _end(processes: list[psutil.Process], after_seconds: float) -> None:
+    """See them gone: those that are still there after a while are killed."""
+    _, alive = psutil.wait_procs(processes, timeout=after_seconds)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=STOP_SECONDS)
 
 
 def answers(address: str) -> bool:

@@ -1,8 +1,8 @@
 """A worker on a machine of the fleet, as a replica of Ray Serve.
 
 It has what a single service has for a card: `utils/worker/parent.Worker` with its child process. The front
-door hears everything that it says by one long call, `watch`, and tells it things by `tell`; a job is a call,
-`run`, which lasts until its pictures have been handed over. What is here belongs to one front door at a
+door hears everything that it says by one long call, `watch`, and tells it things by `tell`; a job, or several that
+are drawn together, is a call which lasts until all pictures have been handed over. What is here belongs to one front door at a
 time: jobs of an earlier one are left when the next begins to watch.
 """
 
@@ -15,7 +15,7 @@ import json
 import logging
 import os
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import psutil
@@ -37,15 +37,22 @@ log = logging.getLogger(__name__)
 PULSE_SECONDS = 5.0
 CHUNK_BYTES = 4 * 2**20
 UNWANTED_KEPT = 100  # jobs that were cancelled before they came
-TAKEN, REFUSED = "taken", "refused"
+TAKEN, REFUSED, ENDED = "taken", "refused", "ended"
 
 
 @dataclass(slots=True)
 class _Job:
-    """A job that is here: what is told of its end, and when."""
+    """A job that is here: what came of it, and to whom its end is told."""
 
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    id: str
+    ends: asyncio.Queue[_Job]
     files: tuple[str, ...] = ()
+    has_ended: bool = False
+
+    def end(self, files: tuple[str, ...] = ()) -> None:
+        if not self.has_ended:
+            self.has_ended, self.files = True, files
+            self.ends.put_nowait(self)
 
 
 class Replica:
@@ -73,6 +80,7 @@ class Replica:
         self._unwanted: collections.OrderedDict[str, None] = collections.OrderedDict()
         self._door = ""
         self._lines: asyncio.Queue[str | None] | None = None
+        self._others: set[asyncio.Queue[str | None]] = set()  # doors that listen beside it
         self._changing = asyncio.Lock()
         self._able = self._machine.able(self._slot)
 
@@ -116,32 +124,73 @@ class Replica:
             if self._lines is lines:
                 self._lines = None
 
+    async def listen(self, *, to: str) -> AsyncIterator[str]:
+        """The same for a front door that does not route: nothing changes here by its listening."""
+        lines: asyncio.Queue[str | None] = asyncio.Queue()
+        lines.put_nowait(messages.encode(self._hello()))
+        if self._worker is not None:
+            self._retell(self._worker, lines)
+        pulse = asyncio.create_task(self._tell_pulse(lines), name="pulse")
+        self._others.add(lines)
+        try:
+            while (line := await lines.get()) is not None:
+                yield line
+        finally:
+            pulse.cancel()
+            self._others.discard(lines)
+
     async def run(self, job_id: str, request: str, *, to: str | None = None) -> AsyncIterator[Any]:
         """Draw a job, here or where Ray sends it. `taken` or `refused` at once, and after its end (name, part, is_last) of its pictures' files."""
+        async for said in self._draw({job_id: json.loads(request)}):
+            if not (isinstance(said, str) and said.startswith(ENDED)):
+                yield said
+
+    async def run_together(self, jobs: str, *, to: str) -> AsyncIterator[Any]:
+        """The same of [id, request] pairs that can be drawn together; after the pictures of each `ended` and its id."""
+        async for said in self._draw(dict(json.loads(jobs))):
+            yield said
+
+    async def _draw(self, requests: dict[str, Any]) -> AsyncIterator[Any]:
         worker = self._worker
-        if job_id in self._unwanted:
+        wanted = {id: each for id, each in requests.items() if id not in self._unwanted}
+        if not wanted:
             yield f"{REFUSED}: it was cancelled on its way"
             return
-        if worker is None or not worker.takes_jobs or job_id in self._jobs:
+        if worker is None or not worker.takes_jobs or self._jobs.keys() & wanted.keys():
             yield f"{REFUSED}: the worker is {'asleep' if worker is None else worker.state.value}"
             return
-        job = self._jobs[job_id] = _Job()
+        ends: asyncio.Queue[_Job] = asyncio.Queue()
+        here = {job_id: _Job(job_id, ends) for job_id in wanted}
+        self._jobs |= here
         try:
-            await worker.run([(job_id, json.loads(request))], is_alone=False)
+            await worker.run(list(wanted.items()), is_alone=False)
             yield TAKEN
-            await job.ended.wait()
-            folder = self._machine.settings.storage.output_dir / images.STAGING
-            for name in job.files:
-                data = await asyncio.to_thread((folder / name).read_bytes)
-                for start in range(0, len(data), CHUNK_BYTES):
-                    part = data[start : start + CHUNK_BYTES]
-                    yield (name, part, start + CHUNK_BYTES >= len(data))
+            for job_id in requests.keys() - wanted.keys():
+                self._say(events.WasCancelled(job_id=job_id))
+            while here:
+                job = await ends.get()
+                async for part in self._pictures(job):
+                    yield part
+                yield f"{ENDED} {job.id}"
+                self._let_go(here.pop(job.id))
         finally:
-            if not job.ended.is_set():  # the front door is gone, or wants it no more
-                await worker.cancel(job_id)
-            self._jobs.pop(job_id, None)
-            if job.ended.is_set():
-                images.discard_staged(self._machine.settings.storage.output_dir, job_id)
+            for job in here.values():
+                if not job.has_ended:  # the front door is gone, or wants it no more
+                    await worker.cancel(job.id)
+                self._let_go(job)
+
+    async def _pictures(self, job: _Job) -> AsyncIterator[tuple[str, bytes, bool]]:
+        folder = self._machine.settings.storage.output_dir / images.STAGING
+        for name in job.files:
+            data = await asyncio.to_thread((folder / name).read_bytes)
+            for start in range(0, len(data), CHUNK_BYTES):
+                part = data[start : start + CHUNK_BYTES]
+                yield (name, part, start + CHUNK_BYTES >= len(data))
+
+    def _let_go(self, job: _Job) -> None:
+        self._jobs.pop(job.id, None)
+        if job.has_ended:
+            images.discard_staged(self._machine.settings.storage.output_dir, job.id)
 
     async def tell(self, line: str, *, to: str) -> None:
         """A word of the front door's to the worker."""
@@ -231,6 +280,7 @@ class Replica:
             gpus=[asdict(gpu) for gpu in self._slot.gpus],
             is_apple=self._slot.is_apple,
             pid=os.getpid(),
+            max_batch_size=self._machine.settings.worker.max_batch_size,
         )
 
     def _make_worker(self, slot: WorkerSlot) -> Worker:
@@ -279,7 +329,7 @@ class Replica:
     async def _leave_jobs(self) -> None:
         """An earlier front door's: what they were put back for is drawn anew, here or elsewhere."""
         for job in list(self._jobs.values()):
-            job.ended.set()
+            job.end()
         if self._worker is not None:
             for job_id in list(self._worker.jobs):
                 await self._worker.cancel(job_id)
@@ -297,8 +347,7 @@ class Replica:
         if job is None:  # nobody waits for its files
             images.discard_staged(self._machine.settings.storage.output_dir, job_id)
         else:
-            job.files = files
-            job.ended.set()
+            job.end(files)
 
     def _say(self, message: Any) -> None:
         if self._lines is not None:

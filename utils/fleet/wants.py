@@ -31,8 +31,8 @@ def wanted_of(
         model=request.model,
         work=work_of(request),
         lora_set=lora_set(request),
-        # What another program draws goes where that program is.
-        resources=frozenset({MFLUX} & {request.backend}),
+        # What another program draws goes where that program is, a precision where it is had.
+        resources=frozenset({MFLUX} & {request.backend} | {request.precision} - {None}),
         avoid=avoid,
     )
 

@@ -11,7 +11,8 @@ import asyncio
 import collections
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from config.catalog import DefaultModel
@@ -21,13 +22,15 @@ from fleet.replica import ReplicaStats
 from models.precision import profile_of
 from models.types import GenerationRequest
 from utils import images
+from utils.dispatcher import Kind
 from utils.fleet import messages
 from utils.fleet.door_files import DoorFiles
 from utils.fleet.link import Link, ReplicaFailed, ReplicaGone, ReplicaRefused
-from utils.fleet.replica import REFUSED, TAKEN
+from utils.fleet.replica import ENDED, REFUSED, TAKEN
 from utils.fleet.report import finishing
 from utils.fleet.wants import lora_set, work_of
 from utils.gpu_manager import Gpu, WorkerSlot
+from utils.pace import Pace
 from utils.worker import events
 from utils.worker.parent import Death, GivenJob, Worker, WorkerListener, WorkerState
 
@@ -37,6 +40,17 @@ KEPT_LORA_SETS = 8
 NEWEST_SHARE = 0.3  # of a job's seconds in the average
 SILENT_SECONDS = 45.0  # a replica tells something every five
 KILL_PATIENCE_SECONDS = 15.0
+REFUSED_SECONDS = 0.5  # after a refusal; doubled by each that follows it
+REFUSED_MAX_SECONDS = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """A job on its way: the call that brings it, whether its pictures have arrived, and how many are drawn with it."""
+
+    bringing: asyncio.Task[None]
+    arrived: asyncio.Future[None]
+    beside: int
 
 
 class FleetListener(WorkerListener, Protocol):
@@ -76,6 +90,8 @@ class FleetWorker(Worker):
         self.reasons = dict(hello.reasons)
         self.memory_gib = hello.memory_gib
         self.pid = hello.pid
+        self.max_batch_size = hello.max_batch_size
+        self.pace = Pace()
         self.is_draining = False  # with its machine
         self.is_leaving = False  # it is one too many, and sleeps when it has nothing left
         self.is_asleep = False
@@ -91,7 +107,9 @@ class FleetWorker(Worker):
         self._end_process = end_process
         self._heard = ""
         self._lora_sets: collections.OrderedDict[tuple[str, str], None] = collections.OrderedDict()
-        self._bringing: dict[str, asyncio.Task[None]] = {}
+        self._ways: dict[str, _Way] = {}  # by job
+        self._refusals = 0  # in a row
+        self._refuses_until = 0.0  # monotonic seconds
         self._telling: set[asyncio.Task[None]] = set()
         self._is_told = asyncio.Lock()
 
@@ -117,7 +135,11 @@ class FleetWorker(Worker):
             job_seconds=dict(self.job_seconds),
             load_seconds=dict(self.load_seconds),
             load=self.processors,
-            is_draining=self.is_draining or self.is_leaving or self.is_asleep or not is_up,
+            is_draining=self.is_draining
+            or self.is_leaving
+            or self.is_asleep
+            or not is_up
+            or self._monotonic() < self._refuses_until,
         )
 
     # The face of a worker
@@ -132,26 +154,34 @@ class FleetWorker(Worker):
     async def stop(self) -> None:
         """Listen no more. Jobs that run are put back by whoever stops us; the replica leaves them."""
         self._stopping.set()
-        for job_id in list(self.jobs):
-            await self.cancel_quietly(job_id)
+        await self._leave_all()
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.gather(self._supervisor, return_exceptions=True)
+
+    async def lose(self, why: str) -> None:
+        """It cannot be reached any more: what it had goes back into the line."""
+        self._kill_reason = ("worker_lost", why)
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
 
     async def run(self, jobs: Sequence[tuple[str, dict[str, Any]]], *, is_alone: bool) -> None:
         await super().run(jobs, is_alone=is_alone)
-        for job_id, request in jobs:
-            self._heard = job_id
-            self._bringing[job_id] = asyncio.create_task(
-                self._bring(job_id, request), name=f"bring {job_id}"
-            )
+        self._heard = jobs[-1][0]
+        requests = dict(jobs)
+        bringing = asyncio.create_task(self._bring(requests), name=f"bring {', '.join(requests)}")
+        loop = asyncio.get_running_loop()
+        for job_id in requests:
+            self._ways[job_id] = _Way(bringing, loop.create_future(), len(jobs))
 
-    async def cancel_quietly(self, job_id: str) -> None:
-        """Have the replica leave a job that stays ours."""
-        bringing = self._bringing.pop(job_id, None)
-        if bringing is not None:
-            bringing.cancel()  # which ends the call there, and with it the job
-            await asyncio.gather(bringing, return_exceptions=True)
+    async def _leave_all(self) -> None:
+        """Have the replica leave its jobs, which stay ours."""
+        ways, self._ways = list(self._ways.values()), {}
+        for way in ways:
+            way.bringing.cancel()  # which ends the call there, and with it the jobs
+            way.arrived.cancel()
+        await asyncio.gather(*(way.bringing for way in ways), return_exceptions=True)
 
     def kill(self, code: str, why: str) -> None:
         log.error("replica %s is ended: %s", self.name, why, extra={"action": "worker_killed"})
@@ -203,8 +233,7 @@ class FleetWorker(Worker):
             why = str(error)
         except asyncio.CancelledError:
             why = "the service stops"
-        for job_id in list(self._bringing):
-            await self.cancel_quietly(job_id)
+        await self._leave_all()
         for task in self._telling:
             task.cancel()
         code, why = self._kill_reason or ("worker_lost", why)
@@ -246,26 +275,29 @@ class FleetWorker(Worker):
                     _note(self.load_seconds, message.model, message.milliseconds / 1000)
                 if isinstance(message, events.Begun):
                     self.is_asleep = False  # another caller's job kept it awake
+                if isinstance(message, events.Drawn):
+                    kind = Kind(message.model, message.width, message.height)
+                    self.pace.batch_took(kind, message.pictures, message.milliseconds)
 
     async def _end(self, event: Any) -> None:
         """Of a job: told when its pictures are here."""
-        bringing = self._bringing.get(event.job_id)
-        if bringing is not None and isinstance(event, events.Finished):
-            await asyncio.gather(bringing, return_exceptions=True)
+        way = self._ways.get(event.job_id)
+        if way is not None and isinstance(event, events.Finished):
+            await asyncio.wait([way.arrived])
         given = self.jobs.get(event.job_id)
         if given is None or self.state is WorkerState.STOPPED:
             return  # it ended otherwise meanwhile
-        self._bringing.pop(event.job_id, None)
+        self._ways.pop(event.job_id, None)
         if isinstance(event, events.Finished):
-            if bringing is None or bringing.cancelled():
+            if way is None or way.arrived.cancelled():
                 return
-            error = bringing.exception()
+            error = way.arrived.exception()
             if isinstance(error, ReplicaGone):
                 return  # the stream of events ends, too, and tells what becomes of its jobs
             if error is not None:
                 event = self._not_brought(event.job_id, error)
             else:
-                self._note_success(given)
+                self._note_success(given, way.beside)
         await self._take(event)
         self.idle_since = self._monotonic()
 
@@ -280,10 +312,10 @@ class FleetWorker(Worker):
             message=f"the picture was drawn and could not be brought from {self.name}; the log has the details",
         )
 
-    def _note_success(self, given: GivenJob) -> None:
+    def _note_success(self, given: GivenJob, beside: int) -> None:
         request = GenerationRequest.from_json(given.request)
-        # Drawing and saving; what it waited for and what was loaded for it is not its own.
-        seconds = self._monotonic() - (given.drawing_since or given.given_at)
+        # Drawing and saving, and of a batch its share; what it waited for and what was loaded for it is not its own.
+        seconds = (self._monotonic() - (given.drawing_since or given.given_at)) / beside
         _note(self.job_seconds, request.model, seconds / work_of(request))
         if name := lora_set(request):
             self._lora_sets[request.model, name] = None
@@ -292,8 +324,7 @@ class FleetWorker(Worker):
                 self._lora_sets.popitem(last=False)
 
     async def _note_death(self, died: messages.Died) -> None:
-        for job_id in list(self._bringing):
-            await self.cancel_quietly(job_id)
+        await self._leave_all()
         jobs = tuple(self.jobs.values())
         self._forget_worker()
         self.state, self.last_death = WorkerState.RESTARTING, died.exit_text
@@ -310,48 +341,100 @@ class FleetWorker(Worker):
 
     # A job's way there and back
 
-    async def _bring(self, job_id: str, request: dict[str, Any]) -> None:
-        """Bring a job and what it needs to the replica, and its pictures into staging."""
-        parts: dict[str, list[bytes]] = collections.defaultdict(list)
+    async def _bring(self, requests: dict[str, dict[str, Any]]) -> None:
+        """Bring jobs that are drawn together, and what they need, to the replica, and their pictures into staging."""
         try:
-            await self._files.provide(self.node, self._link, GenerationRequest.from_json(request))
+            ready = await self._provide(requests)
+            if ready:
+                await self._exchange(ready)
+        except ReplicaRefused as refused:
+            self._note_refusal()
+            await self._give_back(requests, str(refused))
+        except ReplicaGone as gone:
+            for (
+                job_id
+            ) in requests:  # the stream of events ends, too, and tells what became of its jobs
+                self._arrive(job_id, gone)
+        except ReplicaFailed as error:
+            log.exception("jobs failed", extra={"action": "job_failed", "job_id": list(requests)})
+            text = f"replica {self.name} failed ({error}); the service's log has the details"
+            for job_id in requests:
+                if job_id in self._ways and not self._ways[job_id].arrived.done():
+                    await self._fail(job_id, "internal", text)
+
+    async def _provide(self, requests: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Those whose files are on the replica's machine; the others have ended."""
+        ready = {}
+        for job_id, request in requests.items():
+            try:
+                needs = GenerationRequest.from_json(request)
+                await self._files.provide(self.node, self._link, needs)
+            except FluxError as error:
+                await self._fail(job_id, error.code, error.message)
+                continue
             given = self.jobs.get(job_id)
-            if given is None:
-                return
-            if given.unwanted_since is not None:
-                return await self._take(events.WasCancelled(job_id=job_id))
-            async for said in self._link.run(job_id, request):
-                if isinstance(said, str):
-                    if said.startswith(REFUSED):
-                        raise ReplicaRefused(said)
-                    assert said == TAKEN
-                    continue
+            if given is not None and given.unwanted_since is not None:
+                self._forget_way(job_id)
+                await self._take(events.WasCancelled(job_id=job_id))
+            elif given is not None:
+                ready[job_id] = request
+        return ready
+
+    async def _exchange(self, requests: dict[str, dict[str, Any]]) -> None:
+        parts: dict[str, list[bytes]] = collections.defaultdict(list)
+        faults: dict[str, OSError] = {}
+        async for said in self._link.run(requests):
+            if not isinstance(said, str):
                 name, part, is_last = said
                 parts[name].append(part)
                 if is_last:
-                    data = b"".join(parts.pop(name))
-                    folder = self._settings.storage.output_dir
-                    await asyncio.to_thread(images.stage, data, folder, name)
-        except ReplicaRefused as refused:
-            await self._give_back(job_id, str(refused))
-        except ReplicaGone:
-            raise  # the stream of events ends, too, and tells what became of its jobs
-        except FluxError as error:
-            await self._fail(job_id, error.code, error.message)
-        except ReplicaFailed as error:
-            log.exception("a job failed", extra={"action": "job_failed", "job_id": job_id})
-            text = f"replica {self.name} failed ({error}); the service's log has the details"
-            await self._fail(job_id, "internal", text)
+                    await self._stage(name, b"".join(parts.pop(name)), faults)
+            elif said.startswith(REFUSED):
+                raise ReplicaRefused(said)
+            elif said == TAKEN:
+                self._refusals = 0
+            else:
+                job_id = said.removeprefix(f"{ENDED} ")
+                self._arrive(job_id, faults.get(job_id))
 
-    async def _give_back(self, job_id: str, why: str) -> None:
-        self._bringing.pop(job_id, None)
-        if self.jobs.pop(job_id, None) is not None:
-            if not self.jobs:
-                self._idle_again(WorkerState.BUSY)
-            await self._fleet.on_refused(self, job_id, why)
+    async def _stage(self, name: str, data: bytes, faults: dict[str, OSError]) -> None:
+        try:
+            await asyncio.to_thread(images.stage, data, self._settings.storage.output_dir, name)
+        except OSError as error:
+            faults[images.job_of(name)] = error  # of this job alone
+
+    def _arrive(self, job_id: str, error: BaseException | None) -> None:
+        """All of a job's pictures are here, or do not come."""
+        way = self._ways.get(job_id)
+        if way is None or way.arrived.done():
+            return
+        if error is None:
+            way.arrived.set_result(None)
+        else:
+            way.arrived.set_exception(error)
+            way.arrived.exception()  # its end may be told otherwise
+
+    def _forget_way(self, job_id: str) -> None:
+        way = self._ways.pop(job_id, None)
+        if way is not None:
+            way.arrived.cancel()
+
+    def _note_refusal(self) -> None:
+        """It is left alone for a while, which grows: another may take the job, and nobody is asked in a circle."""
+        pause = min(REFUSED_MAX_SECONDS, REFUSED_SECONDS * 2**self._refusals)
+        self._refusals += 1
+        self._refuses_until = self._monotonic() + pause
+
+    async def _give_back(self, job_ids: Iterable[str], why: str) -> None:
+        for job_id in job_ids:
+            self._forget_way(job_id)
+            if self.jobs.pop(job_id, None) is not None:
+                if not self.jobs:
+                    self._idle_again(WorkerState.BUSY)
+                await self._fleet.on_refused(self, job_id, why)
 
     async def _fail(self, job_id: str, code: str, message: str) -> None:
-        self._bringing.pop(job_id, None)
+        self._forget_way(job_id)
         if job_id in self.jobs:
             await self._take(events.Failed(job_id=job_id, code=code, message=message))
 
@@ -365,10 +448,10 @@ class FleetWorker(Worker):
     async def _tell_now(self, message: Any) -> None:
         async with self._is_told:  # in their order
             try:
-                await self._link.tell(message)
+                await self._tell_until_heard(message)
             except ReplicaGone:
                 pass  # the stream of events ends, too
-            except (ReplicaFailed, ReplicaRefused) as error:
+            except ReplicaFailed as error:
                 log.error(
                     "%s was not told %s: %s",
                     self.name,
@@ -376,6 +459,13 @@ class FleetWorker(Worker):
                     error,
                     extra={"action": "not_told"},
                 )
+
+    async def _tell_until_heard(self, message: Any) -> None:
+        while True:
+            try:
+                return await self._link.tell(message)
+            except ReplicaRefused:  # Ray has too many calls that wait
+                await asyncio.sleep(REFUSED_SECONDS)
 
 
 def _note(seconds: dict[str, float], model: str, newest: float) -> None:

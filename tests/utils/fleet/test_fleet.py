@@ -1,4 +1,4 @@
-"""A fleet of real Ray processes: two replicas beside the front door and one on a machine that joins it.
+"""A fleet of real Ray processes: a Mac with two replicas beside the front door, and a machine of four bits that joins it.
 
 One fleet for the whole file; every test leaves it whole.
 """
@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from config.settings import ROOT
+from tests import mflux_stand_in
 from tests.api.dialects.test_fleet import PYTHON_EXAMPLE, node_runs
 from tests.fleet_service import RunningFleet
 from tests.operations.documents import documents
@@ -56,12 +57,18 @@ SIZE = {"width": 128, "height": 128, "num_inference_steps": 2}
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
+    folder = tmp_path_factory.mktemp("fleet")
+    mflux_stand_in.install(folder / "bin")
     running = RunningFleet(
-        tmp_path_factory.mktemp("fleet"), TEST_ANYWHERE="1", FLUX_MAX_QUEUE_SIZE="50"
+        folder,
+        TEST_ANYWHERE="1",
+        TEST_MAC="first",
+        PATH=f"{folder / 'bin'}:{os.environ['PATH']}",
+        FLUX_MAX_QUEUE_SIZE="50",
     )
     running.start()
     try:
-        running.join("second")
+        running.join("second", precision="fp4")
         running.wait_for(*ALL)
         yield running
     finally:
@@ -147,7 +154,7 @@ def test_killed_machine_its_job_is_drawn_elsewhere(whole: RunningFleet) -> None:
     for job in held.values():
         assert whole.wait_for_job(job["id"])["status"] == "succeeded"
     assert whole.job(there["id"])["attempts"] == 2
-    whole.join("second")
+    whole.join("second", precision="fp4")
 
 
 def test_killed_front_door_every_job_ends_once_and_replicas_stay(whole: RunningFleet) -> None:

@@ -79,7 +79,7 @@ def run(test: Callable[[Alone, Watch], Coroutine[Any, Any, None]]) -> None:
         finally:
             await watch.close()
             for job in replica._jobs.values():
-                job.ended.set()
+                job.end()
             await replica.end()
 
     asyncio.run(whole())
