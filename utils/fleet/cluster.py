@@ -26,6 +26,8 @@ HEALTH_TIMEOUT_SECONDS = 60.0
 END_SECONDS = 5.0
 SHUTDOWN_SECONDS = 10.0  # a machine that is gone would be waited for
 MAX_CALLS = 64  # at a replica at once; whether a job is taken is its worker's word
+# That wait here for each replica, because it has so many; beyond, Ray refuses a call and the job stays in our line.
+MAX_WAITING_CALLS = 16
 
 
 class Cluster:
@@ -76,6 +78,20 @@ class Cluster:
                     )
             return dict(self._handles)
 
+    def find(self) -> dict[str, Any]:
+        """Ray's handles of the deployments that another front door made."""
+        from ray import serve
+
+        with self._turn:
+            self._counts.clear()  # another door's word counts
+            there = serve.status().applications
+            for precision in known_precisions():
+                if f"flux-{precision}" in there and precision not in self._handles:
+                    handle = serve.get_deployment_handle(precision, f"flux-{precision}")
+                    _begin_to_route(handle)
+                    self._handles[precision] = handle
+            return dict(self._handles)
+
     def _deploy(self, precision: str, count: int) -> Any:
         from ray import serve
         from ray.serve.config import RequestRouterConfig
@@ -86,6 +102,7 @@ class Cluster:
             name=precision,
             num_replicas=count,
             max_ongoing_requests=MAX_CALLS,
+            max_queued_requests=MAX_WAITING_CALLS * count,
             health_check_period_s=HEALTH_SECONDS,
             health_check_timeout_s=HEALTH_TIMEOUT_SECONDS,
             graceful_shutdown_timeout_s=END_SECONDS,
@@ -110,9 +127,7 @@ class Cluster:
             ],
             wait_for_applications_running=False,
         )
-        # The router is made with the first call otherwise, and it is what tells who is there.
-        if not handle.is_initialized:
-            handle._init()
+        _begin_to_route(handle)
         return handle
 
     def end_process(self, seat: Seat) -> None:
@@ -139,3 +154,9 @@ class Cluster:
             ending.start()
             ending.join(SHUTDOWN_SECONDS)
         ray.shutdown()
+
+
+def _begin_to_route(handle: Any) -> None:
+    """The router is made with the first call otherwise, and it is what tells who is there."""
+    if not handle.is_initialized:
+        handle._init()

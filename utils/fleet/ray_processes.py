@@ -31,6 +31,11 @@ START_SECONDS = 180.0
 STOP_SECONDS = 20.0
 OMP = "FLEET_OMP_NUM_THREADS"  # what the operator said, before Ray does
 MIB = 2**20
+# Settings that no replica reads: with others the same replicas are kept, and their models.
+FRONT_DOORS_OWN = {
+    **dict.fromkeys(("server", "queue", "cloud", "cleanup"), True),
+    "fleet": {"fleet_min_replicas", "fleet_max_replicas", "fleet_idle_seconds"},
+}
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -241,7 +246,8 @@ class Head:
     def _given(self) -> str:
         """What replicas are started with, as a digest: they read this machine's settings once."""
         named = self._settings.model_dump(
-            mode="json", exclude={"server", "queue", "cloud", "cleanup"}
+            mode="json",
+            exclude=FRONT_DOORS_OWN,
         )
         what = [named, self._machine.resources]
         return sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

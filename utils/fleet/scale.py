@@ -1,18 +1,23 @@
 """How many replicas have a worker, by how much waits: the others sleep and give their memory back.
 
-Replicas are where the machines have places; a sleeping one is a small process that holds no model and no card. `fleet/scaling.py` decides.
+Replicas are where the machines have places; a sleeping one is a small process that holds no model and no card.
+`fleet/scaling.py` decides how many; of those that sleep the ones are woken that can draw what waits, and a job that
+none awake could ever draw has one woken for it, within the limits.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from config.settings import FleetSettings
+from fleet.replica import Profile
 from fleet.scaling import ScaleLimits, ScaleState, decide
+from fleet.waiting import Kind
 from utils.fleet.queue import FleetQueue
 from utils.fleet.worker import FleetWorker
 
@@ -37,6 +42,7 @@ class Scale:
         self._settings = settings
         self._monotonic = monotonic
         self._state = ScaleState()
+        self._making_room: set[str] = set()  # who is leaving for another kind of jobs
 
     async def go_on(self) -> None:
         if not self._settings.fleet_min_replicas and not self._settings.fleet_max_replicas:
@@ -59,8 +65,9 @@ class Scale:
 
     def look(self) -> None:
         here = [worker for worker in self._replicas if not worker.is_draining]
-        if not here:
+        if not here or not self._queue.dispatcher.routes:
             return
+        self._wake_for_stuck(here)
         awake = [worker for worker in here if not worker.is_asleep]
         router = self._queue.dispatcher.router
         # One that starts counts: it is on its way.
@@ -76,21 +83,66 @@ class Scale:
         by_id = {worker.replica: worker for worker in here}
         for replica in scaling.gone:
             by_id[replica].sleep()
+            self._making_room.discard(replica)
         if scaling.drain is not None:
             by_id[scaling.drain].is_leaving = True
             self._say("has nothing to do", by_id[scaling.drain], scaling.reason)
         lacking = scaling.target - sum(not worker.is_leaving for worker in awake)
-        for worker in sorted(here, key=lambda worker: worker.is_asleep):
-            if lacking <= 0:
-                break
-            if worker.is_leaving or worker.is_asleep:
-                worker.is_leaving = False
-                if worker.is_asleep:
-                    worker.wake()
-                self._say("is needed", worker, scaling.reason)
+        waiting = list(router.waiting.kinds())
+        for worker in sorted(here, key=lambda worker: (-_use(worker, waiting), worker.is_asleep)):
+            may = worker.is_leaving and worker.replica not in self._making_room
+            may |= worker.is_asleep and self._has_room(here)
+            if lacking > 0 and may:
+                self._call_back(worker, scaling.reason)
                 lacking -= 1
         self._queue.wake()
+
+    def _has_room(self, here: Sequence[FleetWorker]) -> bool:
+        """Whether one more may be awake; one that is leaving has its memory still."""
+        return sum(not worker.is_asleep for worker in here) < self.limits(len(here)).most
+
+    def _wake_for_stuck(self, here: Sequence[FleetWorker]) -> None:
+        """A kind of jobs that no replica awake can draw has one woken, or one set aside to make room for it."""
+        kinds = list(self._queue.dispatcher.router.waiting.kinds())
+        for kind in sorted(kinds, key=lambda kind: kind.oldest):
+            able = [worker for worker in here if Profile.of(worker.stats()).can_run(kind.example)]
+            if not able or any(not (each.is_asleep or each.is_leaving) for each in able):
+                continue
+            awake = [worker for worker in here if not worker.is_asleep]
+            why = f"{kind.model} waits, and nobody awake can draw it so"
+            asleep = [worker for worker in able if worker.is_asleep]
+            spared = [worker for worker in able if worker.is_leaving]
+            spared = [worker for worker in spared if worker.replica not in self._making_room]
+            if spared or (asleep and self._has_room(here)):
+                self._call_back((spared or asleep)[0], why)
+            elif asleep and not any(worker.is_leaving for worker in awake):
+                self._set_one_aside(awake, kind, kinds, why)
+
+    def _set_one_aside(
+        self, awake: Sequence[FleetWorker], stuck: Kind, kinds: Sequence[Kind], why: str
+    ) -> None:
+        """One that draws nothing older: so each gets its turn, and nobody is set aside before it has drawn."""
+        for worker in sorted(awake, key=lambda worker: len(worker.jobs)):
+            profile = Profile.of(worker.stats())
+            own = [kind.oldest for kind in kinds if profile.can_run(kind.example)]
+            if stuck.oldest < min(own, default=math.inf):
+                worker.is_leaving = True
+                self._making_room.add(worker.replica)
+                return self._say("makes room", worker, why)
+
+    def _call_back(self, worker: FleetWorker, why: str) -> None:
+        worker.is_leaving = False
+        self._making_room.discard(worker.replica)
+        if worker.is_asleep:
+            worker.wake()
+        self._say("is needed", worker, why)
 
     def _say(self, what: str, worker: FleetWorker, why: str) -> None:
         extra = {"action": "fleet_scaled", "replica": worker.replica}
         log.info("replica %s %s: %s", worker.name, what, why, extra=extra)
+
+
+def _use(worker: FleetWorker, waiting: Sequence[Kind]) -> int:
+    """How many of the jobs that wait it can draw."""
+    profile = Profile.of(worker.stats())
+    return sum(len(kind) for kind in waiting if profile.can_run(kind.example))
