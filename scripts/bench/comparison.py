@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 HEADER = "| | ours | {other} | ratio (least to greatest) | wanted |\n|---|---|---|---|---|"
 _WANTED = re.compile(r"^(≥|≤|>|<) (\d+(?:\.\d+)?)")
+# The same in a sentence: "ratio 0.54 (0.49 to 0.61), wanted ≥ 0.5".
+_SAID = re.compile(r"\bratio (\d+(?:\.\d+)?)\b[^|;]*\bwanted (≥|≤|>|<) (\d+(?:\.\d+)?)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +52,11 @@ def in_turns(rounds: int, *sides: Callable[[], float]) -> tuple[list[float], ...
 
 
 def verdicts(text: str) -> Iterator[tuple[str, bool]]:
-    """Of every row with something wanted: the row, and whether its median ratio holds it."""
+    """Of every row or sentence with something wanted: its words, and whether its median ratio holds it."""
     for line in text.splitlines():
+        if said := _SAID.search(line):
+            yield line, _holds(float(said[1]), said[2], float(said[3]))
+            continue
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
         wanted = _WANTED.match(cells[-1]) if line.startswith("|") and len(cells) >= 3 else None
         ratio = re.match(r"(\d+(?:\.\d+)?)\b", cells[-2]) if wanted else None

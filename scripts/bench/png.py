@@ -4,7 +4,8 @@
 
 Three pictures of 1024 x 1024 px: the embedded model's samples enlarged, which are smoother than
 what a 12-billion-parameter model draws; the same with a camera's noise (standard deviation 2 of 255);
-and with much noise. Encoders take turns; the first round is not counted.
+and with much noise. Encoders take turns, the order turned round
+each time; the first round is not counted.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import statistics
 import time
 from collections.abc import Callable
 
@@ -21,6 +21,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from config.settings import ROOT
+from scripts.bench.comparison import HEADER, Comparison
 from utils import png
 
 SIDE_PX = 1024
@@ -35,8 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds
-    print("| picture | Pillow, its default | ours | times as fast | times the size |")
-    print("|---|---|---|---|---|")
+    print(HEADER.format(other="Pillow, its default"))
     for name, noise in NOISES.items():
         image = picture(noise)
         encoders = {"pillow": lambda i=image: pillow(i), "ours": lambda i=image: ours(i)}
@@ -44,11 +44,9 @@ def main() -> None:
         with Image.open(io.BytesIO(ours(image))) as again:
             if again.tobytes() != image.tobytes():
                 raise SystemExit(f"{name}: the pixels are not those that went in")
-        print(
-            f"| {name} | {ms['pillow']:.0f} ms, {size['pillow'] / 1e6:.2f} MB "
-            f"| {ms['ours']:.1f} ms, {size['ours'] / 1e6:.2f} MB "
-            f"| {ms['pillow'] / ms['ours']:.1f} | {size['ours'] / size['pillow']:.2f} |"
-        )
+        times = Comparison(what=f"{name}: time, and how many times as fast", ours=ms["ours"], others=ms["pillow"], unit="ms", wanted="≥ 15", inverse=True)  # fmt: skip
+        sizes = Comparison(what=f"{name}: size", ours=[size["ours"] / 1e6], others=[size["pillow"] / 1e6], unit="MB", wanted="≤ 1.2")  # fmt: skip
+        print(f"{times.row()}\n{sizes.row()}", flush=True)
 
 
 def picture(noise: float) -> Image.Image:
@@ -74,17 +72,17 @@ def ours(image: Image.Image) -> bytes:
 
 def compare(
     encoders: dict[str, Callable[[], bytes]], rounds: int
-) -> tuple[dict[str, float], dict[str, int]]:
-    """Median milliseconds and bytes of each."""
+) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """Milliseconds of each in every round, and its bytes."""
     milliseconds: dict[str, list[float]] = {name: [] for name in encoders}
     sizes: dict[str, int] = {}
     for turn in range(rounds + 1):
-        for name, encode in encoders.items():
+        for name in encoders if turn % 2 else reversed(encoders):
             started = time.perf_counter()
-            sizes[name] = len(encode())
+            sizes[name] = len(encoders[name]())
             if turn:
                 milliseconds[name].append((time.perf_counter() - started) * 1000)
-    return {name: statistics.median(values) for name, values in milliseconds.items()}, sizes
+    return milliseconds, sizes
 
 
 if __name__ == "__main__":

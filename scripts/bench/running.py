@@ -28,7 +28,7 @@ END_SECONDS = 10  # between the request to end and SIGKILL
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    output: str
+    output: str  # what it printed; what it said beside that, on its standard error, is no figure
     seconds: float
     failure: str | None  # why, or None when it ended well
 
@@ -46,9 +46,11 @@ def run(
     environ: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Runs Python with these arguments; `say` gets its lines as they come."""
-    started, lines = time.monotonic(), []
+    started = time.monotonic()
+    printed: list[str] = []
+    remarks: list[str] = []
 
-    def listen(stream: IO[str]) -> None:
+    def listen(stream: IO[str], lines: list[str]) -> None:
         for line in stream:
             lines.append(line)
             say(line.rstrip("\n"))
@@ -60,25 +62,33 @@ def run(
             env={**os.environ, **(environ or {}), "TMPDIR": folder, "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
             start_new_session=True,  # Ctrl-C comes here alone, and ends it from here
         )
-        listener = threading.Thread(target=listen, args=(process.stdout,), daemon=True)
-        listener.start()
-        failure = None
+        listeners = [
+            threading.Thread(target=listen, args=each, daemon=True)
+            for each in ((process.stdout, printed), (process.stderr, remarks))
+        ]
+        for listener in listeners:
+            listener.start()
+        is_late = False
         try:
-            status = process.wait(deadline_seconds)
-            if status:
-                failure = _last(lines) or f"it ended with status {status}"
+            process.wait(deadline_seconds)
         except subprocess.TimeoutExpired:
-            failure = f"it was not done after {deadline_seconds:.0f} s and was ended"
+            is_late = True
         finally:
             end_children()
             process.wait()
-            listener.join(END_SECONDS)
-    return Outcome(output="".join(lines), seconds=time.monotonic() - started, failure=failure)
+            for listener in listeners:
+                listener.join(END_SECONDS)
+    failure = None
+    if is_late:
+        failure = f"it was not done after {deadline_seconds:g} s and was ended"
+    elif process.returncode:
+        failure = _last(remarks) or _last(printed) or f"it ended with status {process.returncode}"
+    return Outcome(output="".join(printed), seconds=time.monotonic() - started, failure=failure)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Submits through HTTP beside Huey with SQLite and Celery with Redis: same body, same framework, in turns.
 
-    pip install huey==3.5.4 celery==5.7.0 redis==8.1.0 && apt-get install redis-server
+    python -m scripts.bench.rivals submits && apt-get install redis-server
     python -m scripts.bench.submits [--jobs 10000]
 
 Nobody works: jobs wait, 10,000 of them at the end. The other two are one FastAPI route on uvicorn that checks the
@@ -17,15 +17,16 @@ import asyncio
 import contextlib
 import os
 import platform
-import statistics
+import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import psutil
 
+from scripts.bench import rivals
+from scripts.bench.comparison import HEADER, Comparison
 from scripts.bench.queue import (
     CONNECTIONS,
     ROUNDS,
@@ -92,11 +93,17 @@ def main() -> None:
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}"
     )
+    if shutil.which("redis-server") is None:
+        raise SystemExit("redis-server is not installed (Debian: apt install redis-server)")
+    try:
+        python = rivals.python("submits")
+    except rivals.MissingRival as error:
+        raise SystemExit(str(error)) from None
     with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(_measure(Path(folder), jobs))
+        asyncio.run(_measure(Path(folder), jobs, python))
 
 
-async def _measure(folder: Path, jobs: int) -> None:
+async def _measure(folder: Path, jobs: int, python: str) -> None:
     async with contextlib.AsyncExitStack() as stack:
         service = await stack.enter_async_context(
             running_service(folder / "queue", FLUX_MAX_QUEUE_SIZE=str(jobs + 5000))
@@ -106,22 +113,25 @@ async def _measure(folder: Path, jobs: int) -> None:
         others = {}
         for name, code, arguments in (
             ("Huey, SQLite synced", HUEY, (await _folder(folder, "synced"), "fsync")),
-            ("Huey, SQLite", HUEY, (await _folder(folder, "plain"), "no")),
+            ("Huey, SQLite not synced", HUEY, (await _folder(folder, "plain"), "no")),
             ("Celery, Redis synced", CELERY, (await _redis(stack, folder, "always"),)),
-            ("Celery, Redis", CELERY, (await _redis(stack, folder, "no"),)),
+            ("Celery, Redis in memory", CELERY, (await _redis(stack, folder, "no"),)),
         ):
-            others[name] = await stack.enter_async_context(_app(code, *arguments))
-        everybody = [("ours", ours), *others.items()]
+            others[name] = await stack.enter_async_context(_app(python, code, *arguments))
+        everybody = [ours, *others.values()]
+        for each in everybody:
+            await each.warm_up()
         for turn in range(ROUNDS):
-            for _, each in everybody if turn % 2 else reversed(everybody):
+            for each in everybody if turn % 2 else reversed(everybody):
                 await each.send(jobs // ROUNDS)
-        print(f"{jobs} submits each, {CONNECTIONS} connections, {ROUNDS} rounds; medians")
-        for name, each in everybody:
-            ratios = [one / other for one, other in zip(ours.rates, each.rates, strict=True)]
-            print(
-                f"| {name} | {statistics.median(each.rates):.0f}/s | {each.cpu_us:.0f} us | "
-                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
-            )
+        print(f"{jobs} submits each, {CONNECTIONS} connections, {ROUNDS} rounds\n")
+        print(HEADER.format(other="the other"))
+        for name, each in others.items():
+            row = Comparison(what=f"{name}: submits a second", ours=ours.rates, others=each.rates, unit="/s", wanted="> 1")  # fmt: skip
+            print(row.row())
+        for name, each in others.items():
+            row = Comparison(what=f"{name}: processor time of the HTTP process", ours=[ours.cpu_us], others=[each.cpu_us], unit="us")  # fmt: skip
+            print(row.row())
 
 
 async def _folder(folder: Path, name: str) -> str:
@@ -130,9 +140,9 @@ async def _folder(folder: Path, name: str) -> str:
 
 
 @contextlib.asynccontextmanager
-async def _app(code: str, *arguments: str) -> AsyncIterator[Rounds]:
+async def _app(python: str, code: str, *arguments: str) -> AsyncIterator[Rounds]:
     port = free_port()
-    process = subprocess.Popen([sys.executable, "-c", code, str(port), *arguments])
+    process = subprocess.Popen([python, "-c", code, str(port), *arguments])
     try:
         await until_up(process, port)
         yield Rounds(Address(port, "POST", "/jobs"), psutil.Process(process.pid))
@@ -156,7 +166,7 @@ async def _redis(stack: contextlib.AsyncExitStack, folder: Path, sync: str) -> s
         process.wait(30)
 
     stack.push_async_callback(end)
-    await asyncio.sleep(0.5)
+    await until_up(process, port)
     return str(port)
 
 

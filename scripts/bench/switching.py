@@ -33,10 +33,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         report = run(Path(folder), options.switches)
     after = report["resident_mib"]
-    for count in sorted({1, 10, options.switches // 2, options.switches}):
-        if count <= len(after):
-            print(f"{count:4d} changes: {after[count - 1]:7.1f} MiB resident")
-    print(f"a change takes {report['median_ms']:.0f} ms (median), drawing included")
+    for count in sorted({1, 2, 10, 11, options.switches - 1, options.switches}):
+        if 0 < count <= len(after):
+            print(f"resident after {count} change{'s' * (count > 1)}: {after[count - 1]:.0f} MiB")
+    print(f"a change, drawing included: median {report['median_ms']:.0f} ms")
     if options.out is not None:
         options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 

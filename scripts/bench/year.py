@@ -60,7 +60,7 @@ def main() -> None:
         folder = Path(name)
         _write_year(folder, options.jobs, options.files)
         size = (folder / "data" / "bf16.sqlite3").stat().st_size / 2**20
-        print(f"{options.jobs} jobs, {options.files} files, database of {size:.0f} MiB")
+        print(f"database of {options.jobs:,} jobs and {options.files:,} pictures: {size:,.0f} MiB")
         _measure(folder)
 
 
@@ -162,7 +162,7 @@ def _measure(folder: Path) -> None:
         pages.append(_ask(client, "/images"))
     cleaner.join()
     removed = {kind: tally["count"] for kind, tally in report["removed"].items() if tally["count"]}
-    print(f"cleanup: {report['seconds']:.1f} s, removed {removed}")
+    print(f"cleanup: {report['seconds']:.1f} s, removed {removed or 'nothing'}")
     _print_times("a picture while it cleans up", drawn)
     _print_times("/images while it cleans up", pages)
     client.close()
