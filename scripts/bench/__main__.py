@@ -100,8 +100,8 @@ def _list() -> int:
 
 def _run(part: Part, options: argparse.Namespace) -> Done:
     print(f"\n{part.name}: {part.about}\n", flush=True)
-    command = part.command(options.quick, options.weights)
-    shown = " ".join(["python", *part.command(False, Path("DIR"))])
+    command = part.command(options.weights, quick=options.quick, write=options.write)
+    shown = " ".join(["python", *part.command(Path("DIR"))])
     why_not = part.why_not(options.weights)
     if why_not is not None:
         print(f"not run: {why_not}", flush=True)
@@ -124,7 +124,7 @@ def _run(part: Part, options: argparse.Namespace) -> Done:
 
 def _write(done: Done, about: str) -> None:
     """Of a part that was done; what stands there of an earlier run stays otherwise."""
-    if done.state != "done":
+    if done.state != "done" or done.part.writes:
         return
     try:
         document.write(done.part.name, f"{about}:\n\n{document.figures(done.output)}")

@@ -23,6 +23,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scripts.bench import random_flux
+from scripts.bench.gpu_meter import metered
 
 CUDA = torch.device("cuda:0")
 # (K, N) of the products in a double and a single block, and those that could be made one.
@@ -40,16 +41,21 @@ def main() -> None:
         f"cuDNN {torch.backends.cudnn.version()}, Python {platform.python_version()}",
         flush=True,
     )
+    failed = []
     for name in options.only.split(","):
         started = time.perf_counter()
-        try:
-            with torch.no_grad():
-                PARTS[name](options.size)
-        except Exception:
-            traceback.print_exc()
-        gc.collect()
-        torch.cuda.empty_cache()
-        print(f"  ({name}: {time.perf_counter() - started:.0f} s)", flush=True)
+        with metered() as used:
+            try:
+                with torch.no_grad():
+                    PARTS[name](options.size)
+            except Exception:
+                failed.append(name)
+                traceback.print_exc()
+            gc.collect()
+            torch.cuda.empty_cache()
+        say(f"{name}, the GPU: {used.peak()} in {time.perf_counter() - started:.0f} s")
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 def milliseconds(call: Callable[[], Any], runs: int = 10, warm: int = 2) -> float:

@@ -5,19 +5,21 @@
 
 Every way starts in a process of its own, loads, draws once, and is then timed: one client with new prompts,
 one that repeats its prompt, and several at once. A picture is counted when its PNG is with the client, for
-diffusers when Pillow has written it. `GPU` is the most that NVML saw in use while the way ran.
+diffusers when Pillow has written it. Memory is the most that NVML saw in use while the way ran; the energy of a
+picture is what the card's counter rose by while pictures were timed, by their number (`scripts/bench/gpu_meter.py`). The
+table of both comes last.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import pynvml
 
 from config.settings import ROOT
+from scripts.bench.gpu_meter import Used, metered
 
 FLOOR_MS = {512: 96, 768: 201, 1024: 369}  # of an H200 in BF16, computed from its products alone
 STEPS, TEXT_TOKENS = 4, 256
@@ -49,39 +51,54 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--clients", default="1,4", help="how many at once")
     parser.add_argument("--images", type=int, default=6)
-    parser.add_argument("--draw-with-diffusers", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--draw-with-diffusers", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.draw_with_diffusers:
-        return draw_with_diffusers(options.folder, options.size, options.images)
+        return draw_with_diffusers(options)
+    rows = []
+    say("| | |\n|---|---|")
     for name in options.only.split(","):
-        with most_memory() as seen, tempfile.TemporaryDirectory() as folder:
+        with metered() as whole, tempfile.TemporaryDirectory() as folder:
             if name == "diffusers":
-                run_diffusers(options)
+                drawing, pictures = run_diffusers(options)
             else:
-                run_way(name, options, Path(folder))
-        say(f"  {name}: at most {max(seen) / 1e9:.1f} GB of the GPU")
+                drawing, pictures = run_way(name, options, Path(folder))
+        rows.append(memory_row(name, options.size, whole, drawing, pictures))
+        say_row(f"{name}, the GPU", f"{whole.peak()}; {drawing.per_picture(pictures)}")
+    say("\n| FLUX.1 [schnell] | px | most of the GPU | energy |\n|---|---|---|---|")
+    say("\n".join(rows))
+
+
+def memory_row(name: str, size_px: int, whole: Used, drawing: Used, pictures: int) -> str:
+    return f"| {name} | {size_px} | {whole.peak_bytes / 1e9:.1f} GB | {drawing.per_picture(pictures)} |"
 
 
 def say(text: str) -> None:
     print(text, flush=True)
 
 
-def run_way(name: str, options: argparse.Namespace, folder: Path) -> None:
+def say_row(what: str, found: str) -> None:
+    say(f"| {what} | {found} |")
+
+
+def run_way(name: str, options: argparse.Namespace, folder: Path) -> tuple[Used, int]:
+    """What its pictures with new prompts used, and how many they were."""
     main_file, changes = WAYS[name]
     models = options.folder / ("bf16" if main_file == "main_bf16.py" else "fp4")
     size = {"width": options.size, "height": options.size}
     with service(main_file, {"FLUX_MODELS_DIR": str(models), **changes}, folder) as client:
         started = time.perf_counter()
         draw(client, seed=0, prompt="first", **size)
-        say(
-            f"{name}: first picture, loading and compiling included, {time.perf_counter() - started:.1f} s"
-        )
+        took = time.perf_counter() - started
+        say_row(f"{name}, first picture, loading and compiling included", f"{took:.1f} s")
         again = [
             draw(client, seed=seed, prompt="same", **size) for seed in range(options.images + 1)
         ]
-        new = [
-            draw(client, seed=1, prompt=f"new {index}", **size) for index in range(options.images)
-        ]
+        with metered() as drawing:
+            new = [
+                draw(client, seed=1, prompt=f"new {index}", **size)
+                for index in range(options.images)
+            ]
         floor = FLOOR_MS.get(options.size)
         for words, answers in (("new prompt", new), ("same prompt", again[1:])):
             wall = statistics.median(ms for ms, _ in answers)
@@ -91,7 +108,10 @@ def run_way(name: str, options: argparse.Namespace, folder: Path) -> None:
             }
             share = f", {100 * floor / wall:.0f} % of the floor" if floor else ""
             listed = ", ".join(f"{part} {ms:.0f}" for part, ms in parts.items())
-            say(f"{name}, {options.size} px, one client, {words}: {wall:.0f} ms{share} ({listed})")
+            say_row(
+                f"{name}, {options.size} px, one client, {words}",
+                f"{wall:.0f} ms{share} ({listed})",
+            )
         for clients in map(int, options.clients.split(",")):
             count = max(options.images, 3 * clients)
             started = time.perf_counter()
@@ -102,7 +122,8 @@ def run_way(name: str, options: argparse.Namespace, folder: Path) -> None:
                     )
                 )
             took = (time.perf_counter() - started) * 1000 / count
-            say(f"{name}, {options.size} px, {clients} clients: {took:.0f} ms a picture")
+            say_row(f"{name}, {options.size} px, {clients} clients", f"{took:.0f} ms a picture")
+    return drawing, options.images
 
 
 def draw(client: httpx2.Client, **body: Any) -> tuple[float, dict[str, float]]:
@@ -116,44 +137,52 @@ def draw(client: httpx2.Client, **body: Any) -> tuple[float, dict[str, float]]:
     return milliseconds, job["result"]["timings_ms"]
 
 
-def run_diffusers(options: argparse.Namespace) -> None:
-    command = [sys.executable, "-m", "scripts.bench.gpu_service", str(options.folder), "--draw-with-diffusers",
-               "--size", str(options.size), "--images", str(options.images)]  # fmt: skip
-    subprocess.run(command, cwd=ROOT, check=True)
+def run_diffusers(options: argparse.Namespace) -> tuple[Used, int]:
+    with tempfile.TemporaryDirectory() as name:
+        told = Path(name) / "millijoules.json"
+        command = [sys.executable, "-m", "scripts.bench.gpu_service", str(options.folder), "--draw-with-diffusers",
+                   str(told), "--size", str(options.size), "--images", str(options.images)]  # fmt: skip
+        subprocess.run(command, cwd=ROOT, check=True)
+        return Used(millijoules=json.loads(told.read_text())), options.images
 
 
-def draw_with_diffusers(folder: Path, size: int, images: int) -> None:
+def draw_with_diffusers(options: argparse.Namespace) -> None:
     """As its documentation has it; nothing set but the numbers' type and the device."""
     import torch
     from diffusers import FluxPipeline
 
-    snapshot = next((folder / "bf16").glob("models--*/snapshots/*"))
+    snapshot = next((options.folder / "bf16").glob("models--*/snapshots/*"))
     started = time.perf_counter()
     pipeline = FluxPipeline.from_pretrained(snapshot, dtype=torch.bfloat16).to("cuda")
     pipeline.set_progress_bar_config(disable=True)
-    found = []
-    for index in range(images + 1):
+
+    def draw_one(index: int) -> tuple[float, float]:
+        """Milliseconds until the file is there, and until it was drawn."""
         begun = time.perf_counter()
         picture = pipeline(
             f"new {index}",
-            width=size,
-            height=size,
+            width=options.size,
+            height=options.size,
             num_inference_steps=STEPS,
             guidance_scale=0.0,
             max_sequence_length=TEXT_TOKENS,
             generator=torch.Generator("cpu").manual_seed(index),
         ).images[0]
         drawn = time.perf_counter()
-        picture.save(Path(tempfile.gettempdir()) / "picture.png")
-        found.append(((time.perf_counter() - begun) * 1000, (drawn - begun) * 1000))
-        if index == 0:
-            say(
-                f"diffusers: first picture, loading included, {time.perf_counter() - started:.1f} s"
-            )
-    wall, drawing = (statistics.median(each) for each in zip(*found[1:], strict=True))
+        picture.save(options.draw_with_diffusers.with_name("picture.png"))
+        return (time.perf_counter() - begun) * 1000, (drawn - begun) * 1000
+
+    draw_one(0)
+    took = time.perf_counter() - started
+    say_row("diffusers, first picture, loading included", f"{took:.1f} s")
+    with metered() as used:
+        found = [draw_one(index) for index in range(1, options.images + 1)]
+    options.draw_with_diffusers.write_text(json.dumps(used.millijoules))
+    wall, drawing = (statistics.median(each) for each in zip(*found, strict=True))
     peak = torch.cuda.max_memory_allocated() / 1e9
-    say(
-        f"diffusers as it is, {size} px: {wall:.0f} ms, of which Pillow's PNG {wall - drawing:.0f}; peak {peak:.1f} GB"
+    say_row(
+        f"diffusers as it is, {options.size} px",
+        f"{wall:.0f} ms, of which Pillow's PNG {wall - drawing:.0f}; peak {peak:.1f} GB",
     )
 
 
@@ -194,27 +223,6 @@ def _wait(process: subprocess.Popen[bytes], ready: Callable[[], bool]) -> None:
             if process.poll() is not None:
                 raise SystemExit("the service did not start") from None
         time.sleep(0.05)
-
-
-@contextmanager
-def most_memory() -> Iterator[list[int]]:
-    """The bytes of the first GPU in use, looked at every 20 ms."""
-    pynvml.nvmlInit()
-    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-    seen, over = [0], threading.Event()
-
-    def look() -> None:
-        while not over.wait(0.02):
-            seen.append(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        over.set()
-        thread.join()
-        pynvml.nvmlShutdown()
 
 
 if __name__ == "__main__":

@@ -174,16 +174,16 @@ class Service:
         return self._workers_seconds() - before < 0.1
 
     def _workers_seconds(self) -> float:
-        return sum(sum(each.cpu_times()[:2]) for each in self._workers())
+        return sum(sum(each.cpu_times()[:2]) for each in self.workers())
 
-    def _workers(self) -> list[psutil.Process]:
+    def workers(self) -> list[psutil.Process]:
         children = psutil.Process(self.process.pid).children(recursive=True)
         return [each for each in children if _is_worker(each)]
 
     def add(self, memory: Memory, who: str, when: str, *, is_api: bool = True) -> None:
         if is_api:
             memory.add(f"{who}: API", when, self.process.pid)
-        memory.add(f"{who}: worker", when, *(each.pid for each in self._workers()))
+        memory.add(f"{who}: worker", when, *(each.pid for each in self.workers()))
 
 
 @contextlib.contextmanager

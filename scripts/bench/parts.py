@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from config.settings import ROOT
 from scripts.bench import needs, rivals
 from scripts.bench.needs import Need
 
@@ -24,13 +25,17 @@ class Part:
         None  # the arguments of a look that takes seconds; None: as they are
     )
     needs: Sequence[Need] = ()
+    writes: Sequence[str] = ()  # what --write adds for a part that writes its figures itself
     weights: str = ""  # the folder within --weights that it reads
     deadline_seconds: int
     by_name: str = ""  # why it runs only when it is named
 
-    def command(self, quick: bool, weights: Path | None) -> list[str]:
+    def command(
+        self, weights: Path | None = None, *, quick: bool = False, write: bool = False
+    ) -> list[str]:
         arguments = self.quick if quick and self.quick is not None else self.arguments
-        folders = {WEIGHTS: str(weights), RIVALS: str(rivals.site())}
+        arguments = [*arguments, *(self.writes if write else ())]
+        folders = {WEIGHTS: str(weights), RIVALS: str(rivals.site().relative_to(ROOT))}
         return ["-m", self.module, *(folders.get(each, each) for each in arguments)]
 
     def why_not(self, weights: Path | None) -> str | None:
@@ -90,7 +95,7 @@ PARTS: Mapping[str, Part] = {
             about="how time and memory grow, as plots in docs/costs", needs=(
                 needs.linux, needs.module("matplotlib", "scripts/setup_env.sh --dev does it"),
             ),
-            arguments=("--write",), quick=("--quick",),
+            writes=("--write",), quick=("--quick",),
         ),
         Part(
             name="switching", module=_module("switching"), deadline_seconds=240,
@@ -130,7 +135,7 @@ PARTS: Mapping[str, Part] = {
             about="ways to fit the low-rank branch", arguments=("--rank", "16"),
         ),
         Part(
-            name="fleet", module=_module("fleet"), deadline_seconds=3600, by_name=SIMULATED,
+            name="fleet", module=_module("fleet"), deadline_seconds=3600, by_name=SIMULATED, writes=("--write",),
             about="the fleet's router beside others'",
         ),
     )

@@ -100,7 +100,9 @@ def _alone() -> Iterator[str]:
 
 
 def _last(lines: Sequence[str]) -> str:
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    """The last line that says something: an HTTP client ends with a link to what a status means."""
+    stripped = (line.strip() for line in reversed(lines))
+    return next((line for line in stripped if line and not line.startswith("For more info")), "")
 
 
 def end_children() -> None:

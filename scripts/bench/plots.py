@@ -1,0 +1,87 @@
+"""Curves as small SVG files: the same bytes from the same figures, readable on a light page and on a dark one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# Matplotlib writes this colour; in the file it is one that follows the reader's page.
+_INK = "#123457"
+_STYLE = "<style>:root { --ink: #24292f } @media (prefers-color-scheme: dark) { :root { --ink: #d7dde3 } }</style>"
+COLOURS = ("#3b82c4", "#d97706", "#2f9e6e", "#a855c7")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """A line through medians, with the least and the greatest of each place around it."""
+
+    name: str
+    places: Sequence[float]
+    values: Sequence[Sequence[float]]  # of the rounds, by place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    along: str  # what the axes are, with units
+    up: str
+    curves: Sequence[Curve]
+    words: Sequence[str] | None = None  # of the places, where numbers say too little
+
+
+def draw(path: Path, title: str, panels: Sequence[Panel]) -> None:
+    """Writes the file, or leaves what is there when that cannot be done."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    settings = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "flux-api",
+        "font.family": "sans-serif",
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": 10,
+        **{key: _INK for key in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")},
+    }  # fmt: skip
+    with matplotlib.rc_context(settings):
+        figure, axes = pyplot.subplots(
+            1, len(panels), figsize=(4.2 * len(panels), 2.8), squeeze=False, layout="constrained"
+        )
+        figure.suptitle(title)
+        for axis, panel in zip(axes[0], panels, strict=True):
+            _fill(axis, panel)
+        draft = path.with_name(path.name + ".part")
+        figure.savefig(
+            draft, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        )
+        pyplot.close(figure)
+    text = draft.read_text(encoding="utf-8").replace(_INK, "var(--ink)")
+    draft.write_text(text.replace("<defs>", f"{_STYLE}\n <defs>", 1), encoding="utf-8")
+    os.replace(draft, path)
+
+
+def _fill(axis, panel: Panel) -> None:
+    from statistics import median
+
+    for curve, colour in zip(panel.curves, COLOURS, strict=False):
+        middle = [median(values) for values in curve.values]
+        axis.plot(curve.places, middle, color=colour, marker="o", markersize=3, label=curve.name)
+        axis.fill_between(
+            curve.places,
+            [min(values) for values in curve.values],
+            [max(values) for values in curve.values],
+            color=colour, alpha=0.2, linewidth=0,
+        )  # fmt: skip
+    axis.set_xlabel(panel.along)
+    axis.set_ylabel(panel.up)
+    axis.set_ylim(bottom=0)
+    axis.set_xlim(left=0)
+    axis.grid(color=_INK, alpha=0.15, linewidth=0.5)
+    if panel.words is not None:
+        axis.set_xticks(panel.curves[0].places, panel.words)
+    if len(panel.curves) > 1:
+        axis.legend(frameon=False)
