@@ -8,7 +8,7 @@ main() {
     # shellcheck source=scripts/lib.sh
     source scripts/lib.sh
 
-    local port='' host='' join=''
+    local port='' host='' join='' door=''
     while (($#)); do
         local flag=$1 value
         shift
@@ -22,6 +22,10 @@ main() {
             -h | --help)
                 usage
                 return
+                ;;
+            --door)
+                door=yes
+                continue
                 ;;
             -g | --gpus | --replicas | --precision | -p | --port | --host | --model | --join | --node)
                 (($#)) || wrong "$flag needs a value"
@@ -66,8 +70,11 @@ main() {
                 ;;
         esac
     done
-    if [[ -n $join && -n $port$host ]]; then
-        wrong "--port and --host are the front door's, which is on the fleet's first machine; leave them out with --join"
+    if [[ -n $door && -z $join ]]; then
+        wrong "--door is for another front door of a fleet that runs; name its first machine with --join ADDRESS"
+    fi
+    if [[ -n $join && -z $door && -n $port$host ]]; then
+        wrong "--port and --host are a front door's; leave them out with --join, or add --door for another front door"
     fi
     if [[ -n $port && $port != auto ]]; then export FLUX_PORT=$((10#$port)); fi
 
@@ -75,7 +82,9 @@ main() {
     if [[ -z $(setting FLUX_FAKE_GPUS)$(setting FLUX_GPUS)$(setting FLUX_DEVICE) ]] && ! has_gpu; then
         export FLUX_FAKE_GPUS=2
     fi
-    if [[ -n $join ]]; then
+    if [[ -n $door ]]; then
+        export FLUX_FLEET_JOIN=$join
+    elif [[ -n $join ]]; then
         exec .venv/bin/python -m utils.fleet.join "$join"
     fi
     choose_port
@@ -99,12 +108,15 @@ usage() {
     cat <<EOF
 Usage: ./start_fleet.sh [options]
        ./start_fleet.sh --join ADDRESS [options]
+       ./start_fleet.sh --door --join ADDRESS [options]
 
 Starts a fleet in the foreground: its front door on port 8002 and a replica on every GPU of this machine, or
-two on the CPU. With --join this machine's replicas become a part of the fleet at ADDRESS. Ctrl-C ends it.
+two on the CPU. With --join this machine's replicas become a part of the fleet at ADDRESS; with --door as well
+another front door does, without replicas. Ctrl-C ends it.
 
       --join ADDRESS     host, or host:port, of the fleet's first machine; its data/fleet/token must be here
                          too, or FLUX_FLEET_TOKEN
+      --door             another front door of that fleet, over the same PostgreSQL database (FLUX_DATABASE_URL)
   -g, --gpus 0|1,2,...   a replica on each of these GPUs (default: on every GPU)
       --replicas N       N replicas on the CPU in place of GPUs, 1 to 8 (default without a GPU: 2)
       --precision NAME   $(precisions) (default: FLUX_FLEET_PRECISION, else the first)
@@ -121,7 +133,7 @@ EOF
 
 wrong() {
     echo "start_fleet.sh: $1" >&2
-    echo "Accepted: --join ADDRESS  -g/--gpus 0|1,2,...  --replicas N  --precision NAME  --node NAME  -p/--port N|auto  --host H  --model ID  --help" >&2
+    echo "Accepted: --join ADDRESS  --door  -g/--gpus 0|1,2,...  --replicas N  --precision NAME  --node NAME  -p/--port N|auto  --host H  --model ID  --help" >&2
     exit 2
 }
 

@@ -75,4 +75,4 @@ async def read(
     image = await services.queue.store.image(image_id)
     if image is None or image.filename != filename:
         raise NotFound(f"there is no picture {image_id!r} any more")
-    return file_of(services, image)
+    return await file_of(services, image)

@@ -64,7 +64,7 @@ async def while_there(
 async def picture(services: Services, job: Job, index: int = 0) -> bytes:
     """The file of a picture of a finished job."""
     assert job.result is not None
-    path = services.plan.settings.storage.output_dir / job.result.images[index].filename
+    path = await services.picture(job.result.images[index].filename)
     return await asyncio.to_thread(path.read_bytes)
 
 

@@ -14,11 +14,12 @@ from api.app import create_app
 from api.services import make_plan
 from api.version import VERSION
 from config.errors import ConfigurationError
-from config.settings import load_settings
+from config.settings import Settings, load_settings
 from models.precision import FLEET
 from utils import logs
 from utils.fleet.cluster import REPLICA, Cluster
 from utils.fleet.crew import Crew
+from utils.fleet.guest import Guest
 from utils.fleet.machine import machine_of
 from utils.fleet.ray_processes import Head, environment
 
@@ -53,7 +54,8 @@ def serve(replica: str = REPLICA) -> int:
         # What is wrong is said before Ray starts.
         crew = Crew(cluster, settings)
         app = create_app(make_plan(settings, FLEET, crew=crew))
-        head = Head(settings, machine_of(settings))
+        _require_database(settings)
+        head = (Guest if settings.fleet.fleet_join else Head)(settings, machine_of(settings))
         os.environ.update(environment(settings))
     except ConfigurationError as error:
         return server.refuse(FLEET.service, error)
@@ -79,6 +81,15 @@ def serve(replica: str = REPLICA) -> int:
         cluster.end()
         head.stop()
     return status
+
+
+def _require_database(settings: Settings) -> None:
+    """A door beside others has nothing to do without what they share."""
+    if settings.fleet.fleet_join and not settings.fleet.database_url.get_secret_value():
+        raise ConfigurationError(
+            "FLUX_DATABASE_URL is not set: front doors beside each other keep their jobs in one PostgreSQL database; "
+            "set it as it is for the first machine's"
+        )
 
 
 def _take_stops() -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from config.errors import InvalidRequest, NotFound
 from config.settings import Settings
+from utils.fleet.shared_files import INPUT, PICTURE, SharedFiles
 from utils.input_pictures import SHA256, InputPicture, InputPictures, looked_at
 from utils.job_store import JobStore
 
@@ -34,14 +35,23 @@ class Looked:
 class InputSources:
     """Finds the pictures that fields stand for, and keeps them. Methods raise FluxError naming the field."""
 
-    def __init__(self, settings: Settings, store: JobStore, pictures: InputPictures) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: JobStore,
+        pictures: InputPictures,
+        shared: SharedFiles | None = None,
+    ) -> None:
         self._output_dir = settings.storage.output_dir
+        self._shared = shared
         self._store = store
         self._pictures = pictures
 
     async def look(self, field: str, source: str | bytes, owner: str | None = None) -> Looked:
         """With an `owner`, the pictures of this service are that one's alone."""
         if isinstance(source, str) and SHA256.fullmatch(source):
+            if self._shared is not None:
+                await self._shared.fetch(INPUT, source)
             return Looked(await asyncio.to_thread(self._pictures.read, field, source), None)
         if isinstance(source, str) and _IMAGE_ID.fullmatch(source):
             source = await self._of_this_service(field, source, owner)
@@ -63,6 +73,8 @@ class InputSources:
         if image is None or owner not in (None, image.owner):
             raise NotFound.of(field, f"there is no picture {image_id!r}; GET /images lists them")
         path = self._output_dir / image.filename
+        if self._shared is not None:
+            await self._shared.fetch(PICTURE, image.filename)
         try:
             return await asyncio.to_thread(path.read_bytes)
         except OSError as error:

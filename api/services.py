@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -37,9 +39,13 @@ from utils.allowance import Allowance
 from utils.cleanup_service import CleanupService
 from utils.clock import Chance
 from utils.cloud_tasks import CloudTasks
+from utils.database.postgres import PostgresDatabase
 from utils.fleet.crew import Crew
+from utils.fleet.doors import Doors
 from utils.fleet.queue import FleetQueue
 from utils.fleet.roster import FleetLoras, FleetResolver
+from utils.fleet.shared_files import INPUT, LORA, PICTURE, SharedFiles
+from utils.fleet.usage import FleetUsage
 from utils.gpu_manager import Placement, place_workers
 from utils.input_pictures import InputPicture, InputPictures, inputs_folder, reference_field
 from utils.job import Job, StoredImage
@@ -81,8 +87,9 @@ class Services:
     plan: Plan
     queue: QueueManager
     sources: InputSources
-    usage: Usage
+    usage: Usage | FleetUsage
     cleanup: CleanupService
+    doors: Doors | None = None  # of a fleet with several
     access: Access = EVERYBODY
 
     async def job(self, job_id: str) -> Job:
@@ -98,6 +105,17 @@ class Services:
 
     async def image_by_filename(self, filename: str) -> StoredImage:
         return self._seen(await self.queue.store.image_by_filename(filename), filename)
+
+    @property
+    def shared(self) -> SharedFiles | None:
+        """The files that every front door of a fleet may need."""
+        return None if self.doors is None else self.doors.files
+
+    async def picture(self, filename: str) -> Path:
+        """Where a picture's file lies, if it lies anywhere."""
+        if self.shared is not None:
+            await self.shared.fetch(PICTURE, filename)
+        return self.plan.settings.storage.output_dir / filename
 
     def _seen(self, image: StoredImage | None, name: str) -> StoredImage:
         if image is None or not self.access.sees(image.owner):
@@ -177,6 +195,7 @@ def make_plan(
     keys = Keyring(settings, chance)
     keys.require()
     if crew is None:
+        _require_no_database(settings, profile)
         _require_safety(settings, catalog)
     make_loras = LoraManager if crew is None else FleetLoras
     loras = make_loras(settings, profile, catalog, chance)
@@ -231,6 +250,15 @@ def _prefer_backend(resolver: RequestResolver, models: ModelSettings) -> None:
         resolver.prefer(backend, f"set by configuration ({name})")
 
 
+def _require_no_database(settings: Settings, profile: PrecisionProfile) -> None:
+    """What was meant for a fleet must not look as if this service kept its jobs there."""
+    if settings.fleet.database_url.get_secret_value():
+        raise ConfigurationError(
+            f"FLUX_DATABASE_URL is for a fleet's front door (./start_fleet.sh); {profile.service} keeps its jobs in "
+            "a file of FLUX_DATA_DIR. Set it for the fleet alone, such as in config/fleet.toml: [fleet] database_url"
+        )
+
+
 def _require_safety(settings: Settings, catalog: Catalog) -> None:
     """What must not be given out unseen, or by a checker that was named, needs its weights."""
     models = settings.models
@@ -274,9 +302,15 @@ async def running(plan: Plan) -> AsyncIterator[Services]:
     """Open the store and start the workers; on exit let running jobs end and stop."""
     storage = plan.settings.storage
     inputs = InputPictures(inputs_folder(storage.data_dir, plan.profile.name))
-    store = await JobStore.open(storage.data_dir / f"{plan.profile.name}.sqlite3")
+    doors = _doors(plan, inputs)
+    if doors is None:
+        store = await JobStore.open(storage.data_dir / f"{plan.profile.name}.sqlite3")
+    else:
+        store = await JobStore.of(doors.database)
     tasks = CloudTasks(store, plan.chance.now, plan.settings.cloud.bfl_daily_budget_usd)
-    usage = Usage(storage.data_dir, (*known_precisions(), FLEET.name))
+    usage: Usage | FleetUsage = Usage(storage.data_dir, (*known_precisions(), FLEET.name))
+    if doors is not None:
+        usage = FleetUsage(store)
 
     def make_workers(queue: QueueManager) -> list[Worker]:
         workers: list[Any] = []
@@ -289,8 +323,11 @@ async def running(plan: Plan) -> AsyncIterator[Services]:
             from utils.cloud_worker import CloudWorker  # it brings an HTTP client
 
             workers.append(
-                CloudWorker(plan.settings, plan.catalog, plan.prices, tasks, inputs.folder, queue)
-            )
+                CloudWorker(
+                    plan.settings, plan.catalog, plan.prices, tasks, inputs.folder, queue,
+                    None if doors is None else doors.files.fetch_inputs,
+                )
+            )  # fmt: skip
         return workers
 
     make_queue = QueueManager if plan.crew is None else FleetQueue
@@ -317,29 +354,57 @@ async def running(plan: Plan) -> AsyncIterator[Services]:
         extra={"action": "service_start", "model": plan.default.id},
     )
     try:
+        if doors is not None:
+            doors.share(queue, plan.crew)
         await plan.keys.open()
         await plan.loras.start(store, queue.bus)
         await queue.start()
         if plan.crew is not None:
             await plan.crew.open(queue, plan.default, plan.loras.pins.folder, inputs.folder)
+        if doors is not None:
+            await doors.start()
     except BaseException:
         await plan.keys.close()
         await store.close()
         raise
-    cleanup = CleanupService(plan.settings, store, plan.chance.now)
+    cleanup = CleanupService(
+        plan.settings, store, plan.chance.now, is_ours=lambda: doors is None or doors.routes
+    )
     cleanup.start()
     watchdog = asyncio.create_task(systemd.feed_watchdog(queue.is_well), name="watchdog")
     try:
-        sources = InputSources(plan.settings, store, inputs)
-        yield Services(plan=plan, queue=queue, sources=sources, usage=usage, cleanup=cleanup)
+        shared = None if doors is None else doors.files
+        sources = InputSources(plan.settings, store, inputs, shared)
+        yield Services(
+            plan=plan, queue=queue, sources=sources, usage=usage, cleanup=cleanup, doors=doors
+        )
     finally:
         await cleanup.stop()
         await plan.loras.stop()
         if plan.crew is not None:
             await plan.crew.close()
         await queue.stop()
+        if doors is not None:
+            await doors.release()
         await plan.keys.close()
         watchdog.cancel()
+
+
+def _doors(plan: Plan, inputs: InputPictures) -> Doors | None:
+    """This front door among others, where jobs are kept in a database that they share."""
+    url = plan.settings.fleet.database_url.get_secret_value()
+    if plan.crew is None or not url:
+        return None
+    database = PostgresDatabase(url, secrets.token_hex(8))
+    storage = plan.settings.storage
+    folders = {PICTURE: storage.output_dir, LORA: plan.loras.pins.folder, INPUT: inputs.folder}
+
+    def lora_at(sha256: str) -> Path | None:
+        entry = plan.loras.library.by_sha256(sha256)
+        return None if entry is None else entry.path
+
+    files = SharedFiles(database, folders, lora_at)
+    return Doors(database, files, f"{plan.node}:{plan.settings.server.port}")
 
 
 def _to_load(plan: Plan) -> str:
@@ -350,7 +415,7 @@ def _to_load(plan: Plan) -> str:
     return choose_default(plan.catalog, "auto", gpus, plan.placement.why_no_gpu).id
 
 
-def _allowance(plan: Plan, usage: Usage) -> Allowance:
+def _allowance(plan: Plan, usage: Usage | FleetUsage) -> Allowance:
     return Allowance(
         limits_of=plan.keys.limits_of,
         estimate=lambda request: plan.prices.estimate(plan.catalog[request.model], request),

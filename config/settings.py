@@ -445,9 +445,19 @@ class FleetSettings(Section):
         le=65535,
         description="Port of the fleet's first machine that others join, Ray's own.",
     )
+    fleet_join: str = Field(
+        "",
+        description="The first machine of the fleet, host or host:port, whose front door this is another of "
+        "(`./start_fleet.sh --door --join`); empty: this is the first machine.",
+    )
     fleet_token: SecretStr = Field(
         SecretStr(""),
         description="What machines show each other; empty: that in `data/fleet/token`, made at the first start.",
+    )
+    database_url: SecretStr = Field(
+        SecretStr(""),
+        description="Where the front door keeps its jobs: the address of a PostgreSQL database, such as "
+        "`postgresql://flux:PASSWORD@HOST:5432/flux`, which several front doors share; empty: a file in `data_dir`.",
     )
     fleet_object_store_mib: int = Field(
         128, ge=80, le=1_000_000, description="Memory for pictures and LoRAs on their way, MiB."
@@ -473,6 +483,17 @@ class FleetSettings(Section):
         le=1_000_000,
         description="A replica that was idle for so long gives its worker's memory back, where fewer are needed.",
     )
+
+    @field_validator("database_url")
+    @classmethod
+    def _database_is_postgres(cls, value: SecretStr) -> SecretStr:
+        url = value.get_secret_value()
+        schemes = ("postgresql+psycopg://", "postgresql://", "postgres://")
+        if url and not url.startswith(schemes):
+            raise ValueError(
+                "expected the address of a PostgreSQL database, postgresql://USER:PASSWORD@HOST:5432/NAME, or nothing"
+            )
+        return value
 
     @field_validator("fleet_node")
     @classmethod
@@ -514,7 +535,7 @@ OTHER_NAMES: Mapping[str, str] = {
     "SD_FLUX_DEFAULT_GUIDANCE_SCALE": "FLUX_LOCAL_GUIDANCE_SCALE",
     "SD_FLUX_MAX_IMAGE_SIZE": "FLUX_LOCAL_MAX_IMAGE_SIZE",
 }
-SECRETS = frozenset({"api_keys", "bfl_api_key", "hf_token", "fleet_token"})
+SECRETS = frozenset({"api_keys", "bfl_api_key", "hf_token", "fleet_token", "database_url"})
 
 
 def leaves() -> Iterator[tuple[str, str, str]]:

@@ -35,6 +35,10 @@ class RunningFleet(RunningService):
         )
         self.machines: dict[str, subprocess.Popen[bytes]] = {}
 
+    def set(self, **environ: str) -> None:
+        """Settings for the next start."""
+        self._environ |= environ
+
     @property
     def token(self) -> str:
         return (self.folder / "data" / "fleet" / "token").read_text()
@@ -90,3 +94,30 @@ class RunningFleet(RunningService):
         for node in list(self.machines):
             self.kill_machine(node)  # one that is asked to leave takes half a minute
         super().close()
+
+
+class AnotherDoor(RunningService):
+    """Another front door of a fleet that runs, with folders of its own, over the same database."""
+
+    def __init__(self, fleet: RunningFleet, folder: Path, **environ: str) -> None:
+        super().__init__(
+            folder,
+            main=FLEET_MAIN,
+            **{
+                "FLUX_FLEET_JOIN": f"127.0.0.1:{fleet.fleet_port}",
+                "FLUX_FLEET_TOKEN": fleet.token,
+                "FLUX_FLEET_NODE": folder.name,
+                "FLUX_FLEET_OBJECT_STORE_MIB": "80",
+                "FLUX_MODELS_DIR": str(fleet.folder / "models"),
+                "FLUX_FAKE_GPUS": "1",
+                "FLUX_GPUS": "auto",
+                **environ,
+            },
+        )
+
+    def states(self) -> dict[str, str]:
+        return {worker["name"]: worker["state"] for worker in self.workers()}
+
+    def close(self) -> None:
+        super().close()
+        remove_temporary(self.folder / "data" / "fleet" / "door")

@@ -47,12 +47,14 @@ class CleanupService:
         now: Callable[[], datetime] = utc_now,
         uptime: Callable[[], cleanup_clock.Uptime] = cleanup_clock.uptime,
         should_stop: Callable[[], bool] = lambda: False,
+        is_ours: Callable[[], bool] = lambda: True,
     ) -> None:
         self.last: Report | None = None
         self.started = now().timestamp()
         self._settings = settings
         self._now = now
         self._uptime = uptime
+        self._is_ours = is_ours  # of several front doors with the same rows one cleans up by itself
         self._stopping = threading.Event()
         self._turn = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -126,11 +128,13 @@ class CleanupService:
 
     def _go_on(self) -> None:
         pause = FIRST_AFTER_SECONDS
-        self._note_clock()
+        if self._is_ours():
+            self._note_clock()
         while not self._stopping.wait(pause):
             pause = self._settings.cleanup.cleanup_interval_minutes * 60
             try:
-                self.clean()
+                if self._is_ours():
+                    self.clean()
             except FluxError as error:
                 log.error("cleanup: %s", error.message, extra={"action": "cleanup_failed"})
             except Exception:  # whatever it is, it must not end a service's cleanup for good

@@ -12,7 +12,7 @@ import functools
 import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,10 @@ class CloudWorker:
         tasks: CloudTasks,
         inputs_dir: Path,
         listener: WorkerListener,
+        bring: Callable[[GenerationRequest], Awaitable[None]] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._bring = bring  # what a request begins with, where others have it
         self.slot = WorkerSlot(name="bfl")
         self.jobs: dict[str, GivenJob] = {}
         self.versions: dict[str, str] = {}
@@ -153,6 +155,13 @@ class CloudWorker:
             job.unwanted_since = self._monotonic()
             self._drawing[job_id].cancel()
 
+    def leave(self) -> None:
+        """Another front door looks after its jobs from now on."""
+        self.jobs.clear()
+        for drawing in self._drawing.values():
+            drawing.cancel()
+        self._drawing.clear()
+
     async def stop(self) -> None:
         """Leave everything as it is; what the cloud has is looked after when the service is back."""
         self._is_stopped = True
@@ -194,8 +203,8 @@ class CloudWorker:
         """Wait for the end of a job and tell it."""
         await asyncio.wait({drawing})
         if drawing.cancelled():
-            if self._is_stopped:
-                return  # it is still ours, and goes back into the line
+            if self._is_stopped or job_id not in self.jobs:
+                return  # it goes back into the line, or another front door looks after it
             event: Any = events.WasCancelled(job_id=job_id)
         elif (error := drawing.exception()) is None:
             event = drawing.result()
@@ -224,6 +233,8 @@ class CloudWorker:
         self, job_id: str, request: GenerationRequest, number: int
     ) -> events.Finished:
         row = self._catalog[request.model]
+        if self._bring is not None:
+            await self._bring(request)
         pixels = await asyncio.to_thread(cloud_pictures.pixels_of, self._inputs_dir, request)
         price = self._prices.estimate(row, request, pixels) / request.num_images
         tell_progress = functools.partial(self._tell_progress, job_id, request.num_images)

@@ -130,11 +130,16 @@ class EventBus:
         self._kept_open: frozenset[str] | None = None  # None: not closing
         # Of a job that has not ended.
         self.owner_of: Callable[[str], str | None] = lambda job_id: None
+        self.listeners_elsewhere = 0  # at other front doors of the same line
+
+    @property
+    def listeners_here(self) -> int:
+        """How many listen, to one job or to all."""
+        return len(self._everything) + sum(map(len, self._by_job.values()))
 
     @property
     def listeners(self) -> int:
-        """How many listen, to one job or to all."""
-        return len(self._everything) + sum(map(len, self._by_job.values()))
+        return self.listeners_here + self.listeners_elsewhere
 
     @property
     def hears_everything(self) -> bool:

@@ -270,6 +270,15 @@ class JobStore:
     async def running(self) -> list[Job]:
         return [_job_of(row) for row in await self._all("running_jobs", {})]
 
+    async def begun_by_earlier(self) -> list[Job]:
+        """Jobs that run under an earlier lease than this front door's."""
+        return [_job_of(row) for row in await self._all("begun_by_earlier", {})]
+
+    async def ended_of(self, job_ids: Sequence[str]) -> list[Job]:
+        """Of these jobs those that have ended."""
+        rows = await self._all("ended_of", {"ids": sql.as_json(job_ids)})
+        return [_job_of(row) for row in rows]
+
     async def loras_of_open_jobs(self) -> set[str]:
         """SHA-256 of every LoRA that a job which waits or runs has."""
         return {row["sha256"] for row in await self._all("loras_of_open_jobs", {})}
@@ -380,6 +389,10 @@ class JobStore:
     async def read(self, query: str, values: Mapping[str, Any]) -> Sequence[Row]:
         """The rows of a query of `queries.sql`."""
         return await self._all(query, values)
+
+    async def select(self, words: str, values: Mapping[str, Any]) -> Sequence[Row]:
+        """The rows of a query that is put together."""
+        return await self._in(self._reader, lambda: self._read_db.select(words, values))
 
     # Threads and connections
 

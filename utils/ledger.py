@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from config.errors import FluxError, QueueFull, StorageUnavailable, Unavailable
-from models.types import GenerationRequest, GenerationResult
+from models.types import GenerationRequest, GenerationResult, ImageFile
 from utils import images
 from utils.clock import Chance, rfc3339
 from utils.event_bus import EventBus
@@ -92,6 +92,8 @@ class Ledger:
         self._heard_of: collections.deque[str] = collections.deque(maxlen=HEARD_KEPT)
         self.others = Others()
         self.on_heard_end: Callable[[Job], None] = lambda job: None
+        # Before a job succeeds, where its pictures are to be had elsewhere too.
+        self.keep_pictures: Callable[[str, tuple[ImageFile, ...]], Awaitable[None]] | None = None
 
     async def open(self, *, is_alone: bool = True) -> list[Job]:
         """Read the line; returns the jobs that an earlier process left running. With others they are somebody's."""
@@ -352,6 +354,8 @@ class Ledger:
         job = await self.store.get(job_id)
         if job is None or job.status is not JobStatus.RUNNING:
             return None
+        if self.keep_pictures is not None:
+            await self.keep_pictures(job_id, result.images)
         return await self.store.succeed(
             job, result, now, publish=lambda: images.publish(self._output_dir, result.images)
         )

@@ -33,6 +33,7 @@ class Line:
         self._seqs: dict[Lane, list[int]] = {lane: [] for lane in Lane}  # sorted
         self._jobs: dict[int, tuple[str, str, Lane]] = {}  # seq: (job id, owner, lane)
         self._by_owner: collections.Counter[str] = collections.Counter()
+        self.sum_of_places = 0  # what two lines are compared by
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -51,12 +52,14 @@ class Line:
         if seq not in self._jobs:
             bisect.insort(self._seqs[lane], seq)
             self._jobs[seq] = (job_id, owner, lane)
+            self.sum_of_places += seq
             self._by_owner[owner] += 1
 
     def remove(self, seq: int) -> None:
         """A job that waits no more; nothing happens for one that does not wait."""
         if seq in self._jobs:
             _, owner, lane = self._jobs.pop(seq)
+            self.sum_of_places -= seq
             seqs = self._seqs[lane]
             del seqs[bisect.bisect_left(seqs, seq)]
             self._by_owner[owner] -= 1

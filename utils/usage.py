@@ -50,7 +50,7 @@ _COLUMNS: Mapping[Group, str] = {
     Group.TAG: "coalesce(tag.value, '')",
 }
 _SUMS = (
-    "coalesce(sum(images > 0), 0) AS jobs, coalesce(sum(images), 0) AS images, coalesce(sum(megapixels), 0.0) AS megapixels, "
+    "count(*) FILTER (WHERE images > 0) AS jobs, coalesce(sum(images), 0) AS images, coalesce(sum(megapixels), 0.0) AS megapixels, "
     "coalesce(sum(gpu_seconds), 0.0) AS gpu_seconds, coalesce(sum(cost_usd), 0.0) AS cost_usd, "
     "max(finished_at) AS last_at"
 )
@@ -156,8 +156,8 @@ class Usage:
             )
             if not groups:
                 return Sums(rows=[], totals=totals, has_more=False)
-            columns = ", ".join(f"{_COLUMNS[group]} AS {_alias(group)}" for group in groups)
-            names_of_groups = ", ".join(map(_alias, groups))
+            columns = ", ".join(f"{_COLUMNS[group]} AS {alias(group)}" for group in groups)
+            names_of_groups = ", ".join(map(alias, groups))
             tags = "LEFT JOIN json_each(used.tags) AS tag" if Group.TAG in groups else ""
             rows = db.execute(
                 f"SELECT {columns}, {_SUMS} FROM ({every}) AS used {tags} WHERE {_WHERE} "
@@ -165,7 +165,7 @@ class Usage:
                 {**values, **page},
             ).fetchall()
         found = [
-            {**{group.value: row[_alias(group)] for group in groups}, **_sums_of(row)}
+            {**{group.value: row[alias(group)] for group in groups}, **sums_of(row)}
             for row in rows[: page["limit"] - 1]
         ]
         return Sums(rows=found, totals=totals, has_more=len(rows) == page["limit"])
@@ -193,10 +193,19 @@ class Usage:
             ) from error
 
 
-def _alias(group: Group) -> str:
+def columns_of(group: Group) -> str:
+    """What a group is in a row of usage."""
+    return _COLUMNS[group]
+
+
+def sums_columns() -> str:
+    return _SUMS
+
+
+def alias(group: Group) -> str:
     return f"by_{group.value}"
 
 
-def _sums_of(row: sqlite3.Row) -> dict[str, Any]:
+def sums_of(row: Any) -> dict[str, Any]:
     names = ("jobs", "images", "megapixels", "gpu_seconds", "cost_usd", "last_at")
     return {name: row[name] for name in names}

@@ -22,7 +22,7 @@ async def view(
     """A picture that was drawn. Uploads are taken and not given out again."""
     if type not in ("output", "temp"):
         raise NotFound(f"pictures of type {type[:20]!r} are not given out")
-    return file_of(services, await services.image_by_filename(filename))
+    return await file_of(services, await services.image_by_filename(filename))
 
 
 async def upload_image(request: Request, services: ServicesDep) -> dict[str, Any]:

@@ -75,13 +75,13 @@ async def inspect_image(request: Request) -> dict[str, Any]:
 
 @router.get("/images/{image_id}", summary="A picture's file", response_class=FileResponse)
 async def read_image(image_id: ImageId, services: ServicesDep) -> Response:
-    return file_of(services, await services.image(image_id))
+    return await file_of(services, await services.image(image_id))
 
 
 @router.get("/images/{image_id}/thumbnail", summary="A small JPEG", response_class=FileResponse)
 async def read_thumbnail(image_id: ImageId, services: ServicesDep) -> Response:
     image = await services.image(image_id)
-    file_of(services, image)  # says so when the file is gone
+    await file_of(services, image)  # says so when the file is gone
     output_dir = services.plan.settings.storage.output_dir
     path = await asyncio.to_thread(images.thumbnail, output_dir, image.filename)
     if path is None:
@@ -112,6 +112,8 @@ async def delete_image(image_id: ImageId, services: ServicesDep) -> None:
     await services.queue.store.delete_image(
         image.id, lambda: images.remove(output_dir, image.filename)
     )
+    if services.shared is not None:
+        await services.shared.remove_picture(image.filename)
 
 
 @router.get(
@@ -123,14 +125,14 @@ async def download(
     filename: Annotated[str, Path(max_length=200)], services: ServicesDep
 ) -> Response:
     image = await services.image_by_filename(filename)
-    answer = file_of(services, image)
+    answer = await file_of(services, image)
     answer.headers["Content-Disposition"] = f'attachment; filename="{image.filename}"'
     return answer
 
 
-def file_of(services: Services, image: StoredImage) -> FileResponse:
+async def file_of(services: Services, image: StoredImage) -> FileResponse:
     """The file of a row; the name is the row's, never the client's."""
-    path = services.plan.settings.storage.output_dir / image.filename
+    path = await services.picture(image.filename)
     if not path.is_file():
         raise NotFound(f"picture {image.id} is not on disk any more")
     media_type = _MEDIA_TYPES[PurePath(image.filename).suffix]

@@ -119,7 +119,7 @@ async def job_image(
     image = await services.queue.store.image(f"{job.id}-{index}")
     if image is None:
         raise NotFound(f"job {job.id} has no picture {index}, or it was deleted")
-    return file_of(services, image)
+    return await file_of(services, image)
 
 
 def _idempotency_key(request: Request) -> str | None:

@@ -92,6 +92,8 @@ OTHER: dict[str, tuple[str, Any]] = {
     "fleet_node": ("studio-2.local", "studio-2.local"),
     "fleet_port": ("7000", 7000),
     "fleet_token": ("secret", "secret"),
+    "fleet_join": ("192.0.2.10", "192.0.2.10"),
+    "database_url": ("postgresql://u:p@h/d", "postgresql://u:p@h/d"),
     "fleet_object_store_mib": ("512", 512),
     "fleet_cache_gib": ("0.5", 0.5),
     "fleet_min_replicas": ("1", 1),

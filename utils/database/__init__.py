@@ -38,6 +38,9 @@ class Connection(Protocol):
     def rows(self, query: str, values: Mapping[str, Any]) -> Sequence[Row]:
         """What a query of `utils/sql` gives, by its name."""
 
+    def select(self, words: str, values: Mapping[str, Any]) -> Sequence[Row]:
+        """What a query gives that has no name."""
+
     def append(self, new: Sequence[NewRow]) -> Sequence[int | FluxError]:
         """Append jobs to the line, in their order: each one's `seq`, or why it was refused."""
 

@@ -87,13 +87,17 @@ class PostgresDatabase:
         return PostgresReader(self)
 
     def is_refusal(self, error: BaseException) -> bool:
+        import psycopg
         from sqlalchemy import exc
 
-        if isinstance(error, exc.IntegrityError | exc.DataError):
+        if isinstance(
+            error, exc.IntegrityError | exc.DataError | psycopg.IntegrityError | psycopg.DataError
+        ):
             return False
-        return isinstance(
-            error, exc.DBAPIError | exc.TimeoutError | exc.InvalidRequestError | OSError
-        )
+        refusals = (
+            exc.DBAPIError, exc.TimeoutError, exc.InvalidRequestError, psycopg.Error, OSError,
+        )  # fmt: skip
+        return isinstance(error, refusals)
 
     def in_words(self, error: BaseException) -> str:
         if isinstance(error, OSError):
@@ -179,6 +183,11 @@ class PostgresConnection:
     def rows(self, query: str, values: Mapping[str, Any]) -> list[Row]:
         return _rows(self._connection, statement(query), self._database.values(values))
 
+    def select(self, words: str, values: Mapping[str, Any]) -> list[Row]:
+        from sqlalchemy import text
+
+        return _rows(self._connection, text(words), self._database.values(values))
+
     def append(self, new: Sequence[NewRow]) -> list[int | FluxError]:
         self.rows("stand_in_line", {})
         lanes: Counter[Lane] = Counter()
@@ -219,9 +228,14 @@ class PostgresReader:
         self._database = database
 
     def rows(self, query: str, values: Mapping[str, Any]) -> list[Row]:
-        return self.select(statement(query), values)
+        return self._ask(statement(query), values)
 
-    def select(self, words: TextClause, values: Mapping[str, Any]) -> list[Row]:
+    def select(self, words: str, values: Mapping[str, Any]) -> list[Row]:
+        from sqlalchemy import text
+
+        return self._ask(text(words), values)
+
+    def _ask(self, words: TextClause, values: Mapping[str, Any]) -> list[Row]:
         from sqlalchemy import exc
 
         given = self._database.values(values)

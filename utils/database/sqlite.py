@@ -38,6 +38,9 @@ class SqliteConnection(sqlite3.Connection):
         # All rows are fetched: a RETURNING statement is only done when it has been read to its end.
         return self.execute(sql.queries()[query], values).fetchall()
 
+    def select(self, words: str, values: Mapping[str, Any]) -> list[sqlite3.Row]:
+        return self.execute(words, values).fetchall()
+
     def append(self, new: Sequence[NewRow]) -> list[int]:
         last = self.execute(
             sql.queries()["insert_jobs"], {"rows": sql.as_json([each.row for each in new])}

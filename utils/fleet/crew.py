@@ -45,6 +45,8 @@ class Crew:
         self.away: set[str] = set()  # machines that get nothing new
         self.has_ray: Callable[[], bool] = lambda: True
         self.is_without_ray = False  # it has ended, and with it the front door
+        self.routes = True  # or another front door does, and we listen
+        self.on_away: Callable[[], None] = lambda: None
         self._cluster = cluster
         self._board: Board = board_of(BOARD)
         self._settings = settings
@@ -56,7 +58,7 @@ class Crew:
         self._changed = asyncio.Event()
         self._known: set[tuple[str, str]] = set()  # precision and model that a replica ever could
         self._queue: FleetQueue
-        self._files: DoorFiles
+        self.files: DoorFiles
         self._default: DefaultModel
 
     async def open(
@@ -64,7 +66,7 @@ class Crew:
     ) -> None:
         self._queue, self._default = queue, default
         queue.on_missed = self.missed
-        self._files = DoorFiles(loras, inputs)
+        self.files = DoorFiles(loras, inputs)
         # Of an earlier start: jobs are taken before the first replica has said what it can.
         known = json.loads(await queue.store.read_state(ABILITIES) or "[]")
         self._known = {(precision, model) for precision, model in known}
@@ -107,9 +109,27 @@ class Crew:
                 "node", f"{node[:64]!r} is no machine of the fleet; there is: {there}"
             )
         (self.away.add if is_away else self.away.discard)(node)
+        self.set_away(self.away)
+        self.on_away()
+
+    def set_away(self, nodes: Iterable[str]) -> None:
+        """The machines that get nothing new, as somebody said."""
+        self.away = set(nodes)
         for worker in self.replicas:
             worker.is_draining = worker.node in self.away
         self._queue.wake()
+
+    async def set_routes(self, routes: bool) -> None:
+        """Have the replicas for this door alone, or listen to them beside the one that has."""
+        self.routes = routes
+        self._door = secrets.token_hex(8)
+        greeting = list(self._greeting.values())
+        for task in greeting:
+            task.cancel()
+        await asyncio.gather(*greeting, return_exceptions=True)
+        for worker in list(self.replicas):
+            await worker.leave()
+        self._changed.set()
 
     async def _watch_ray(self) -> None:
         """Without it nobody is reached any more, and Ray itself would say so after a minute."""
@@ -134,7 +154,8 @@ class Crew:
     async def _fill_on(self) -> None:
         while True:
             try:
-                self._handles = await background.run(self._cluster.fill)
+                find = self._cluster.fill if self.routes else self._cluster.find
+                self._handles = await background.run(find)
                 self._changed.set()
             except Exception:
                 log.exception("the fleet was not filled", extra={"action": "fleet_not_filled"})
@@ -160,7 +181,8 @@ class Crew:
 
     async def _greet(self, seat: Seat) -> None:
         link = Link(self._handles[seat.deployment], seat.id)
-        lines = link.watch(self._door)
+        routes = self.routes
+        lines = link.watch(self._door) if routes else link.listen()
         try:
             async with asyncio.timeout(HELLO_SECONDS):
                 hello = messages.decode(await anext(lines))
@@ -174,22 +196,29 @@ class Crew:
             await asyncio.sleep(AGAIN_SECONDS)
             self._changed.set()
             return
-        self._add(seat, link, lines, hello)
+        self._add(seat, link, lines, hello, is_ours=routes)
         await self._remember(hello.precision, hello.models)
 
     def _add(
-        self, seat: Seat, link: Link, lines: AsyncIterator[str], hello: messages.Hello
+        self,
+        seat: Seat,
+        link: Link,
+        lines: AsyncIterator[str],
+        hello: messages.Hello,
+        *,
+        is_ours: bool,
     ) -> None:
         worker = FleetWorker(
             hello,
             link,
             lines,
-            self._files,
+            self.files,
             self._settings,
             self._default,
             self._queue,
             end_process=lambda: self._end_process(seat),
         )
+        worker.is_ours = is_ours
         worker.is_draining = worker.node in self.away
         self.replicas.append(worker)
         self._queue.add_worker(worker)

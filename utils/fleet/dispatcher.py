@@ -89,6 +89,10 @@ class FleetDispatcher(Dispatcher):
         self.routes = True
         self.wake()
 
+    def is_sending(self, job_id: str) -> bool:
+        """Whether a job is on its way to a replica, or there."""
+        return job_id in self._sent
+
     def recollect(self) -> None:
         """Jobs of the line that the router let go of, because somebody was just changing them, and that wait on."""
         for job_id in self._line.seqs:

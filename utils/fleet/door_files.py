@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 from config.errors import NotFound, StorageUnavailable
 from models.lora.names import SUFFIX
@@ -14,6 +16,9 @@ from utils.fleet.link import Link
 
 class DoorFiles:
     """`loras` and `inputs` are the folders of what this front door's jobs keep."""
+
+    # Another door may have taken a job's files: brings one here, where it is to be had.
+    fetch: Callable[[str, str], Awaitable[Any]] | None = None
 
     def __init__(self, loras: Path, inputs: Path) -> None:
         self._folders = {"lora": loras, "input": inputs}
@@ -36,6 +41,8 @@ class DoorFiles:
 
     async def _send(self, link: Link, kind: str, sha256: str) -> None:
         path = self._folders[kind] / (sha256 + SUFFIX if kind == "lora" else sha256)
+        if self.fetch is not None:
+            await self.fetch(kind, sha256)
         try:
             await link.send_file(kind, sha256, path, _read)
         except FileNotFoundError as error:

@@ -18,7 +18,7 @@ EXIT_CONFIGURATION = 78  # EX_CONFIG
 def main() -> int:
     try:
         settings = load_settings(FLEET.name)
-        address = _address(sys.argv[1] if len(sys.argv) == 2 else "", settings.fleet.fleet_port)
+        address = address_of(sys.argv[1] if len(sys.argv) == 2 else "", settings.fleet.fleet_port)
         kept = fleet_folder(settings) / "token"
         if not settings.fleet.fleet_token.get_secret_value() and not kept.exists():
             raise ConfigurationError(
@@ -32,17 +32,17 @@ def main() -> int:
             )
         environ = environment(settings)
         os.environ.update(environ)
-        _require_token(address, kept)
+        require_token(address, kept)
     except ConfigurationError as error:
         print(f"{FLEET.service}: {error}", file=sys.stderr)
         return EXIT_CONFIGURATION
     places = ", ".join(f"{count} {name}" for name, count in machine.resources.items())
     print(f"{FLEET.service}: {machine.name} joins {address} with {places}", file=sys.stderr)
-    arguments = join_arguments(settings, machine, address)
+    arguments = join_arguments(settings, machine.resources, fleet_folder(settings), address)
     os.execvpe(arguments[0], arguments, environ)  # so that signals reach Ray
 
 
-def _require_token(address: str, kept: Path) -> None:
+def require_token(address: str, kept: Path) -> None:
     """Asked before Ray's processes start, which would say it in a trace."""
     from ray._raylet import GcsClient
     from ray.exceptions import AuthenticationError, RayError
@@ -60,7 +60,7 @@ def _require_token(address: str, kept: Path) -> None:
         ) from error
 
 
-def _address(text: str, port: int) -> str:
+def address_of(text: str, port: int) -> str:
     host, colon, given = text.rpartition(":")
     if not colon:
         host, given = text, str(port)

@@ -17,6 +17,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,13 @@ MIB = 2**20
 # Settings that no replica reads: with others the same replicas are kept, and their models.
 FRONT_DOORS_OWN = {
     **dict.fromkeys(("server", "queue", "cloud", "cleanup"), True),
-    "fleet": {"fleet_min_replicas", "fleet_max_replicas", "fleet_idle_seconds"},
+    "fleet": {
+        "fleet_min_replicas",
+        "fleet_max_replicas",
+        "fleet_idle_seconds",
+        "database_url",
+        "fleet_join",
+    },
 }
 
 
@@ -86,12 +93,12 @@ def token_path(settings: Settings) -> Path:
     return path
 
 
-def temporary_folder(settings: Settings) -> Path:
-    """For Ray's sockets, whose paths must be short: of this user and data folder, and nobody else's.
+def temporary_folder(folder: Path) -> Path:
+    """For Ray's sockets, whose paths must be short: of this user and fleet's folder, and nobody else's.
 
     Raises ConfigurationError where somebody else's folder stands in its place.
     """
-    path = private_folder(fleet_folder(settings))
+    path = private_folder(folder)
     path.mkdir(mode=0o700, exist_ok=True)
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
@@ -109,25 +116,27 @@ def remove_temporary(folder: Path) -> None:
     shutil.rmtree(private_folder(folder), ignore_errors=True)
 
 
-def _start_arguments(settings: Settings, machine: Machine) -> list[str]:
+def _start_arguments(settings: Settings, resources: dict[str, int], folder: Path) -> list[str]:
     return [
         str(Path(sys.executable).parent / "ray"),
         "start",
         "--block",
         "--num-cpus=1",
         "--num-gpus=0",  # a replica takes its card itself, see `machine.take_place`
-        f"--resources={json.dumps(machine.resources)}",
+        f"--resources={json.dumps(resources)}",
         f"--object-store-memory={settings.fleet.fleet_object_store_mib * MIB}",
         f"--dashboard-agent-listen-port={_free_port()}",
         f"--runtime-env-agent-port={_free_port()}",
         "--disable-usage-stats",
-        f"--temp-dir={temporary_folder(settings)}",
+        f"--temp-dir={temporary_folder(folder)}",
     ]
 
 
-def join_arguments(settings: Settings, machine: Machine, address: str) -> list[str]:
+def join_arguments(
+    settings: Settings, resources: dict[str, int], folder: Path, address: str
+) -> list[str]:
     """The command that makes this machine a part of the fleet at an address, in the foreground."""
-    return [*_start_arguments(settings, machine), f"--address={address}"]
+    return [*_start_arguments(settings, resources, folder), f"--address={address}"]
 
 
 class Head:
@@ -136,10 +145,11 @@ class Head:
     def __init__(self, settings: Settings, machine: Machine) -> None:
         self._settings = settings
         self._machine = machine
-        self._note = fleet_folder(settings) / "head.json"
+        self._folder = fleet_folder(settings)
+        self._note = self._folder / "head.json"
         self._lock: int | None = None
         self._process: psutil.Process | None = None
-        self.log_path = fleet_folder(settings) / "ray.log"
+        self.log_path = self._folder / "ray.log"
 
     def start(self) -> str:
         """The address of the cluster's first machine, whose processes run. Raises ConfigurationError."""
@@ -159,7 +169,7 @@ class Head:
                 f"FLUX_FLEET_PORT = {port}: another program answers there; choose another port"
             )
         arguments = [
-            *_start_arguments(self._settings, self._machine),
+            *_start_arguments(self._settings, self._machine.resources, self._folder),
             "--head",
             f"--port={port}",
             f"--ray-client-server-port={_free_port()}",
@@ -168,6 +178,11 @@ class Head:
             "--include-dashboard=false",
             "--include-log-monitor=false",
         ]
+        self._run(arguments, given, is_up=lambda: answers(address))
+        return address
+
+    def _run(self, arguments: list[str], given: str, is_up: Callable[[], bool]) -> None:
+        """Start Ray's processes and wait until they are up. Raises ConfigurationError."""
         with open(self.log_path, "wb") as output:
             process = subprocess.Popen(
                 arguments,
@@ -180,7 +195,7 @@ class Head:
         born = psutil.Process(process.pid).create_time()
         self._note.write_text(json.dumps({"pid": process.pid, "born": born, "given": given}))
         deadline = time.monotonic() + START_SECONDS
-        while not answers(address):
+        while not is_up():
             if process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
                 said = self.log_path.read_text(errors="replace").strip().splitlines()[-3:]
@@ -189,7 +204,6 @@ class Head:
                 )
             time.sleep(0.1)
         self._process = self._running()
-        return address
 
     @property
     def is_up(self) -> bool:
@@ -213,7 +227,7 @@ class Head:
         _end(family, after_seconds=STOP_SECONDS)
         _end(self._left(), after_seconds=0.0)
         self._note.unlink(missing_ok=True)
-        remove_temporary(fleet_folder(self._settings))
+        remove_temporary(self._folder)
 
     def _children(self) -> list[psutil.Process]:
         """Of this process, those that are Ray's."""
@@ -222,7 +236,7 @@ class Head:
 
     def _left(self) -> list[psutil.Process]:
         """Every process that was started with this fleet's folder, which nobody else's has."""
-        folder = str(private_folder(fleet_folder(self._settings)))
+        folder = str(private_folder(self._folder))
         return [
             process
             for process in psutil.process_iter(["cmdline"])

@@ -114,7 +114,7 @@ class Replica:
         if self._worker is None:
             await self._wake()
         else:
-            self._retell(self._worker)
+            self._retell(self._worker, lines)
         pulse = asyncio.create_task(self._tell_pulse(lines), name="pulse")
         try:
             while (line := await lines.get()) is not None:
@@ -128,7 +128,9 @@ class Replica:
         """The same for a front door that does not route: nothing changes here by its listening."""
         lines: asyncio.Queue[str | None] = asyncio.Queue()
         lines.put_nowait(messages.encode(self._hello()))
-        if self._worker is not None:
+        if self._worker is None:
+            lines.put_nowait(messages.encode(messages.Asleep()))
+        else:
             self._retell(self._worker, lines)
         pulse = asyncio.create_task(self._tell_pulse(lines), name="pulse")
         self._others.add(lines)
@@ -287,20 +289,22 @@ class Replica:
         machine = self._machine
         return Worker(slot, machine.profile, machine.settings, machine.default, self)
 
-    def _retell(self, worker: Worker) -> None:
+    def _retell(self, worker: Worker, lines: asyncio.Queue[str | None]) -> None:
         """What the next front door must know of a worker that is up already."""
+
+        def say(message: Any) -> None:
+            lines.put_nowait(messages.encode(message))
+
         if worker.device is not None and worker.state is not WorkerState.RESTARTING:
-            self._say(
-                events.Ready(device=worker.device, versions=worker.versions, safety=worker.safety)
-            )
-            self._say(
+            say(events.Ready(device=worker.device, versions=worker.versions, safety=worker.safety))
+            say(
                 events.Holds(
                     models=[(model, held.gib) for model, held in worker.models.items()],
                     memory_mib=worker.memory_mib or 0,
                 )
             )
         if worker.model is not None and worker.engine is not None:
-            self._say(
+            say(
                 events.Loaded(
                     model=worker.model,
                     engine=worker.engine,
@@ -350,18 +354,20 @@ class Replica:
             job.end(files)
 
     def _say(self, message: Any) -> None:
-        if self._lines is not None:
-            self._lines.put_nowait(messages.encode(message))
+        line = messages.encode(message)
+        for lines in (self._lines, *self._others):
+            if lines is not None:
+                lines.put_nowait(line)
 
     async def _tell_pulse(self, lines: asyncio.Queue[str | None]) -> None:
         psutil.cpu_percent()
+        told = self._able
         while True:
             await asyncio.sleep(PULSE_SECONDS)
-            before = self._able
             with contextlib.suppress(OSError):
                 self._able = await asyncio.to_thread(self._machine.able, self._slot)
             cards = [await asyncio.to_thread(gpu_manager.read_load, gpu) for gpu in self._slot.gpus]
-            is_new = self._able != before
+            is_new, told = self._able != told, self._able
             pulse = messages.Pulse(
                 processors=psutil.cpu_percent() / 100,
                 cards=cards,

@@ -92,6 +92,7 @@ class FleetWorker(Worker):
         self.pid = hello.pid
         self.max_batch_size = hello.max_batch_size
         self.pace = Pace()
+        self.is_ours = True  # or another front door gives it jobs, and we listen
         self.is_draining = False  # with its machine
         self.is_leaving = False  # it is one too many, and sleeps when it has nothing left
         self.is_asleep = False
@@ -183,6 +184,28 @@ class FleetWorker(Worker):
             way.arrived.cancel()
         await asyncio.gather(*(way.bringing for way in ways), return_exceptions=True)
 
+    async def leave(self) -> None:
+        """Another front door has it and its jobs from now on."""
+        self.is_ours = False
+        for job_id in list(self.jobs):
+            await self.cancel_quietly(job_id)
+            images.discard_staged(self._settings.storage.output_dir, job_id)
+        self.jobs.clear()
+        await self.stop()
+
+    def note_job(self, job_id: str, request: dict[str, Any]) -> None:
+        """Another door gave it a job, of whose way we hear."""
+        self.state = WorkerState.BUSY
+        self.jobs[job_id] = GivenJob(
+            id=job_id, request=request, given_at=self._monotonic(), is_alone=False
+        )
+
+    def note_end(self, job_id: str) -> None:
+        """A job of another door's has ended, or is not there any more."""
+        self.jobs.pop(job_id, None)
+        if not self.jobs:
+            self._idle_again(WorkerState.BUSY)
+
     def kill(self, code: str, why: str) -> None:
         log.error("replica %s is ended: %s", self.name, why, extra={"action": "worker_killed"})
         self.last_sign = self._monotonic()  # asked once, not every second
@@ -228,11 +251,14 @@ class FleetWorker(Worker):
             pass
         except TimeoutError:
             why = f"nothing was heard of it for {SILENT_SECONDS:g} s"
-            self._end_process()  # what is heard of no more may draw no more
+            if self.is_ours:
+                self._end_process()  # what is heard of no more may draw no more
         except (ReplicaGone, ReplicaFailed, ReplicaRefused, ValueError) as error:
             why = str(error)
         except asyncio.CancelledError:
             why = "the service stops"
+        if not self.is_ours:
+            self.jobs.clear()
         await self._leave_all()
         for task in self._telling:
             task.cancel()
@@ -256,6 +282,11 @@ class FleetWorker(Worker):
         match message:
             case messages.Hello():
                 pass
+            case events.Finished() | events.Failed() | events.WasCancelled() if not self.is_ours:
+                self.note_end(message.job_id)
+            case messages.Died() if not self.is_ours:
+                self._forget_worker()
+                self.state, self.last_death = WorkerState.RESTARTING, message.exit_text
             case messages.Pulse():
                 self.processors, self.cards = message.processors, message.cards
                 if message.models is not None and message.reasons is not None:

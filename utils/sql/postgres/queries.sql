@@ -172,14 +172,15 @@ SELECT lease.door, lease.epoch, lease.ends_at > clock_timestamp() AS holds, door
 FROM lease LEFT JOIN door ON door.id = lease.door WHERE lease.name = 'router';
 
 -- name: beat
-INSERT INTO door (id, name, seen_at) VALUES (:door, :name, clock_timestamp())
-ON CONFLICT (id) DO UPDATE SET name = excluded.name, seen_at = excluded.seen_at;
+INSERT INTO door (id, name, listens, seen_at) VALUES (:door, :name, :listens, clock_timestamp())
+ON CONFLICT (id) DO UPDATE SET name = excluded.name, listens = excluded.listens, seen_at = excluded.seen_at;
 
 -- name: doors
-SELECT id, name, extract(epoch FROM clock_timestamp() - seen_at) AS seconds FROM door ORDER BY name, id;
+SELECT id, name, listens, CAST(extract(epoch FROM clock_timestamp() - seen_at) AS DOUBLE PRECISION) AS seconds
+FROM door ORDER BY name, id;
 
 -- name: forget_doors
-DELETE FROM door WHERE seen_at < clock_timestamp() - interval '1 day' OR id = CAST(:gone AS TEXT);
+DELETE FROM door WHERE seen_at < clock_timestamp() - interval '1 minute' OR id = CAST(:gone AS TEXT);
 
 -- name: sums_of_open_jobs
 -- What a door compares with its own memory: cheap, also for a long line.
@@ -210,22 +211,34 @@ SELECT count(pg_notify('flux_fleet', value))
 FROM json_array_elements_text(CAST(:messages AS json)) AS message (value);
 
 -- name: begin_file
-DELETE FROM file_part WHERE kind = :kind AND name = :name
-AND NOT EXISTS (SELECT 1 FROM file WHERE kind = :kind AND name = :name);
+-- A file of less than no bytes is not whole yet.
+INSERT INTO file (kind, name, bytes, used_at) VALUES (:kind, :name, -1, clock_timestamp())
+ON CONFLICT (kind, name) DO UPDATE SET used_at = excluded.used_at;
 
 -- name: insert_part
 INSERT INTO file_part (kind, name, part, data) VALUES (:kind, :name, :part, :data)
 ON CONFLICT (kind, name, part) DO UPDATE SET data = excluded.data;
 
+-- name: insert_picture_part
+-- Of a job that runs under this door's lease, or an earlier one: what a later one draws is not written over.
+WITH ours AS MATERIALIZED (
+    SELECT 1 FROM job WHERE id = :job_id AND status = 'running' AND epoch <= :epoch FOR SHARE
+)
+INSERT INTO file_part (kind, name, part, data)
+SELECT CAST(:kind AS TEXT), CAST(:name AS TEXT), CAST(:part AS INTEGER), CAST(:data AS BYTEA) FROM ours
+ON CONFLICT (kind, name, part) DO UPDATE SET data = excluded.data
+RETURNING part;
+
 -- name: end_file
-INSERT INTO file (kind, name, bytes, used_at) VALUES (:kind, :name, :bytes, clock_timestamp())
-ON CONFLICT (kind, name) DO UPDATE SET used_at = excluded.used_at, bytes = excluded.bytes;
+UPDATE file SET bytes = :bytes, used_at = clock_timestamp() WHERE kind = :kind AND name = :name;
+
+-- name: end_picture
+UPDATE file SET bytes = :bytes, used_at = clock_timestamp()
+WHERE kind = :kind AND name = :name
+  AND EXISTS (SELECT 1 FROM job WHERE id = :job_id AND status = 'running' AND epoch <= :epoch);
 
 -- name: touch_file
 UPDATE file SET used_at = clock_timestamp() WHERE kind = :kind AND name = :name RETURNING bytes;
-
--- name: file
-SELECT bytes FROM file WHERE kind = :kind AND name = :name;
 
 -- name: file_part
 SELECT data FROM file_part WHERE kind = :kind AND name = :name AND part = :part;

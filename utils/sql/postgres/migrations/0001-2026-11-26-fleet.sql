@@ -119,11 +119,12 @@ CREATE TABLE lease (
 CREATE TABLE door (
     id      TEXT PRIMARY KEY,
     name    TEXT NOT NULL,
+    listens INTEGER NOT NULL, -- how many follow jobs there
     seen_at TIMESTAMPTZ NOT NULL
 );
 
--- Files that every door may need: pictures by their names, LoRAs and inputs by content. A file is whole when its
--- row in `file` is there; its parts come before.
+-- Files that every door may need: pictures by their names, LoRAs and inputs by content. A file is whole when `bytes` is
+-- not negative any more.
 CREATE TABLE file (
     kind    TEXT NOT NULL CHECK (kind IN ('picture', 'lora', 'input')),
     name    TEXT COLLATE "C" NOT NULL,
