@@ -60,7 +60,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _write(done[-1], about)
         return _conclude(done, about, options.write)
     except KeyboardInterrupt:
-        running.end_children()
         left = ", ".join(part.name for part in wanted[len(done) :])
         print(f"\ninterrupted; without figures are: {left}", file=sys.stderr)
         return 130

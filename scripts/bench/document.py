@@ -19,7 +19,7 @@ from config.settings import ROOT
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 _NOT_RUN = re.compile(r"^not run: ", re.IGNORECASE)
-_ROW = re.compile(r"^(?P<what>[^|:\[]{3,120}?): (?P<found>\S.*\d.*)$")
+_ROW = re.compile(r"^(?P<what>[^|:\[]{3,120}): (?=.*\d)(?P<found>\S.*)$")
 
 
 class NoPlace(Exception):

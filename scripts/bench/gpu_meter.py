@@ -26,7 +26,7 @@ class Used:
         """Energy in words, where the card tells."""
         if self.millijoules is None:
             return "energy unknown: this card has no counter"
-        return f"{self.millijoules / 1000 / pictures:.0f} J a picture"
+        return f"{self.millijoules / 1000 / pictures:,.1f} J a picture"
 
     def peak(self) -> str:
         return f"at most {self.peak_bytes / 1e9:.1f} GB of the GPU"

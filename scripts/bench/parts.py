@@ -79,7 +79,7 @@ PARTS: Mapping[str, Part] = {
         ),
         Part(
             name="png", module=_module("png"), deadline_seconds=120,
-            about="the PNG beside Pillow's", quick=("--rounds", "1"),
+            about="the PNG beside Pillow's", quick=("--rounds", "1", "--side", "256"),
         ),
         Part(
             name="service", module=_module("service"), deadline_seconds=180,

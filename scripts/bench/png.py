@@ -1,6 +1,6 @@
 """The PNG of a picture: ours beside Pillow's, in time and bytes.
 
-    python -m scripts.bench.png [--rounds 7]
+    python -m scripts.bench.png [--rounds 7] [--side 1024]
 
 Three pictures of 1024 x 1024 px: the embedded model's samples enlarged, which are smoother than
 what a 12-billion-parameter model draws; the same with a camera's noise (standard deviation 2 of 255);
@@ -35,12 +35,13 @@ TEXTS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--side", type=int, default=SIDE_PX, help="of the pictures, px")
+    options = parser.parse_args()
     print(HEADER.format(other="Pillow, its default"))
     for name, noise in NOISES.items():
-        image = picture(noise)
+        image = picture(noise, options.side)
         encoders = {"pillow": lambda i=image: pillow(i), "ours": lambda i=image: ours(i)}
-        ms, size = compare(encoders, rounds)
+        ms, size = compare(encoders, options.rounds)
         with Image.open(io.BytesIO(ours(image))) as again:
             if again.tobytes() != image.tobytes():
                 raise SystemExit(f"{name}: the pixels are not those that went in")
@@ -49,9 +50,9 @@ def main() -> None:
         print(f"{times.row()}\n{sizes.row()}", flush=True)
 
 
-def picture(noise: float) -> Image.Image:
+def picture(noise: float, side_px: int) -> Image.Image:
     with Image.open(ROOT / "models" / "embedded" / "samples.png") as samples:
-        large = samples.convert("RGB").resize((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS)
+        large = samples.convert("RGB").resize((side_px, side_px), Image.Resampling.LANCZOS)
     values = np.asarray(large, np.float64)
     values = values + np.random.default_rng(0).normal(0, noise, values.shape) if noise else values
     return Image.fromarray(values.clip(0, 255).astype(np.uint8))

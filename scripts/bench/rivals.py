@@ -63,8 +63,7 @@ def install(part: str, home: Path = HOME) -> None:
     if not missing:
         return
     if not _python(home).exists():
-        _run([sys.executable, "-m", "venv", "--without-pip", str(home)], "a virtual environment")
-        site(home).joinpath("ours.pth").write_text(_our_site() + "\n", encoding="utf-8")
+        _make(home)
     limits = home / "shared.txt"
     limits.write_text("".join(f"{name}=={version}\n" for name, version in _shared()), "utf-8")
     pip = [sys.executable, "-m", "pip", "--python", str(_python(home)), "install", "--quiet"]
@@ -89,6 +88,11 @@ def _installed(home: Path) -> dict[str, str]:
         for each in distributions(path=[str(site(home))])
         if isinstance(each, PathDistribution)
     }
+
+
+def _make(home: Path) -> None:
+    _run([sys.executable, "-m", "venv", "--without-pip", str(home)], "a virtual environment")
+    site(home).joinpath("ours.pth").write_text(_our_site() + "\n", encoding="utf-8")
 
 
 def _shared() -> list[tuple[str, str]]:

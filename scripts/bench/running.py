@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -47,6 +47,7 @@ def run(
 ) -> Outcome:
     """Runs Python with these arguments; `say` gets its lines as they come."""
     started = time.monotonic()
+    before = {each.pid for each in _family()}
     printed: list[str] = []
     remarks: list[str] = []
 
@@ -79,10 +80,12 @@ def run(
         except subprocess.TimeoutExpired:
             is_late = True
         finally:
-            end_children()
+            end_children(but=before)
             process.wait()
             for listener in listeners:
                 listener.join(END_SECONDS)
+            process.stdout.close()
+            process.stderr.close()
     failure = None
     if is_late:
         failure = f"it was not done after {deadline_seconds:g} s and was ended"
@@ -105,14 +108,18 @@ def _last(lines: Sequence[str]) -> str:
     return next((line for line in stripped if line and not line.startswith("For more info")), "")
 
 
-def end_children() -> None:
-    """Asks everything below this process to end, and then makes it."""
-    family = psutil.Process().children(recursive=True)
+def end_children(but: Collection[int] = ()) -> None:
+    """Asks everything below this process to end, and then makes it; not those whose numbers are given."""
+    family = [each for each in _family() if each.pid not in but]
     for ask in (psutil.Process.terminate, psutil.Process.kill):
         for each in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 ask(each)
         psutil.wait_procs(family, timeout=END_SECONDS)
-        family = psutil.Process().children(recursive=True)
+        family = [each for each in _family() if each.pid not in but]
         if not family:
             return
+
+
+def _family() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
