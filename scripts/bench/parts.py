@@ -63,7 +63,6 @@ PARTS: Mapping[str, Part] = {
         Part(
             name="servers", module=_module("servers"), deadline_seconds=900,
             about="the service beside LitServe, Ray Serve and diffusers' own servers",
-            needs=(needs.rivals_of("servers"),),
             quick=("--rounds", "1", "--clients", "1", "--pictures", "2", "--only", "diffusers"),
         ),
         Part(
@@ -106,7 +105,7 @@ PARTS: Mapping[str, Part] = {
             about="a year of jobs in one database", quick=("--jobs", "2000", "--files", "200"),
         ),
         Part(
-            name="page", module=_module("page"), deadline_seconds=240, needs=(needs.chromium,),
+            name="page", module=_module("page"), deadline_seconds=240, needs=(needs.chromium, needs.module("playwright", "scripts/setup_env.sh --dev does it")),
             about="the page in Chromium: until it can be used, frames", quick=("--nodes", "8", "--frames", "10"),
         ),
         Part(

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
+from typing import Any
+from xml.sax.saxutils import escape
 
 # Matplotlib writes this colour; in the file it is one that follows the reader's page.
 _INK = "#123457"
 _STYLE = "<style>:root { --ink: #24292f } @media (prefers-color-scheme: dark) { :root { --ink: #d7dde3 } }</style>"
+WIDTH = 8.4  # inches
 COLOURS = ("#3b82c4", "#d97706", "#2f9e6e", "#a855c7")
 
 
@@ -49,7 +54,7 @@ def draw(path: Path, title: str, panels: Sequence[Panel]) -> None:
     }  # fmt: skip
     with matplotlib.rc_context(settings):
         figure, axes = pyplot.subplots(
-            1, len(panels), figsize=(4.2 * len(panels), 2.8), squeeze=False, layout="constrained"
+            1, len(panels), figsize=(WIDTH, 2.8), squeeze=False, layout="constrained"
         )
         figure.suptitle(title)
         for axis, panel in zip(axes[0], panels, strict=True):
@@ -59,14 +64,24 @@ def draw(path: Path, title: str, panels: Sequence[Panel]) -> None:
             draft, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
         )
         pyplot.close(figure)
-    text = draft.read_text(encoding="utf-8").replace(_INK, "var(--ink)")
-    draft.write_text(text.replace("<defs>", f"{_STYLE}\n <defs>", 1), encoding="utf-8")
+    draft.write_text(_smaller(draft.read_text(encoding="utf-8"), title), encoding="utf-8")
     os.replace(draft, path)
 
 
-def _fill(axis, panel: Panel) -> None:
-    from statistics import median
+def _smaller(svg: str, title: str) -> str:
+    """Without what nobody looks at, in colours that follow the page."""
+    svg = re.sub(
+        r" <metadata>.*?</metadata>\n",
+        f"<title>{escape(title)}</title>{_STYLE}\n",
+        svg,
+        count=1,
+        flags=re.DOTALL,
+    )
+    svg = re.sub(r"-?\d+\.\d{3,}", lambda found: f"{float(found[0]):.1f}", svg)
+    return svg.replace(_INK, "var(--ink)")
 
+
+def _fill(axis: Any, panel: Panel) -> None:
     for curve, colour in zip(panel.curves, COLOURS, strict=False):
         middle = [median(values) for values in curve.values]
         axis.plot(curve.places, middle, color=colour, marker="o", markersize=3, label=curve.name)
@@ -84,4 +99,4 @@ def _fill(axis, panel: Panel) -> None:
     if panel.words is not None:
         axis.set_xticks(panel.curves[0].places, panel.words)
     if len(panel.curves) > 1:
-        axis.legend(frameon=False)
+        axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))

@@ -59,11 +59,12 @@ def python(part: str, home: Path = HOME) -> str:
 
 def install(part: str, home: Path = HOME) -> None:
     """Fetches what is missing of the part's packages. Raises MissingRival with pip's last words."""
+    if not site(home).is_dir():  # none yet, or of another Python
+        _make(home)
+    _ours(home).write_text(_our_site() + "\n", encoding="utf-8")
     missing = _missing(part, home)
     if not missing:
         return
-    if not _python(home).exists():
-        _make(home)
     limits = home / "shared.txt"
     limits.write_text("".join(f"{name}=={version}\n" for name, version in _shared()), "utf-8")
     pip = [sys.executable, "-m", "pip", "--python", str(_python(home)), "install", "--quiet"]
@@ -91,8 +92,9 @@ def _installed(home: Path) -> dict[str, str]:
 
 
 def _make(home: Path) -> None:
-    _run([sys.executable, "-m", "venv", "--without-pip", str(home)], "a virtual environment")
-    site(home).joinpath("ours.pth").write_text(_our_site() + "\n", encoding="utf-8")
+    command = [sys.executable, "-m", "venv", "--clear", "--without-pip", str(home)]
+    _run(command, "a virtual environment")
+    _ours(home).write_text(_our_site() + "\n", encoding="utf-8")
 
 
 def _shared() -> list[tuple[str, str]]:
@@ -117,6 +119,11 @@ def site(home: Path = HOME) -> Path:
     """Where its packages are."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     return home / "lib" / version / "site-packages"
+
+
+def _ours(home: Path) -> Path:
+    """The file that makes its Python find our packages, after its own."""
+    return site(home) / "ours.pth"
 
 
 def _our_site() -> str:

@@ -1,9 +1,8 @@
 """The BF16 service beside other servers of diffusers' pipeline: same weights, size, steps, threads and clients.
 
-    python -m scripts.bench.rivals servers          # LitServe, into an environment of its own
     python -m scripts.bench.servers [--rounds 3] [--only litserve,ray,...] [--clients 1,4,16]
 
-`scripts/bench/rival_servers/` has the others. Each is started, draws until it is warm, and then takes turns with ours,
+`scripts/bench/rival_servers/` has the others; LitServe comes into an environment of its own (`rivals.py`). Each is started, draws until it is warm, and then takes turns with ours,
 which rests meanwhile; a picture is counted when its PNG is with the client, and every prompt is new. Each has
 one process that draws, with as many threads as torch takes here by itself. That the pictures are the same is
 looked at too. Prints a table for `docs/benchmarks.md`.
@@ -41,8 +40,8 @@ from scripts.bench.queue import free_port
 from scripts.bench.service import start_service
 
 SIZE_PX, STEPS = 256, 4
-START_SECONDS = 120
-PICTURES = {1: 4, 4: 12, 16: 32}  # of a round, by clients
+START_SECONDS = 240  # beside other work; one that ended is not waited for
+PICTURES = {1: 4, 4: 8, 16: 24}  # of a round, by clients
 SAME_LEVELS = 2.0  # grey levels that two pictures of one seed may differ on average
 _prompts = itertools.count()
 
@@ -89,6 +88,7 @@ class Rival:
     def python(self) -> str:
         """Raises MissingRival."""
         if self.needs == "litserve":
+            rivals.install("servers")
             return rivals.python("servers")
         if importlib.util.find_spec(self.needs) is None:
             raise rivals.MissingRival(
@@ -106,6 +106,10 @@ RIVALS: Mapping[str, Rival] = {
         arguments=("--batch", "4"), needs="litserve",
     ),
     "ray": Rival(title="Ray Serve", module="ray_app", path="/imagine", needs="ray"),
+    "ray-batch": Rival(
+        title="Ray Serve, batches of 4,", module="ray_app", path="/imagine", arguments=("4",),
+        needs="ray",
+    ),
     "diffusers": Rival(
         title="`examples/server` of diffusers", module="diffusers_app", path="/v1/images/generations",
         address=("data", 0, "url"), needs="diffusers",

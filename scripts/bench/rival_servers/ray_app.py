@@ -1,6 +1,7 @@
 """Ray Serve: an ingress and a deployment with the pipeline, as its tutorial on Stable Diffusion has them.
 
-https://docs.ray.io/en/latest/serve/tutorials/stable-diffusion.html
+With `4` behind the port up to four requests that are there are drawn in one call, as its guide to batching has it.
+https://docs.ray.io/en/latest/serve/tutorials/stable-diffusion.html and .../serve/advanced-guides/dyn-req-batch.html
 """
 
 import logging
@@ -19,6 +20,7 @@ from ray.serve.handle import DeploymentHandle
 from config.settings import ROOT
 from scripts.bench.rival_servers import drawing
 
+BATCH_TIMEOUT_SECONDS = 0.05
 app = FastAPI()
 
 
@@ -34,9 +36,7 @@ class Ingress:
         return Response(drawing.png(picture), media_type="image/png")
 
 
-# All requests of a client may wait in the replica; and as many threads as every other server has.
-@serve.deployment(max_ongoing_requests=100, ray_actor_options={"num_cpus": os.cpu_count()})
-class Model:
+class One:
     def __init__(self) -> None:
         self.pipeline = drawing.load()
 
@@ -44,11 +44,24 @@ class Model:
         return drawing.draw(self.pipeline, [asked])[0]
 
 
+class Several(One):
+    @serve.batch(max_batch_size=4, batch_wait_timeout_s=BATCH_TIMEOUT_SECONDS)
+    async def draw(self, asked: list[drawing.Asked]) -> list[Any]:
+        return drawing.draw(self.pipeline, asked)
+
+
 def main() -> None:
-    port = int(sys.argv[1])
+    port, batch = int(sys.argv[1]), sys.argv[2:]
+    # All requests of a client may wait in the replica; and it has as many threads as every other server.
+    model = serve.deployment(
+        Several if batch else One,
+        name="Model",
+        max_ongoing_requests=100,
+        ray_actor_options={"num_cpus": os.cpu_count()},
+    )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # its sockets' names must be short
+    with tempfile.TemporaryDirectory() as folder:
         ray.init(
             num_cpus=2 * (os.cpu_count() or 1) + 2,  # logical ones: the proxy and the ingress too
             include_dashboard=False,
@@ -60,7 +73,7 @@ def main() -> None:
         )
         try:
             serve.start(http_options={"host": "127.0.0.1", "port": port})
-            serve.run(Ingress.bind(Model.bind()))
+            serve.run(Ingress.bind(model.bind()))
             signal.pause()
         finally:
             serve.shutdown()
