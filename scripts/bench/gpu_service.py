@@ -1,7 +1,7 @@
 """FLUX.1 [schnell] at full size through HTTP on this GPU, beside diffusers as anyone would call it.
 
     python -m scripts.bench.random_snapshot /dev/shm/flux
-    python -m scripts.bench.gpu_service /dev/shm/flux [--only diffusers,bf16,...] [--size 1024]
+    python -m scripts.bench.gpu_service /dev/shm/flux [--only diffusers,bf16,...] [--size 512,1024]
 
 Every way starts in a process of its own, loads, draws once, and is then timed: one client with new prompts,
 one that repeats its prompt, and several at once. A picture is counted when its PNG is with the client, for
@@ -13,6 +13,7 @@ table of both comes last.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import socket
@@ -48,23 +49,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", default=",".join(["diffusers", *WAYS]))
-    parser.add_argument("--size", type=int, default=1024)
+    parser.add_argument("--size", default="1024", help="px; several with commas between")
     parser.add_argument("--clients", default="1,4", help="how many at once")
     parser.add_argument("--images", type=int, default=6)
     parser.add_argument("--draw-with-diffusers", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.draw_with_diffusers:
+        options.size = int(options.size)
         return draw_with_diffusers(options)
     rows = []
     say("| | |\n|---|---|")
-    for name in options.only.split(","):
+    for size, name in itertools.product(map(int, options.size.split(",")), options.only.split(",")):
+        options.size = size
         with metered() as whole, tempfile.TemporaryDirectory() as folder:
             if name == "diffusers":
                 drawing, pictures = run_diffusers(options)
             else:
                 drawing, pictures = run_way(name, options, Path(folder))
-        rows.append(memory_row(name, options.size, whole, drawing, pictures))
-        say_row(f"{name}, the GPU", f"{whole.peak()}; {drawing.per_picture(pictures)}")
+        rows.append(memory_row(name, size, whole, drawing, pictures))
+        say_row(f"{name}, {size} px, the GPU", f"{whole.peak()}; {drawing.per_picture(pictures)}")
     say("\n| FLUX.1 [schnell] | px | most of the GPU | energy |\n|---|---|---|---|")
     say("\n".join(rows))
 

@@ -109,9 +109,9 @@ PARTS: Mapping[str, Part] = {
             about="the page in Chromium: until it can be used, frames", quick=("--nodes", "8", "--frames", "10"),
         ),
         Part(
-            name="gpu_service", module=_module("gpu_service"), deadline_seconds=1800,
+            name="gpu_service", module=_module("gpu_service"), deadline_seconds=3600,
             about="FLUX.1 [schnell] through HTTP on this GPU, memory and energy", weights="bf16",
-            needs=(needs.gpu,), arguments=(WEIGHTS,), quick=(WEIGHTS, "--images", "2", "--size", "512"),
+            needs=(needs.gpu,), arguments=(WEIGHTS, "--size", "512,768,1024"), quick=(WEIGHTS, "--images", "2", "--size", "512"),
         ),
         Part(
             name="gpu_parts", module=_module("gpu_parts"), deadline_seconds=1800,

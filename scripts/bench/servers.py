@@ -145,6 +145,7 @@ def main() -> None:
     parser.add_argument("--clients", default="1,4,16", help="how many at once")
     parser.add_argument("--pictures", type=int, help="of a round, whatever the clients")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the servers end with us
     wanted = options.only.split(",")
     for name in wanted:
         if name not in RIVALS:

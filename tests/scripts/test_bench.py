@@ -14,7 +14,7 @@ import pytest
 
 from config.settings import ROOT
 from scripts.bench import __main__ as bench
-from scripts.bench import document, gpu_meter, needs, rivals, running
+from scripts.bench import document, gpu_meter, gpu_service, needs, rivals, running
 from scripts.bench.comparison import Comparison, in_turns, verdicts
 from scripts.bench.parts import PARTS, Part
 
@@ -366,6 +366,23 @@ def test_meter_has_the_most_memory_and_the_energy_between_two_moments() -> None:
         assert used.millijoules is None
     assert used.peak_bytes >= 2 * 10**9 and used.millijoules == 1000
     assert used.per_picture(5) == "0.2 J a picture" and nvml.log == ["init", "shutdown"]
+
+
+def test_every_way_and_size_has_a_row_of_memory_and_energy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = gpu_meter.Used(millijoules=900_000)
+    monkeypatch.setattr(gpu_service, "metered", lambda: gpu_meter.metered(Nvml()))
+    monkeypatch.setattr(gpu_service, "run_way", lambda name, options, folder: (drawn, 6))
+    monkeypatch.setattr(gpu_service, "run_diffusers", lambda options: (gpu_meter.Used(), 6))
+    options = ["gpu_service", "DIR", "--size", "512,1024", "--only", "diffusers,fp4 speed"]
+    monkeypatch.setattr(sys, "argv", options)
+    gpu_service.main()
+    table = capsys.readouterr().out.partition("| energy |\n")[2].splitlines()[1:]
+    assert [row.split(" | ")[:2] for row in table] == [
+        ["| diffusers", "512"], ["| fp4 speed", "512"], ["| diffusers", "1024"], ["| fp4 speed", "1024"]
+    ]  # fmt: skip
+    assert "150.0 J a picture" in table[1] and "no counter" in table[0] and " GB |" in table[0]
 
 
 def test_meter_of_a_card_without_a_counter_says_so() -> None:
