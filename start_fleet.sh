@@ -74,7 +74,7 @@ main() {
         wrong "--door is for another front door of a fleet that runs; name its first machine with --join ADDRESS"
     fi
     if [[ -n $join && -z $door && -n $port$host ]]; then
-        wrong "--port and --host are a front door's; leave them out with --join, or add --door for another front door"
+        wrong "--port and --host are the front door's; leave them out with --join, or add --door for another front door"
     fi
     if [[ -n $port && $port != auto ]]; then export FLUX_PORT=$((10#$port)); fi
 
@@ -99,7 +99,7 @@ set_up() {
     set +m
     setup=$!
     trap 'kill -TERM -- "-$setup" 2> /dev/null || true; exit 143' TERM HUP
-    trap 'kill -INT -- "-$setup" 2> /dev/null || true; exit 130' INT
+    trap 'kill -TERM -- "-$setup" 2> /dev/null || true; exit 130' INT
     wait "$setup" || exit
     trap - TERM HUP INT
 }

@@ -78,7 +78,7 @@ def serve(replica: str = REPLICA) -> int:
             head.stop()
             logging.shutdown()
             os._exit(EXIT_RAY_ENDED)  # Ray would look for its first process for a minute
-        cluster.end()
+        cluster.end(with_replicas=not settings.fleet.fleet_join)
         head.stop()
     return status
 

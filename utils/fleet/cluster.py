@@ -139,17 +139,17 @@ class Cluster:
         except ValueError:
             pass  # it is gone
 
-    def end(self) -> None:
+    def end(self, *, with_replicas: bool = True) -> None:
         """Let go of the cluster, and have the replicas of other machines ended, as far as those answer.
 
-        This machine's end with its Ray.
+        This machine's end with its Ray. A front door beside the first leaves all of them as they are.
         """
         if not self._is_connected:
             return
         import ray
         from ray import serve
 
-        if sum(node["Alive"] for node in ray.nodes()) > 1:
+        if with_replicas and sum(node["Alive"] for node in ray.nodes()) > 1:
             ending = threading.Thread(target=serve.shutdown, name="serve's end", daemon=True)
             ending.start()
             ending.join(SHUTDOWN_SECONDS)

@@ -9,9 +9,10 @@ import asyncio
 import json
 import sys
 
-from tests.utils.test_job_store import LATER, REQUEST
 from utils.database.postgres import PostgresDatabase
 from utils.job_store import JobStore
+
+NOW = "2026-01-31T12:00:00.000Z"
 
 
 async def main(url: str, door: str, threads: int) -> None:
@@ -29,9 +30,7 @@ async def main(url: str, door: str, threads: int) -> None:
 async def claimed(store: JobStore) -> list[str]:
     ids: list[str] = []
     while True:
-        jobs = await store.claim(
-            "w", LATER, models=[REQUEST.model], limit=1, choose=lambda head: head
-        )
+        jobs = await store.claim("w", NOW, models=["embedded"], limit=1, choose=lambda head: head)
         if jobs:
             ids += [job.id for job in jobs]
         elif not (await store.counts())["queued"]:

@@ -27,7 +27,7 @@ from utils.database.postgres import PostgresDatabase, shown
 from utils.job import Job, JobError, JobStatus
 from utils.job_store import JobStore
 
-PROCESSES, THREADS, JOBS = 3, 2, 120
+PROCESSES, THREADS, JOBS = 2, 3, 60
 
 
 @asynccontextmanager

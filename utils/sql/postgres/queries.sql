@@ -27,9 +27,11 @@ ORDER BY seq LIMIT :limit FOR UPDATE SKIP LOCKED;
 
 -- name: claim
 -- A waiting job becomes the worker's, while the door that takes it has the lease: who takes that over waits for this.
+-- A pause holds from the moment in which some door has answered it.
 WITH held AS MATERIALIZED (
     SELECT epoch FROM lease
-    WHERE name = 'router' AND door = :door AND epoch = :epoch AND ends_at > clock_timestamp() FOR SHARE
+    WHERE name = 'router' AND door = :door AND epoch = :epoch AND ends_at > clock_timestamp()
+      AND NOT EXISTS (SELECT 1 FROM state WHERE key = 'paused' AND value = 'true') FOR SHARE
 )
 UPDATE job
 SET status = 'running', worker = :worker, attempts = attempts + 1, started_at = :now, door = :door, epoch = :epoch
