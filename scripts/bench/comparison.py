@@ -37,7 +37,7 @@ class Comparison:
 
     def _figure(self, values: Sequence[float]) -> str:
         value = statistics.median(values)
-        digits = max(0, 2 - len(f"{abs(value):.0f}") + (abs(value) < 1))
+        digits = 0 if value >= 100 else 1 if value >= 10 else 2
         return f"{value:,.{digits}f} {self.unit}".rstrip()
 
 

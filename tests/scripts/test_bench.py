@@ -301,7 +301,7 @@ def test_quick_look_at_a_part_runs_it_and_writes_nothing(
 
 def test_comparison_has_medians_of_rounds_and_the_spread_of_their_ratios() -> None:
     row = Comparison(what="x", ours=[1, 2, 3], others=[2, 2, 2], unit="ms", wanted="≤ 0.9").row()
-    assert row == "| x | 2.0 ms | 2.0 ms | 1.00 (0.50 to 1.50) | ≤ 0.9 |"
+    assert row == "| x | 2.00 ms | 2.00 ms | 1.00 (0.50 to 1.50) | ≤ 0.9 |"
 
 
 def test_comparison_turned_round_is_how_many_times_as_fast() -> None:
