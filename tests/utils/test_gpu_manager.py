@@ -306,6 +306,19 @@ def test_child_environment_holds_no_setting_of_the_service(monkeypatch: pytest.M
     assert "PATH" in environ
 
 
+def test_child_environment_of_a_cpu_worker_keeps_freed_memory_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000")
+    settings = load_settings("bf16", {})
+    environ = child_environment(WorkerSlot(name="cpu"), settings)
+    assert int(environ["MALLOC_MMAP_THRESHOLD_"]) > 4 * 24 * 1024**2  # a layer of 1024 px
+    assert environ["MALLOC_TRIM_THRESHOLD_"] == "1000"
+    gpu = Gpu(index=1, uuid="GPU-b000-1", name="b", memory_total_mib=1)
+    other = child_environment(WorkerSlot(name="gpu1", gpus=(gpu,)), settings)
+    assert "MALLOC_MMAP_THRESHOLD_" not in other
+
+
 @pytest.mark.parametrize(("allowed", "offline"), [("true", None), ("false", "1")])
 def test_child_environment_is_offline_when_downloads_are_off(
     monkeypatch: pytest.MonkeyPatch, allowed: str, offline: str | None

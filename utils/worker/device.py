@@ -69,7 +69,7 @@ class Device:
                     torch.cuda.empty_cache()
         elif self.kind == "mps":
             _torch().mps.empty_cache()
-        _trim_heap()
+        trim_heap()
 
     def _limits(self, what: str, total: float, available: float) -> Limits:
         return Limits(
@@ -110,7 +110,7 @@ def _torch() -> Any:
     return sys.modules.get("torch")
 
 
-def _trim_heap() -> None:
+def trim_heap() -> None:
     """Give freed memory back to the system; the C library would keep much of it."""
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
