@@ -64,6 +64,7 @@ def result_json(job: Job) -> dict[str, Any]:
         "precision": result.precision,
         "engine": result.engine,
         "device": result.device,
+        "node": job.node,
         "seed": request.seed,
         "num_inference_steps": request.num_inference_steps,
         "guidance_scale": request.guidance_scale,
@@ -96,6 +97,16 @@ def fleet_headers(job: Job, services: Services) -> dict[str, str]:
         "X-Fleet-Model": job.request.model,
         "X-Fleet-Retries": str(max(0, job.attempts - 1)),
         "X-Generation-Time": str(round(generation_time_ms(job))),
+    }
+
+
+def picture_headers(job: Job, services: Services) -> dict[str, str]:
+    """What an answer says of a finished job beside its pictures."""
+    return {
+        "X-Job-Id": job.id,
+        "X-Seed": str(job.request.seed),
+        "X-Model": job.request.model,
+        **fleet_headers(job, services),
     }
 
 

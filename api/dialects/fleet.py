@@ -60,13 +60,7 @@ async def generate_image(request: Request, services: ServicesDep) -> Response:
     wanted = native.wanted_of({**{name: body.get(name) for name in FIELDS}, "model": row.id}, NAMES)
     with native.in_words(NAMES):
         job = await drawing.drawn(request, services, wanted)
-    headers = {
-        **answers.fleet_headers(job, services),
-        "X-Fleet-Model": model,
-        "X-Job-Id": job.id,
-        "X-Seed": str(job.request.seed),
-        "X-Model": job.request.model,
-    }
+    headers = {**answers.picture_headers(job, services), "X-Fleet-Model": model}
     data = await drawing.picture(services, job)
     return Response(data, media_type=OutputFormat.PNG.media_type, headers=headers)
 

@@ -117,7 +117,7 @@ async def _json(services: Services, job: Job) -> JSONResponse:
         **answers.result_json(job),
         "image": base64.b64encode(data).decode(),
     }
-    return JSONResponse(answer)
+    return JSONResponse(answer, headers=answers.picture_headers(job, services))
 
 
 async def _raw(services: Services, job: Job) -> Response:
@@ -125,12 +125,7 @@ async def _raw(services: Services, job: Job) -> Response:
     return Response(
         data,
         media_type=job.request.output_format.media_type,
-        headers={
-            "X-Job-Id": job.id,
-            "X-Seed": str(job.request.seed),
-            "X-Model": job.request.model,
-            **answers.fleet_headers(job, services),
-        },
+        headers=answers.picture_headers(job, services),
     )
 
 

@@ -119,7 +119,10 @@ async def job_image(
     image = await services.queue.store.image(f"{job.id}-{index}")
     if image is None:
         raise NotFound(f"job {job.id} has no picture {index}, or it was deleted")
-    return await file_of(services, image)
+    answer = await file_of(services, image)
+    told = answers.picture_headers(job, services) | {"X-Seed": str(image.seed)}
+    answer.headers.update(told)
+    return answer
 
 
 def _idempotency_key(request: Request) -> str | None:

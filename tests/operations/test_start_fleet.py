@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.operations.checkout import clean_environment, copy_checkout
@@ -125,3 +128,24 @@ def test_start_fleet_unknown_precision_is_refused(start: Start, tmp_path: Path) 
     done = start("--join", "127.0.0.1", "--precision", "fp2", **environ)
     assert done.returncode == 78
     assert "FLUX_FLEET_PRECISION = 'fp2'" in done.stderr and "auto, bf16, fp4" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["term", "ctrl-c"]
+)
+def test_start_fleet_stop_during_setup_ends_the_setup(
+    tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    copy = copy_checkout(tmp_path / "flux")
+    setup = copy / "scripts" / "setup_env.sh"
+    setup.write_text("#!/bin/bash\nsleep 600 &\necho $! > installs\nwait\n")
+    process = subprocess.Popen([copy / "start_fleet.sh"], env=clean_environment(), cwd=copy)
+    noted = copy / "installs"
+    deadline = time.monotonic() + 60
+    while not (noted.exists() and noted.read_text().strip()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    installs = psutil.Process(int(noted.read_text()))
+    process.send_signal(number)
+    assert process.wait(60) == status
+    installs.wait(60)

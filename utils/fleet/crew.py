@@ -22,7 +22,7 @@ from utils.fleet import background, messages
 from utils.fleet.board import BOARD, Board, Seat, board_of
 from utils.fleet.cluster import Cluster
 from utils.fleet.door_files import DoorFiles
-from utils.fleet.link import Link, ReplicaFailed, ReplicaGone, ReplicaRefused
+from utils.fleet.link import Link
 from utils.fleet.queue import FleetQueue
 from utils.fleet.roster import Roster
 from utils.fleet.scale import Scale
@@ -186,7 +186,7 @@ class Crew:
         try:
             async with asyncio.timeout(HELLO_SECONDS):
                 hello = messages.decode(await anext(lines))
-        except (ReplicaGone, ReplicaFailed, ReplicaRefused, TimeoutError, StopAsyncIteration) as e:
+        except Exception as e:  # whatever it is, it is asked again
             log.warning(
                 "replica %s did not say what it is: %s",
                 seat.id,

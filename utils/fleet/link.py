@@ -80,7 +80,7 @@ class Link:
             with _in_our_words():
                 return await response
         except BaseException:
-            response.cancel()
+            _leave(response)
             raise
 
     async def _stream(self, method: str, *values: Any) -> AsyncIterator[Any]:
@@ -91,8 +91,14 @@ class Link:
                 async for each in response:
                     yield each
         except BaseException:
-            response.cancel()
+            _leave(response)
             raise
+
+
+def _leave(response: Any) -> None:
+    """The other end stops, if it has begun; one that Ray has refused says that again here."""
+    with contextlib.suppress(Exception):
+        response.cancel()
 
 
 @contextlib.contextmanager

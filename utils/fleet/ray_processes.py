@@ -128,6 +128,7 @@ def _start_arguments(settings: Settings, resources: dict[str, int], folder: Path
         f"--dashboard-agent-listen-port={_free_port()}",
         f"--runtime-env-agent-port={_free_port()}",
         "--disable-usage-stats",
+        "--include-log-monitor=false",  # what replicas log is in their own files
         f"--temp-dir={temporary_folder(folder)}",
     ]
 
@@ -176,7 +177,7 @@ class Head:
             f"--dashboard-port={_free_port()}",
             "--dashboard-host=127.0.0.1",
             "--include-dashboard=false",
-            "--include-log-monitor=false",
+            "--no-monitor",  # of machines that a cloud would give
         ]
         self._run(arguments, given, is_up=lambda: answers(address))
         return address

@@ -187,11 +187,10 @@ class FleetWorker(Worker):
     async def leave(self) -> None:
         """Another front door has it and its jobs from now on."""
         self.is_ours = False
-        for job_id in list(self.jobs):
-            await self.cancel_quietly(job_id)
-            images.discard_staged(self._settings.storage.output_dir, job_id)
-        self.jobs.clear()
+        left, self.jobs = list(self.jobs), {}
         await self.stop()
+        for job_id in left:
+            images.discard_staged(self._settings.storage.output_dir, job_id)
 
     def note_job(self, job_id: str, request: dict[str, Any]) -> None:
         """Another door gave it a job, of whose way we hear."""
@@ -255,6 +254,9 @@ class FleetWorker(Worker):
                 self._end_process()  # what is heard of no more may draw no more
         except (ReplicaGone, ReplicaFailed, ReplicaRefused, ValueError) as error:
             why = str(error)
+        except Exception as error:
+            log.exception("a replica's words end", extra={"action": "replica_failed"})
+            why = type(error).__name__
         except asyncio.CancelledError:
             why = "the service stops"
         if not self.is_ours:
@@ -382,13 +384,13 @@ class FleetWorker(Worker):
             self._note_refusal()
             await self._give_back(requests, str(refused))
         except ReplicaGone as gone:
-            for (
-                job_id
-            ) in requests:  # the stream of events ends, too, and tells what became of its jobs
+            # The stream of events ends, too, and tells what became of its jobs.
+            for job_id in requests:
                 self._arrive(job_id, gone)
-        except ReplicaFailed as error:
+        except Exception as error:  # also what nobody expected: a job is never left without its end
             log.exception("jobs failed", extra={"action": "job_failed", "job_id": list(requests)})
-            text = f"replica {self.name} failed ({error}); the service's log has the details"
+            what = error if isinstance(error, ReplicaFailed) else type(error).__name__
+            text = f"replica {self.name} failed ({what}); the service's log has the details"
             for job_id in requests:
                 if job_id in self._ways and not self._ways[job_id].arrived.done():
                     await self._fail(job_id, "internal", text)
@@ -482,7 +484,7 @@ class FleetWorker(Worker):
                 await self._tell_until_heard(message)
             except ReplicaGone:
                 pass  # the stream of events ends, too
-            except ReplicaFailed as error:
+            except Exception as error:
                 log.error(
                     "%s was not told %s: %s",
                     self.name,

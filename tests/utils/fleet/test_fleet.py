@@ -6,28 +6,42 @@ One fleet for the whole file; every test leaves it whole.
 from __future__ import annotations
 
 import base64
+import io
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
 import psutil
 import pytest
+from PIL import Image
+from playwright.sync_api import expect
 
 from config.settings import ROOT
 from tests import mflux_stand_in
 from tests.api.dialects.test_fleet import PYTHON_EXAMPLE, node_runs
 from tests.fleet_service import RunningFleet
+from tests.frontend.conftest import OpenPage, browser, open_page
 from tests.operations.documents import documents
 from tests.pictures import file_of, gradient
+from tests.service import STOP_SECONDS
 from utils.fleet.ray_processes import private_folder
+
+__all__ = ["browser", "open_page"]
 
 HERE = ("first/cpu0", "first/cpu1")
 ALL = (*HERE, "second/cpu0")
-CURL_EXAMPLE = """curl --fail -s -o mflux_output.png http://localhost:11435/api/generate-image \\
+CURL_EXAMPLES = (
+    """curl --fail -s -X POST http://localhost:11435/dashboard/api/settings \\
+-H "Content-Type: application/json" \\
+-d '{"image_generation": true}'""",
+    """curl --fail -s -o mflux_output.png http://localhost:11435/api/generate-image \\
 -H "Content-Type: application/json" \\
 -d '{
 "model": "z-image-turbo",
@@ -36,22 +50,17 @@ CURL_EXAMPLE = """curl --fail -s -o mflux_output.png http://localhost:11435/api/
 "height": 1024,
 "steps": 4,
 "quantize": 8
-}'"""
-UNBOUND = """
-import asyncio, json, sys
-import ray
-from ray import serve
-from tests.utils.fleet.test_replica import REQUEST
-
-ray.init(address=sys.argv[1], namespace="flux", log_to_driver=False)
-handle = serve.get_app_handle("flux-bf16").options(method_name="run", stream=True)
-
-async def main():
-    parts = [each async for each in handle.remote("unbound", json.dumps(REQUEST.to_json()))]
-    print(parts[0], parts[1][1][1:4].decode())
-
-asyncio.run(main())
-"""
+}'""",
+    """curl --fail -s -o mflux_output.png http://localhost:11435/api/generate-image \\
+-H "Content-Type: application/json" \\
+-d '{
+"model": "z-image-turbo",
+"prompt": "your prompt for mflux image generation",
+"metadata": {"tags": ["mflux-project", "mflux-content-gen"]}
+}'""",
+    "curl -s http://localhost:11435/dashboard/api/image-stats | python3 -m json.tool > stats",
+    "curl -s http://localhost:11435/dashboard/api/health | python3 -m json.tool > health",
+)
 SIZE = {"width": 128, "height": 128, "num_inference_steps": 2}
 
 
@@ -75,6 +84,26 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
         running.close()
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
+    """Another fleet, of one replica, that is not started yet."""
+    running = RunningFleet(tmp_path_factory.mktemp("alone"), FLUX_FAKE_GPUS="1")
+    yield running
+    running.close()
+
+
+def processes_of(fleet: RunningFleet) -> list[psutil.Process]:
+    """What runs for a fleet: all of Ray's is told its port or its folder."""
+    ours = {str(fleet.fleet_port), private_folder(fleet.folder / "data" / "fleet").name}
+    found = psutil.process_iter(["name", "cmdline"])
+    return [p for p in found if any(word in str(p.info["cmdline"]) for word in ours)]
+
+
+def assert_nothing_left(fleet: RunningFleet) -> None:
+    assert [process.info for process in processes_of(fleet)] == []
+    assert not private_folder(fleet.folder / "data" / "fleet").exists()
+
+
 @pytest.fixture
 def whole(fleet: RunningFleet) -> Iterator[RunningFleet]:
     """The fleet with all of its replicas, before and after."""
@@ -91,6 +120,24 @@ def holding(fleet: RunningFleet, name: str) -> dict:
 
 def replica_pid(fleet: RunningFleet, name: str) -> int:
     return next(worker["pid"] for worker in fleet.workers() if worker["name"] == name)
+
+
+def test_stop_while_a_fleet_starts_leaves_nothing(alone: RunningFleet) -> None:
+    """First in the file, before the others' fleet is there."""
+    alone.start(wait=False)
+    alone.wait_until((alone.folder / "data" / "fleet" / "head.json").exists)
+    assert alone.stop() == 0
+    assert_nothing_left(alone)
+
+
+def test_front_door_without_ray_says_so_and_ends_for_another_start(alone: RunningFleet) -> None:
+    """Also the start at once after one that was stopped."""
+    alone.start()
+    (gcs,) = [p for p in processes_of(alone) if p.info["name"] == "gcs_server"]
+    gcs.kill()
+    assert alone.process.wait(STOP_SECONDS) == 75
+    assert "Ray's processes on this machine have ended" in alone.log()
+    assert_nothing_left(alone)
 
 
 def test_picture_is_drawn_and_the_answer_names_its_machine(whole: RunningFleet) -> None:
@@ -112,6 +159,131 @@ def test_same_request_has_the_same_bytes_on_every_replica(whole: RunningFleet) -
         whole.wait_for_job(job["id"], "succeeded")
         pictures.add(whole.client.get(f"/jobs/{job['id']}/image").content[-2000:])
     assert len(held) == 3 and len({job["request"]["seed"] for job in held}) == 1
+
+
+@pytest.mark.parametrize(("precision", "node"), [("bf16", "first"), ("fp4", "second")])
+def test_precision_of_a_request_decides_its_machine(
+    whole: RunningFleet, precision: str, node: str
+) -> None:
+    answer = whole.generate(precision=precision, **SIZE)
+    assert answer.status_code == 200, answer.text
+    assert (answer.json()["precision"], answer.headers["X-Fleet-Node"]) == (precision, node)
+
+
+def test_job_of_a_precision_waits_for_it_beside_idle_replicas_of_another(
+    whole: RunningFleet,
+) -> None:
+    held = whole.wait_for_job(whole.submit("hold four bits", precision="fp4"), "running")
+    waiting = whole.submit("a cat", precision="fp4", **SIZE)
+    other = whole.wait_for_job(whole.submit("a cat", **SIZE))
+    assert (held["gpu"], whole.job(waiting)["status"]) == ("second/cpu0", "queued")
+    assert other["node"] == "first"
+    whole.release("four bits")
+    done = whole.wait_for_job(waiting)
+    assert (done["node"], done["result"]["precision"]) == ("second", "fp4")
+
+
+def test_job_of_mflux_goes_to_a_machine_that_has_its_commands(whole: RunningFleet) -> None:
+    held = [
+        whole.wait_for_job(whole.submit(f"hold mac-{index}", precision="bf16"), "running")
+        for index in range(2)
+    ]
+    big = {"width": 256, "height": 256, "num_inference_steps": 2}
+    waiting = whole.submit("a cat", backend="mflux", **big)
+    assert whole.job(waiting)["status"] == "queued" and {job["node"] for job in held} == {"first"}
+    for index in range(2):
+        whole.release(f"mac-{index}")
+    done = whole.wait_for_job(waiting)
+    assert done["status"] == "succeeded", done["error"]
+    assert (done["node"], done["result"]["engine"]) == ("first", "mflux")
+
+
+def test_models_tell_the_precisions_that_a_request_may_name(whole: RunningFleet) -> None:
+    models = {model["id"]: model for model in whole.client.get("/api/models").json()["models"]}
+    assert models["embedded"]["precisions"] == ["bf16", "fp4"]
+    assert models["mflux-schnell"]["precisions"] == ["bf16"]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"precision": "fp2"}, "there is no precision 'fp2'; there is: bf16, fp4"),
+        ({"model": "mflux-schnell", "precision": "fp4"}, "mflux-schnell has no FP4 weights"),
+        ({"model": "flux-2-pro", "precision": "fp4"}, "BFL's cloud, which has none to choose"),
+    ],
+)
+def test_precision_that_cannot_be_is_refused_by_name(
+    whole: RunningFleet, body: dict, words: str
+) -> None:
+    answer = whole.generate(**body)
+    assert answer.status_code == 400, answer.text
+    (error,) = answer.json()["errors"]
+    assert error["field"] == "precision" and words in error["message"]
+
+
+def paused(fleet: RunningFleet, *bodies: dict) -> list[str]:
+    """Jobs that were all in line before the first began."""
+    fleet.client.post("/queue/pause")
+    ids = [fleet.submit(**body) for body in bodies]
+    fleet.client.post("/queue/resume")
+    return ids
+
+
+def bits(fleet: RunningFleet, job_id: str, index: int = 0) -> bytes:
+    """The pixels of a picture, without what it says of itself."""
+    data = fleet.client.get(f"/jobs/{job_id}/image?index={index}").content
+    return Image.open(io.BytesIO(data)).tobytes()
+
+
+def test_jobs_that_agree_are_drawn_together_with_the_bytes_they_have_alone(
+    whole: RunningFleet,
+) -> None:
+    alike = {"precision": "fp4", "width": 144, "height": 128, "num_inference_steps": 2}
+    alone = [
+        whole.wait_for_job(whole.submit("a cat", seed=seed, **alike))["id"] for seed in range(3)
+    ]
+    first = {"prompt": "hold together", "seed": 9, **alike}
+    cats = [{"prompt": "a cat", "seed": seed, **alike} for seed in range(3)]
+    ids = paused(whole, first, *cats)
+    whole.wait_until(lambda: [whole.job(id)["status"] for id in ids] == ["running"] * 4)
+    whole.release("together")
+    ended = [whole.wait_for_job(job_id) for job_id in ids]
+    assert {(job["status"], job["gpu"]) for job in ended} == {("succeeded", "second/cpu0")}
+    assert [bits(whole, id) for id in ids[1:]] == [bits(whole, id) for id in alone]
+
+
+def test_job_that_is_cancelled_leaves_those_it_is_drawn_with(whole: RunningFleet) -> None:
+    alike = {"precision": "fp4", "width": 160, "height": 128, "num_inference_steps": 2}
+    whole.wait_for_job(whole.submit("a cat", **alike))
+    held, *cats = paused(
+        whole, {"prompt": "hold beside", **alike}, *[{"prompt": "a cat", **alike}] * 2
+    )
+    whole.wait_until(lambda: all(whole.job(id)["status"] == "running" for id in (held, *cats)))
+    assert whole.client.post(f"/jobs/{cats[0]}/cancel").json()["cancelled"] is True
+    whole.release("beside")
+    statuses = [whole.wait_for_job(job_id)["status"] for job_id in (held, *cats)]
+    assert statuses == ["succeeded", "cancelled", "succeeded"]
+    assert {name.rpartition("-")[0] for name in whole.files()} & {held, *cats} == {held, cats[1]}
+
+
+def test_jobs_that_are_drawn_together_are_tried_alone_after_their_worker_died(
+    whole: RunningFleet,
+) -> None:
+    alike = {"precision": "fp4", "width": 176, "height": 128, "num_inference_steps": 2}
+    whole.wait_for_job(whole.submit("a cat", **alike))
+    ids = paused(
+        whole, {"prompt": "kill-once of-many", **alike}, *[{"prompt": "a cat", **alike}] * 2
+    )
+    ended = [whole.wait_for_job(job_id) for job_id in ids]
+    assert {job["status"] for job in ended} == {"succeeded"}
+
+
+def test_pictures_of_one_job_are_drawn_together(whole: RunningFleet) -> None:
+    done = whole.wait_for_job(whole.submit("a cat", seed=0, num_images=4, **SIZE))
+    assert [image["seed"] for image in done["result"]["images"]] == [0, 1, 2, 3]
+    drawn = [bits(whole, done["id"], index) for index in range(4)]
+    single = whole.wait_for_job(whole.submit("a cat", seed=2, **SIZE))
+    assert len(set(drawn)) == 4 and drawn[2] == bits(whole, single["id"])
 
 
 def test_cancelled_job_leaves_its_replica(whole: RunningFleet) -> None:
@@ -248,6 +420,41 @@ def test_dashboard_tells_of_every_machine(whole: RunningFleet) -> None:
     assert whole.client.get("/ui/dashboard.html").status_code == 200
 
 
+def test_dashboard_page_shows_a_fleet_and_changes_it(
+    whole: RunningFleet, open_page: OpenPage
+) -> None:
+    tag = "<b>of-a-page</b>"
+    assert whole.generate(metadata={"tags": [tag]}, precision="fp4", **SIZE).status_code == 200
+    page = open_page(f"{whole.url}/dashboard", origins=(whole.url,), color_scheme="dark")
+    first, second = (page.locator("#nodes .card", has_text=name) for name in ("first", "second"))
+    expect(first.locator("li")).to_have_count(2)
+    expect(first).to_contain_text("BF16 + mflux")
+    expect(second).to_contain_text("cpu0 · FP4 · idle")
+    expect(second).to_contain_text("embedded · ")
+    expect(page.locator("#day")).to_contain_text(f"{tag}: 1")
+    expect(page.locator("#recent tr").first).to_contain_text(tag)
+    expect(page.locator("#decisions")).to_contain_text("embedded → second: idle")
+
+    def is_on() -> bool:
+        return whole.client.get("/dashboard/api/settings").json()["image_generation"]
+
+    switch = page.get_by_label("Image generation")
+    switch.click()
+    whole.wait_until(lambda: not is_on())
+    body = {"model": "embedded", "prompt": "a cat"}
+    assert whole.client.post("/api/generate-image", json=body).status_code == 503
+    switch.click()
+    whole.wait_until(is_on)
+
+    page.get_by_role("button", name="Drain: second").click()
+    expect(second.locator(".drained")).to_have_text("Drained")
+    waiting = whole.submit("a cat", precision="fp4", **SIZE)
+    expect(page.locator("#figures div", has_text="Waiting")).to_contain_text("1")
+    page.get_by_role("button", name="Take part again: second").click()
+    assert whole.wait_for_job(waiting)["status"] == "succeeded"
+    expect(second.locator(".drained")).to_be_empty()
+
+
 def test_clients_of_a_fleet_router_run_unchanged(whole: RunningFleet, tmp_path: Path) -> None:
     namespace: dict = {"httpx": httpx2}
     exec(PYTHON_EXAMPLE.replace("11435", str(whole.port)), namespace)
@@ -256,27 +463,89 @@ def test_clients_of_a_fleet_router_run_unchanged(whole: RunningFleet, tmp_path: 
     assert path.read_bytes().startswith(b"\x89PNG")
     call = 'process.stdout.write((await mfluxGenerateImage("an alley")).subarray(1, 4).toString());'
     assert node_runs(whole, call).stdout == "PNG"
-    said = subprocess.run(["bash", "-ec", CURL_EXAMPLE.replace("11435", str(whole.port))], cwd=tmp_path, timeout=60)  # fmt: skip
-    assert said.returncode == 0
-    assert (tmp_path / "mflux_output.png").read_bytes().startswith(b"\x89PNG")
+    before = whole.client.get("/dashboard/api/image-stats").json()["by_tag"].get("mflux-project", 0)
+    for example in CURL_EXAMPLES:
+        (tmp_path / "mflux_output.png").unlink(missing_ok=True)
+        said = example.replace("11435", str(whole.port))
+        subprocess.run(["bash", "-ec", said], cwd=tmp_path, check=True, timeout=60)
+        drawn = "generate-image" in example
+        assert (tmp_path / "mflux_output.png").exists() is drawn
+        if drawn:
+            assert (tmp_path / "mflux_output.png").read_bytes().startswith(b"\x89PNG")
+    stats = json.loads((tmp_path / "stats").read_text())
+    assert stats["by_tag"]["mflux-project"] == before + 1
+    assert json.loads((tmp_path / "health").read_text())["status"] == "healthy"
 
 
-def test_call_that_names_no_replica_goes_to_the_best_by_their_reports(whole: RunningFleet) -> None:
-    """What another application in the cluster does, in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-c", UNBOUND, f"127.0.0.1:{whole.fleet_port}"],
+@pytest.fixture(scope="module")
+def neighbour(fleet: RunningFleet) -> Iterator[subprocess.Popen[str]]:
+    """Another application in the cluster, in a process of its own."""
+    environ = os.environ | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(fleet.folder / "data" / "fleet" / "token"),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.fleet_neighbour", f"127.0.0.1:{fleet.fleet_port}"],
         cwd=ROOT,
-        env={
-            **os.environ,
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(whole.folder / "data" / "fleet" / "token"),
-        },
-        capture_output=True,
+        env=environ,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=120,
     )
-    # Ray may tell there of what has died before.
-    assert "taken PNG" in done.stdout.splitlines(), done.stderr[-2000:]
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def says(process: subprocess.Popen[str], *words: str) -> str:
+    """The next line that begins with one of these; Ray may tell of what has died before."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(words):
+            return line.strip()
+    raise AssertionError(f"it ended and did not say {words}")
+
+
+def goes_on(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("go on\n")
+    process.stdin.flush()
+
+
+def test_call_that_names_no_replica_goes_to_the_best_by_their_reports(
+    whole: RunningFleet, neighbour: subprocess.Popen[str]
+) -> None:
+    assert says(neighbour, "taken", "refused") == "taken PNG"
+
+
+def hangs(fleet: RunningFleet, path: str) -> bool:
+    try:
+        fleet.client.post(path, timeout=1)
+    except httpx2.ReadTimeout:
+        return True
+    return False
+
+
+def test_job_that_ray_refuses_goes_back_into_the_line(
+    whole: RunningFleet, neighbour: subprocess.Popen[str]
+) -> None:
+    """Ray's own limits: the replica's calls are taken, and as many wait as may wait."""
+    goes_on(neighbour)
+    assert says(neighbour, "holds: ") == "holds: taken"
+    # Sent before the job: a call that waits in Ray, with which the job's own is one too many.
+    whole.wait_until(lambda: hangs(whole, "/unload-model"))
+    with ThreadPoolExecutor() as pool:
+        job_id = whole.submit("a cat", precision="fp4", **SIZE)
+        refused = re.compile("job goes back: second/cpu0: Request dropped due to backpressure")
+        whole.wait_until(lambda: refused.search(whole.log_path.read_text()))
+        answered = pool.submit(whole.generate, precision="fp4", **SIZE)
+        goes_on(neighbour)
+        whole.release("neighbour")
+        assert says(neighbour, "held: ") == "held: 1"
+        done = whole.wait_for_job(job_id)
+        assert (done["status"], done["attempts"], done["node"]) == ("succeeded", 1, "second")
+        answer = answered.result()
+    assert (answer.status_code, answer.headers["X-Fleet-Retries"]) == (200, "0")
 
 
 def test_machine_with_a_wrong_token_does_not_join(whole: RunningFleet, tmp_path: Path) -> None:
@@ -311,6 +580,42 @@ def test_full_queue_is_429(whole: RunningFleet) -> None:
         whole.client.post("/queue/resume")
 
 
+def awake(fleet: RunningFleet) -> list[dict]:
+    nodes = fleet.client.get("/dashboard/api/fleet").json()["nodes"]
+    replicas = [each for node in nodes for each in node["replicas"]]
+    assert {each["name"] for each in replicas} <= set(ALL)
+    return [each for each in replicas if not each["is_asleep"]]
+
+
+def test_replicas_sleep_and_wake_by_what_waits(fleet: RunningFleet) -> None:
+    """All but the last in the file: the front door is started with limits."""
+    fleet.wait_for(*ALL)
+    pids = {worker["name"]: worker["pid"] for worker in fleet.workers()}
+    fleet.kill_front_door()
+    limits = {"MIN_REPLICAS": "1", "MAX_REPLICAS": "2", "IDLE_SECONDS": "1"}
+    fleet.set(**{f"FLUX_FLEET_{name}": value for name, value in limits.items()})
+    fleet.start()
+    fleet.wait_until(lambda: set(fleet.states()) == set(ALL) and len(awake(fleet)) == 1)
+
+    def workers() -> int:
+        families = [psutil.Process(pid).children(recursive=True) for pid in pids.values()]
+        return sum("utils.worker.child" in str(p.cmdline()) for each in families for p in each)
+
+    fleet.wait_until(lambda: workers() == 1, what="keeps the memory of those that sleep")
+    held = [fleet.submit("hold wide") for _ in range(8)]
+    running = lambda: [id for id in held if fleet.job(id)["status"] == "running"]  # noqa: E731
+    fleet.wait_until(lambda: len(running()) == 2)
+    assert len(awake(fleet)) == 2 and workers() == 2
+    fleet.release("wide")
+    assert {fleet.wait_for_job(job_id)["status"] for job_id in held} == {"succeeded"}
+    (sleeper,) = {*ALL} - {each["name"] for each in awake(fleet)} or [""]
+    only = "fp4" if sleeper.startswith("second") else "bf16"
+    done = fleet.wait_for_job(fleet.submit("a cat", precision=only, **SIZE))
+    assert (done["status"], done["result"]["precision"]) == ("succeeded", only)
+    fleet.wait_until(lambda: len(awake(fleet)) == 1)
+    assert {worker["name"]: worker["pid"] for worker in fleet.workers()} == pids
+
+
 def test_stopped_fleet_leaves_no_process(fleet: RunningFleet) -> None:
     """Last in the file."""
     token = fleet.token
@@ -318,8 +623,5 @@ def test_stopped_fleet_leaves_no_process(fleet: RunningFleet) -> None:
     mode = (fleet.folder / "data" / "fleet" / "token").stat().st_mode
     assert mode & 0o077 == 0
     fleet.close()
-    ours = str(fleet.fleet_port)
-    left = [p.info for p in psutil.process_iter(["cmdline"]) if ours in str(p.info["cmdline"])]
-    assert left == []
-    folders = [fleet.folder / "data" / "fleet", fleet.folder / "second" / "data" / "fleet"]
-    assert not [folder for folder in folders if private_folder(folder).exists()]
+    assert_nothing_left(fleet)
+    assert not private_folder(fleet.folder / "second" / "data" / "fleet").exists()
