@@ -6,6 +6,7 @@ Whatever a part starts, in whatever group or session, becomes a child of this pr
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import ctypes
 import os
@@ -54,7 +55,10 @@ def run(
     def listen(stream: IO[str], lines: list[str]) -> None:
         for line in stream:
             lines.append(line)
-            say(line.rstrip("\n"))
+            try:
+                say(line.rstrip("\n"))
+            except BrokenPipeError:  # nobody listens any more, so nobody waits for the rest
+                _thread.interrupt_main()
 
     with _alone() as folder:
         process = subprocess.Popen(

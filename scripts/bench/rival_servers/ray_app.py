@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from typing import Any
 
 import ray
@@ -39,9 +40,13 @@ class Ingress:
 class One:
     def __init__(self) -> None:
         self.pipeline = drawing.load()
+        self.one_at_a_time = (
+            threading.Lock()
+        )  # Ray calls from several threads, which a pipeline cannot take
 
     def draw(self, asked: drawing.Asked) -> Any:
-        return drawing.draw(self.pipeline, [asked])[0]
+        with self.one_at_a_time:
+            return drawing.draw(self.pipeline, [asked])[0]
 
 
 class Several(One):
