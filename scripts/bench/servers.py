@@ -76,6 +76,7 @@ class Rival:
     """A module of `rival_servers`, its own arguments, and what it cannot be without."""
 
     title: str
+    how: str = ""  # other than its title and version say
     module: str
     path: str
     arguments: Sequence[str] = ()
@@ -83,7 +84,7 @@ class Rival:
     needs: str  # the package that it is
 
     def name(self) -> str:
-        return f"{self.title} {rivals.version(self.needs) or version(self.needs)}"
+        return f"{self.title} {rivals.version(self.needs) or version(self.needs)}{self.how}"
 
     def python(self) -> str:
         """Raises MissingRival."""
@@ -102,12 +103,12 @@ RIVALS: Mapping[str, Rival] = {
         title="LitServe", module="litserve_app", path="/predict", needs="litserve"
     ),
     "litserve-batch": Rival(
-        title="LitServe, batches of 4,", module="litserve_app", path="/predict",
+        title="LitServe", how=", batches of 4", module="litserve_app", path="/predict",
         arguments=("--batch", "4"), needs="litserve",
     ),
     "ray": Rival(title="Ray Serve", module="ray_app", path="/imagine", needs="ray"),
     "ray-batch": Rival(
-        title="Ray Serve, batches of 4,", module="ray_app", path="/imagine", arguments=("4",),
+        title="Ray Serve", how=", batches of 4", module="ray_app", path="/imagine", arguments=("4",),
         needs="ray",
     ),
     "diffusers": Rival(
@@ -173,7 +174,7 @@ def compare(
     try:
         python = rival.python()
     except rivals.MissingRival as error:
-        print(f"not run: {rival.title}: {error}", flush=True)
+        print(f"not run: {rival.title}{rival.how}: {error}", flush=True)
         return True
     name = rival.name()
     try:
