@@ -146,6 +146,12 @@ def test_picture_is_drawn_and_the_answer_names_its_machine(whole: RunningFleet) 
     assert answer.content.startswith(b"\x89PNG")
     assert answer.headers["X-Fleet-Node"] in ("first", "second")
     assert answer.headers["X-Fleet-Retries"] == "0"
+    image = whole.client.get(f"/jobs/{answer.headers['X-Job-Id']}/image")
+    told = [name for name in answer.headers if name.startswith("x-fleet-")]
+    assert len(told) == 3
+    assert {name: image.headers[name] for name in told} == {
+        name: answer.headers[name] for name in told
+    }
 
 
 def test_same_request_has_the_same_bytes_on_every_replica(whole: RunningFleet) -> None:
@@ -518,12 +524,10 @@ def test_call_that_names_no_replica_goes_to_the_best_by_their_reports(
     assert says(neighbour, "taken", "refused") == "taken PNG"
 
 
-def hangs(fleet: RunningFleet, path: str) -> bool:
-    try:
-        fleet.client.post(path, timeout=1)
-    except httpx2.ReadTimeout:
-        return True
-    return False
+def told_of_previews(fleet: RunningFleet) -> None:
+    """While somebody listens to everything, replicas are told to make previews, and not to after."""
+    with fleet.client.stream("GET", "/events") as stream:
+        next(line for line in stream.iter_lines() if line == "event: gpu")  # told each second
 
 
 def test_job_that_ray_refuses_goes_back_into_the_line(
@@ -532,12 +536,11 @@ def test_job_that_ray_refuses_goes_back_into_the_line(
     """Ray's own limits: the replica's calls are taken, and as many wait as may wait."""
     goes_on(neighbour)
     assert says(neighbour, "holds: ") == "holds: taken"
-    # Sent before the job: a call that waits in Ray, with which the job's own is one too many.
-    whole.wait_until(lambda: hangs(whole, "/unload-model"))
+    refused = re.compile("job goes back: second/cpu0: Request dropped due to backpressure")
+    job_id = whole.submit("a cat", precision="fp4", **SIZE)
+    while not refused.search(whole.log_path.read_text()):
+        told_of_previews(whole)  # a call that waits in Ray: with it the job's own is one too many
     with ThreadPoolExecutor() as pool:
-        job_id = whole.submit("a cat", precision="fp4", **SIZE)
-        refused = re.compile("job goes back: second/cpu0: Request dropped due to backpressure")
-        whole.wait_until(lambda: refused.search(whole.log_path.read_text()))
         answered = pool.submit(whole.generate, precision="fp4", **SIZE)
         goes_on(neighbour)
         whole.release("neighbour")
@@ -598,8 +601,9 @@ def test_replicas_sleep_and_wake_by_what_waits(fleet: RunningFleet) -> None:
     fleet.wait_until(lambda: set(fleet.states()) == set(ALL) and len(awake(fleet)) == 1)
 
     def workers() -> int:
-        families = [psutil.Process(pid).children(recursive=True) for pid in pids.values()]
-        return sum("utils.worker.child" in str(p.cmdline()) for each in families for p in each)
+        found = psutil.process_iter(["ppid", "cmdline"])
+        ours = [p for p in found if p.info["ppid"] in pids.values()]
+        return sum("utils.worker.child" in (p.info["cmdline"] or ()) for p in ours)
 
     fleet.wait_until(lambda: workers() == 1, what="keeps the memory of those that sleep")
     held = [fleet.submit("hold wide") for _ in range(8)]
