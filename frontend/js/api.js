@@ -61,13 +61,13 @@ export function serviceClient(address, readKey) {
 				request.open("PUT", address + at("/loras/", file.name));
 				if (readKey()) request.setRequestHeader("X-API-Key", readKey());
 				request.setRequestHeader("Content-Type", "application/octet-stream");
-				request.upload.addEventListener("progress", ({loaded, total}) => onProgress(total ? loaded / total : 0));
-				request.addEventListener("load", async () => {
+				request.upload.onprogress = ({loaded, total}) => onProgress(total ? loaded / total : 0);
+				request.onload = async () => {
 					const response = new Response(request.responseText, {status: request.status});
 					if (response.ok) readJson(response).then(resolve, reject);
 					else reject(await problemOf(response));
-				});
-				request.addEventListener("error", () => reject(new Unreachable(`${address} does not answer`)));
+				};
+				request.onerror = () => reject(new Unreachable(`${address} does not answer`));
 				request.send(file);
 			}),
 		loadModel: model => send("POST", "/load-model", {model}, forLong()),
@@ -85,7 +85,7 @@ export function serviceClient(address, readKey) {
 		}
 	};
 
-	/** @param {string} method @param {string} path @param {object} [body] @param {RequestInit} [options] */
+	/** @type {Fn.send} */
 	function send(method, path, body, options = {}) {
 		const headers = {...options.headers, ...(body && {"Content-Type": "application/json"})};
 		return json(path, {...options, method, headers, ...(body && {body: JSON.stringify(body)})});
@@ -122,7 +122,7 @@ export function serviceClient(address, readKey) {
 	}
 }
 
-/** @type {ApiFn.at} */
+/** @type {Fn.apiAt} */
 function at(before, name, after = "") {
 	return before + encodeURIComponent(name) + after;
 }
@@ -150,7 +150,7 @@ async function problemOf(response) {
 	}
 }
 
-/** A connection may break in the middle of an answer. @template T @param {Promise<T>} body */
+/** A connection may break in the middle of an answer. @type {Fn.whileReading} */
 async function whileReading(body) {
 	try {
 		return await body;

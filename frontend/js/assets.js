@@ -14,7 +14,7 @@ const memory = new Map();
 /** @param {string} source */
 export const isAsset = source => source.startsWith(PREFIX);
 
-/** @type {AssetsFn.keepAsset} */
+/** @type {Fn.keepAsset} */
 export async function keepAsset(blob) {
 	const name = PREFIX + randomHex(12);
 	memory.set(name, blob);
@@ -23,7 +23,7 @@ export async function keepAsset(blob) {
 	return name;
 }
 
-/** @type {AssetsFn.readAsset} */
+/** @type {Fn.readAsset} */
 export async function readAsset(name) {
 	const found = memory.get(name) ?? (await within("readonly", files => files.get(name)).catch(() => null));
 	if (!(found instanceof Blob)) return null;
@@ -31,20 +31,20 @@ export async function readAsset(name) {
 	return found;
 }
 
-/** As the service takes it. @param {Blob} blob @returns {Promise<string>} */
+/** As the service takes it. @type {Fn.dataUrl} */
 export function dataUrl(blob) {
 	return new Promise((resolve, reject) => {
 		const reader = new FileReader();
-		reader.addEventListener("load", () => resolve(String(reader.result)));
-		reader.addEventListener("error", () => reject(reader.error));
+		reader.onload = () => resolve(String(reader.result));
+		reader.onerror = () => reject(reader.error);
 		reader.readAsDataURL(blob);
 	});
 }
 
-/** @template T @param {IDBTransactionMode} mode @param {(files: IDBObjectStore) => IDBRequest<T>} act */
+/** @type {Fn.within} */
 async function within(mode, act) {
 	const opening = indexedDB.open("flux pictures", 1);
-	opening.addEventListener("upgradeneeded", () => opening.result.createObjectStore(STORE));
+	opening.onupgradeneeded = () => opening.result.createObjectStore(STORE);
 	const database = await settled(opening);
 	try {
 		return await settled(act(database.transaction(STORE, mode).objectStore(STORE)));
@@ -53,10 +53,10 @@ async function within(mode, act) {
 	}
 }
 
-/** @template T @param {IDBRequest<T>} request @returns {Promise<T>} */
+/** @type {Fn.settled} */
 function settled(request) {
 	return new Promise((resolve, reject) => {
-		request.addEventListener("success", () => resolve(request.result));
-		request.addEventListener("error", () => reject(request.error));
+		request.onsuccess = () => resolve(request.result);
+		request.onerror = () => reject(request.error);
 	});
 }

@@ -10,129 +10,121 @@ const TROUBLE_MS = 1000;
 /** A service that was never there may not be meant to be. */
 const ABSENT_MS = 4000;
 
-/** Whether calls make sense now. @param {ServiceState | null | undefined} service */
+/** Whether calls make sense now. @type {Fn.isReachable} */
 export function isReachable(service) {
 	return service?.phase === "ready" || service?.phase === "waiting";
 }
 
-export class Connection {
-	#client;
-	#store;
-	#pause = new Pause();
-	#isListening = false;
+/** @type {Fn.newConnection} */
+export function newConnection(name, client, store) {
+	const pause = new Pause();
+	let isListening = false;
 	/** @type {Set<(event: StreamEvent) => void>} */
-	#listeners = new Set();
+	const listeners = new Set();
+	/** @type {Connection} */
+	const own = {
+		name,
 
-	/** @param {ServiceName} name @param {ServiceClient} client @param {Store} store */
-	constructor(name, client, store) {
-		this.name = name;
-		this.#client = client;
-		this.#store = store;
-	}
+		get state() {
+			const state = store.state.services[name];
+			if (!state) throw new Error(`there is no service ${name}`);
+			return state;
+		},
 
-	get state() {
-		const state = this.#store.state.services[this.name];
-		if (!state) throw new Error(`there is no service ${this.name}`);
-		return state;
-	}
+		get sendsKey() {
+			return client.sendsKey();
+		},
 
-	/** Whether files must be fetched with the key, and cannot be named in `src` or `href`. */
-	get sendsKey() {
-		return this.#client.sendsKey();
-	}
+		url(path) {
+			return client.address + path;
+		},
 
-	/** @param {string} path */
-	url(path) {
-		return this.#client.address + path;
-	}
+		listen(listener) {
+			listeners.add(listener);
+		},
 
-	/** @param {(event: StreamEvent) => void} listener */
-	listen(listener) {
-		this.#listeners.add(listener);
-	}
+		async run() {
+			document.addEventListener("visibilitychange", () => pause.wake());
+			for (;;) {
+				await check();
+				if (isReachable(own.state) && !isListening) void follow();
+				await pause.wait(untilNextCheck());
+			}
+		},
 
-	async run() {
-		document.addEventListener("visibilitychange", () => this.#pause.wake());
-		for (;;) {
-			await this.#check();
-			if (isReachable(this.state) && !this.#isListening) void this.#follow();
-			await this.#pause.wait(this.#untilNextCheck());
+		async ask(call) {
+			try {
+				return await call(client);
+			} catch (error) {
+				const wasReachable = isReachable(own.state);
+				judge(error);
+				if (wasReachable && !isReachable(own.state)) pause.wake();
+				throw error;
+			}
+		},
+
+		useKey(key) {
+			store.set({keyError: "", keyAsked: null});
+			set({key, phase: "connecting"});
+			pause.wake();
 		}
-	}
-
-	/** The answer of a call. One that got none, or that wants a key, tells the whole page. @template T @param {Call<T>} call */
-	async ask(call) {
-		try {
-			return await call(this.#client);
-		} catch (error) {
-			const wasReachable = isReachable(this.state);
-			this.#judge(error);
-			if (wasReachable && !isReachable(this.state)) this.#pause.wake();
-			throw error;
-		}
-	}
-
-	/** @param {string} key */
-	useKey(key) {
-		this.#store.set({keyError: "", keyAsked: null});
-		this.#set({key, phase: "connecting"});
-		this.#pause.wake();
-	}
+	};
+	return own;
 
 	/** Reads the stream of events until it ends; then the service is looked at. */
-	async #follow() {
-		this.#isListening = true;
+	async function follow() {
+		isListening = true;
 		const stop = new AbortController();
 		try {
-			await this.#client.events(event => {
-				if (event.name === "queue") this.#set({queue: event.data});
-				else if (event.name === "gpu") this.#set({gpus: event.data.gpus});
-				this.#listeners.forEach(listener => listener(event));
+			await client.events(event => {
+				if (event.name === "queue") set({queue: event.data});
+				else if (event.name === "gpu") set({gpus: event.data.gpus});
+				listeners.forEach(listener => listener(event));
 			}, stop.signal);
 		} catch {
 			// Whether it still answers is what the check finds out.
 		} finally {
 			stop.abort();
-			this.#isListening = false;
-			this.#pause.wake();
+			isListening = false;
+			pause.wake();
 		}
 	}
 
-	async #check() {
-		const {phase} = this.state;
+	async function check() {
+		const {phase} = own.state;
 		if (phase === "locked") return;
 		try {
-			const health = await this.#client.ready();
+			const health = await client.ready();
 			if (phase !== "ready" && !(phase === "waiting" && health.reason)) {
 				// After an absence it may be another version, with other models.
-				const [info, {models}, {backends}] = await Promise.all([this.#client.info(), this.#client.models(), this.#client.backends()]);
-				this.#set({info, models, backends, wasUp: true});
+				const [info, {models}, {backends}] = await Promise.all([client.info(), client.models(), client.backends()]);
+				set({info, models, backends, wasUp: true});
 			}
-			this.#set({phase: health.reason ? "waiting" : "ready", reason: health.reason ?? ""});
+			set({phase: health.reason ? "waiting" : "ready", reason: health.reason ?? ""});
 		} catch (error) {
-			this.#judge(error);
-			if (!(error instanceof Unreachable) && this.state.phase !== "locked") this.#set({phase: "down", reason: messageOf(error)});
+			judge(error);
+			if (!(error instanceof Unreachable) && own.state.phase !== "locked") set({phase: "down", reason: messageOf(error)});
 		}
 	}
 
 	/** @param {unknown} error */
-	#judge(error) {
-		if (error instanceof Unreachable) this.#set({phase: "down", reason: ""});
-		else if (error instanceof Problem && error.status === 401 && this.state.phase !== "locked") {
-			this.#store.set({keyAsked: this.name, keyError: this.state.key ? error.message : ""});
-			this.#set({phase: "locked", key: ""});
+	function judge(error) {
+		if (error instanceof Unreachable) set({phase: "down", reason: ""});
+		else if (error instanceof Problem && error.status === 401 && own.state.phase !== "locked") {
+			store.set({keyAsked: name, keyError: own.state.key ? error.message : ""});
+			set({phase: "locked", key: ""});
 		}
 	}
 
-	#untilNextCheck() {
-		const {phase, wasUp} = this.state;
+	function untilNextCheck() {
+		const {phase, wasUp} = own.state;
 		if (phase === "locked") return undefined;
 		if (phase !== "ready") return wasUp || phase !== "down" ? TROUBLE_MS : ABSENT_MS;
 		return document.hidden ? HIDDEN_MS : READY_MS;
 	}
 
-	/** @param {Partial<ServiceState>} patch */
-	#set(patch) {
-		this.#store.setService(this.name, patch);
+	/** @type {Fn.connectionSet} */
+	function set(patch) {
+		store.setService(name, patch);
 	}
 }

@@ -4,25 +4,18 @@ import {ICONS} from "./icons.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/**
- * The element, which must be there and of this type.
- * @template {Element} [T=HTMLElement]
- * @param {string} selector
- * @param {ParentNode} [root]
- * @param {abstract new (...args: any[]) => T} [type]
- * @returns {T}
- */
-export function find(selector, root = document, type = /** @type {any} */ (HTMLElement)) {
+/** The element, which must be there. One whose selector begins with a tag is of its type. @type {Fn.find} */
+export function find(selector, root = document) {
 	const found = root.querySelector(selector);
-	if (found instanceof type) return found;
-	throw new Error(`${selector} is ${found ? `a ${found.tagName}, no ${type.name}` : "missing"}`);
+	if (found) return /** @type {any} */ (found);
+	throw new Error(`${selector} is missing`);
 }
 
 /**
- * A new element: `make("p.hint", { title: "…" }, child, "text")`. Attributes that are `false` are left out.
+ * A new element: `make("p.hint", {title: "…"}, child, "text")`. What is `false` is left out, a function is what an event does.
  * @template {keyof HTMLElementTagNameMap} K
  * @param {K | `${K}.${string}`} tag
- * @param {...(Node | string | Record<string, string | number | boolean>)} parts
+ * @param {...(Node | string | false | Attributes)} parts
  */
 export function make(tag, ...parts) {
 	const [name, ...classes] = tag.split(".");
@@ -31,20 +24,21 @@ export function make(tag, ...parts) {
 	if (name === "button") element.setAttribute("type", "button");
 	for (const part of parts) {
 		if (typeof part === "string" || part instanceof Node) element.append(part);
-		else setAll(element, part);
+		else if (part) setAll(element, part);
 	}
 	return element;
 }
 
-/** @type {DomFn.setAll} */
+/** @type {Fn.setAll} */
 function setAll(element, attributes) {
 	for (const [name, value] of Object.entries(attributes)) {
-		if (name.startsWith("on") || name === "style") throw new Error(`${name} is no attribute to set here`);
-		if (value !== false) element.setAttribute(name, value === true ? "" : String(value));
+		if (typeof value === "function") Object.assign(element, {[name]: value});
+		else if (name.startsWith("on") || name === "style") throw new Error(`${name} is no attribute to set here`);
+		else if (value !== false) element.setAttribute(name, value === true ? "" : String(value));
 	}
 }
 
-/** A drawing, for the eye only. @type {DomFn.icon} */
+/** A drawing, for the eye only. @type {Fn.icon} */
 export function icon(name, svg = document.createElementNS(SVG, "svg")) {
 	setAll(svg, {class: "icon", "aria-hidden": "true", viewBox: "0 0 20 20"});
 	(ICONS[name] ?? "").split("|").forEach((d, index) => {
@@ -55,12 +49,9 @@ export function icon(name, svg = document.createElementNS(SVG, "svg")) {
 	return svg;
 }
 
-/** A button with an icon, or words, or both. @param {ButtonOptions} options */
-export function button({label, icon: name, words = "", kind = "quiet", act}) {
-	const element = make("button", {class: kind}, ...(name ? [icon(name)] : []), words);
-	if (words !== label) setAll(element, {"aria-label": label, title: label});
-	element.addEventListener("click", act);
-	return element;
+/** A button with an icon, or words, or both. @type {Fn.button} */
+export function button({words = "", label = words, icon: name, kind = "quiet", act}) {
+	return make("button", {class: kind, onclick: act}, name ? icon(name) : "", words, words !== label && {"aria-label": label, title: label});
 }
 
 let lastId = 0;
@@ -68,7 +59,7 @@ let lastId = 0;
 /** An id that no other element has. */
 export const newId = () => `e${++lastId}`;
 
-/** Whether keys belong to what is typed here. @param {EventTarget | null} target */
+/** Whether keys belong to what is typed here. @type {Fn.isTyping} */
 export function isTyping(target) {
 	return target instanceof Element && target.matches("textarea, select, input:not([type=checkbox], [type=radio], [type=button], [type=range])");
 }
@@ -88,15 +79,15 @@ export function focusFirstField(node) {
 	}
 }
 
-/** Asks for files. @type {DomFn.chooseFiles} */
+/** Asks for files. @type {Fn.chooseFiles} */
 export function chooseFiles(accept, many = false) {
 	return new Promise(resolve => {
 		const input = make("input.unseen", {type: "file", accept, multiple: many, "aria-label": "Files"});
-		input.addEventListener("change", () => {
+		input.onchange = () => {
 			resolve([...(input.files ?? [])]);
 			input.remove();
-		});
-		input.addEventListener("cancel", () => input.remove());
+		};
+		input.oncancel = () => input.remove();
 		document.body.append(input); // a browser may drop one that is nowhere
 		input.click();
 	});

@@ -2,7 +2,7 @@
 
 import {find} from "./dom.js";
 
-/** @param {App} app @param {Canvas} canvas */
+/** @type {Fn.mountDrops} */
 export function mountDrops({store, opener}, canvas) {
 	const veil = find("#veil");
 	/** @type {Timer} */

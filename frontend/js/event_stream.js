@@ -1,6 +1,6 @@
 /** Server-Sent Events out of a response: with `fetch`, because `EventSource` sends no key. */
 
-/** Returns when the stream ends. @param {ReadableStream<Uint8Array>} body @param {(event: StreamEvent) => void} onEvent */
+/** Returns when the stream ends. @type {Fn.readEvents} */
 export async function readEvents(body, onEvent) {
 	const reader = body.pipeThrough(/** @type {any} */ (new TextDecoderStream())).getReader();
 	let rest = "";
@@ -11,7 +11,7 @@ export async function readEvents(body, onEvent) {
 	}
 }
 
-/** @type {EventStreamFn.readBlock} */
+/** @type {Fn.readBlock} */
 function readBlock(block, onEvent) {
 	let name = "message";
 	const data = [];

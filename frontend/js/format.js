@@ -45,7 +45,7 @@ export function precision(name) {
 	return name.toUpperCase();
 }
 
-/** @type {FormatFn.modelTitle} */
+/** @type {Fn.modelTitle} */
 export function modelTitle(modelId, models) {
 	return models.find(model => model.id === modelId)?.title ?? modelId;
 }
@@ -55,7 +55,7 @@ export function inShort(reason) {
 	return reason.replace(/\s*\((?:[^()]|\([^()]*\))*\)/g, "");
 }
 
-/** Which pictures of a job did not come, and why. @type {FormatFn.failedWords} */
+/** Which pictures of a job did not come, and why. @type {Fn.failedWords} */
 export function failedWords(failed) {
 	const seedsOf = (/** @type {string} */ why) => failed.flatMap(({message, seed}) => (message === why ? seed : [])).join(", ");
 	return [...new Set(failed.map(({message}) => message))].map(why => `No picture with seed ${seedsOf(why)}: ${why}`).join("\n");
@@ -95,7 +95,7 @@ export function eta({phase, progress}) {
 	return ms !== null && ms >= 1000 ? `${duration(Math.round(ms / 1000) * 1000).replace(".0", "")} left` : "";
 }
 
-/** Without a value the bar shows that something goes on, of unknown length. @type {FormatFn.showProgress} */
+/** Without a value the bar shows that something goes on, of unknown length. @type {Fn.showProgress} */
 export function showProgress(bar, run) {
 	const fraction = run?.loading ? run.loading.fraction : run?.progress?.steps ? run.progress.step / run.progress.steps : null;
 	if (run?.phase === "running" && !fraction) bar.removeAttribute("value");

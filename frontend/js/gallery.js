@@ -3,139 +3,121 @@
 import {Problem} from "./api.js";
 import {isReachable} from "./connection.js";
 import {messageOf} from "./format.js";
-import {connectionTo} from "./services.js";
+import {connectionTo, whenUp} from "./services.js";
 
 const PAGE = 30;
 
-export class Gallery {
-	#connections;
-	#store;
+/** @type {Fn.newGallery} */
+export function newGallery(connections, store) {
 	/** Services whose oldest picture is loaded. @type {Set<ServiceName>} */
-	#complete = new Set();
-	#searches = 0;
+	const complete = new Set();
+	let searches = 0;
+	const gallery = () => store.state.gallery;
+	/** @type {Gallery} */
+	const own = {
+		follow() {
+			document.addEventListener("visibilitychange", () => void (document.hidden || refreshAll()));
+			whenUp(store, connections, ({name}) => void own.refresh(name));
+		},
 
-	/** @param {Connections} connections @param {Store} store */
-	constructor(connections, store) {
-		this.#connections = connections;
-		this.#store = store;
-	}
+		async refresh(service) {
+			await load(service, undefined, (images, old) => {
+				const seam = old.findIndex(({key}) => key === images.at(-1)?.key);
+				const older = seam < 0 ? [] : old.slice(seam + 1);
+				if (images.length >= PAGE && !older.length) complete.delete(service);
+				return [...images, ...older];
+			});
+		},
 
-	/** Refreshes whenever a service comes, or the tab is looked at again. */
-	follow() {
-		document.addEventListener("visibilitychange", () => void (document.hidden || this.#refreshAll()));
-		for (const {name} of Object.values(this.#connections)) {
-			this.#store.watch(
-				({services}) => [isReachable(services[name])],
-				isUp => void (isUp && this.refresh(name))
-			);
-		}
-	}
+		async search(words) {
+			if (words === gallery().words) return;
+			searches += 1;
+			complete.clear();
+			set({words, images: [], isKnown: false});
+			await refreshAll();
+		},
 
-	/** Reads the newest pictures of a service; older ones that were loaded stay. @param {ServiceName} service */
-	async refresh(service) {
-		await this.#load(service, undefined, (images, old) => {
-			const seam = old.findIndex(({key}) => key === images.at(-1)?.key);
-			const older = seam < 0 ? [] : old.slice(seam + 1);
-			if (images.length >= PAGE && !older.length) this.#complete.delete(service);
-			return [...images, ...older];
-		});
-	}
+		async loadMore() {
+			if (gallery().isLoading) return;
+			for (const {name} of up().filter(each => !complete.has(each.name))) {
+				const last = gallery().images.findLast(({service}) => service === name);
+				if (last) {
+					await load(name, last.id, (images, old) => {
+						const there = new Set(old.map(({key}) => key));
+						return [...old, ...images.filter(({key}) => !there.has(key))];
+					});
+				}
+			}
+		},
 
-	/** Pictures whose prompt has these words. @param {string} words */
-	async search(words) {
-		if (words === this.#gallery.words) return;
-		this.#searches += 1;
-		this.#complete.clear();
-		this.#set({words, images: [], isKnown: false});
-		await this.#refreshAll();
-	}
+		async delete({key, id, service}) {
+			try {
+				await connectionTo(connections, service).ask(client => client.deleteImage(id));
+			} catch (error) {
+				if (!(error instanceof Problem && error.status === 404)) {
+					store.say(`Not deleted: ${messageOf(error)}.`);
+					return false;
+				}
+			}
+			const left = Object.entries(store.state.shown).flatMap(([sampler, each]) => {
+				const rest = each.service === service ? without(each, id) : each;
+				return rest ? [[sampler, rest]] : [];
+			});
+			set({images: gallery().images.filter(image => image.key !== key)});
+			store.set({shown: Object.fromEntries(left)});
+			store.say("Deleted.");
+			return true;
+		},
 
-	/** Reads the next older pictures. */
-	async loadMore() {
-		if (this.#gallery.isLoading) return;
-		for (const {name} of this.#up().filter(each => !this.#complete.has(each.name))) {
-			const last = this.#gallery.images.findLast(({service}) => service === name);
-			if (last) {
-				await this.#load(name, last.id, (images, old) => {
-					const there = new Set(old.map(({key}) => key));
-					return [...old, ...images.filter(({key}) => !there.has(key))];
-				});
+		async pin({key, id, service, pinned}) {
+			try {
+				await connectionTo(connections, service).ask(client => client.pinImage(id, !pinned));
+				set({images: gallery().images.map(image => (image.key === key ? {...image, pinned: !pinned} : image))});
+				store.say(pinned ? "Cleanup may have it again." : "Pinned: cleanup leaves it.");
+			} catch (error) {
+				store.say(`Not ${pinned ? "unpinned" : "pinned"}: ${messageOf(error)}.`);
 			}
 		}
+	};
+	return own;
+
+	function up() {
+		return Object.values(connections).filter(({state}) => isReachable(state));
 	}
 
-	/** Deletes a picture on disk. True when it is gone. @param {GalleryImage} image */
-	async delete({key, id, service}) {
+	function refreshAll() {
+		return Promise.all(up().map(({name}) => own.refresh(name)));
+	}
+
+	/** @type {Fn.load} */
+	async function load(service, before, join) {
+		const search = searches;
+		const {words} = gallery();
+		set({isLoading: true, error: ""});
 		try {
-			await connectionTo(this.#connections, service).ask(client => client.deleteImage(id));
-		} catch (error) {
-			if (!(error instanceof Problem && error.status === 404)) {
-				this.#store.say(`Not deleted: ${messageOf(error)}.`);
-				return false;
-			}
-		}
-		const left = Object.entries(this.#store.state.shown).flatMap(([sampler, each]) => {
-			const rest = each.service === service ? without(each, id) : each;
-			return rest ? [[sampler, rest]] : [];
-		});
-		this.#set({images: this.#gallery.images.filter(image => image.key !== key)});
-		this.#store.set({shown: Object.fromEntries(left)});
-		this.#store.say("Deleted.");
-		return true;
-	}
-
-	/** Pins a picture, or lets cleanup have it again. @param {GalleryImage} image */
-	async pin({key, id, service, pinned}) {
-		try {
-			await connectionTo(this.#connections, service).ask(client => client.pinImage(id, !pinned));
-			this.#set({images: this.#gallery.images.map(image => (image.key === key ? {...image, pinned: !pinned} : image))});
-			this.#store.say(pinned ? "Cleanup may have it again." : "Pinned: cleanup leaves it.");
-		} catch (error) {
-			this.#store.say(`Not ${pinned ? "unpinned" : "pinned"}: ${messageOf(error)}.`);
-		}
-	}
-
-	get #gallery() {
-		return this.#store.state.gallery;
-	}
-
-	#up() {
-		return Object.values(this.#connections).filter(({state}) => isReachable(state));
-	}
-
-	#refreshAll() {
-		return Promise.all(this.#up().map(({name}) => this.refresh(name)));
-	}
-
-	/** @type {GalleryFn.load} */
-	async #load(service, before, join) {
-		const search = this.#searches;
-		const {words} = this.#gallery;
-		this.#set({isLoading: true, error: ""});
-		try {
-			const {images} = await connectionTo(this.#connections, service).ask(client => client.images({limit: PAGE, before, words}));
-			if (search !== this.#searches) return; // another search has begun
-			if (images.length < PAGE) this.#complete.add(service);
+			const {images} = await connectionTo(connections, service).ask(client => client.images({limit: PAGE, before, words}));
+			if (search !== searches) return; // another search has begun
+			if (images.length < PAGE) complete.add(service);
 			const named = images.map(image => ({...image, service, key: `${service} ${image.id}`}));
 			const isMine = (/** @type {GalleryImage} */ image) => image.service === service;
-			const there = this.#gallery.images;
+			const there = gallery().images;
 			const all = [...there.filter(image => !isMine(image)), ...join(named, there.filter(isMine))];
 			all.sort((a, b) => b.created_at.localeCompare(a.created_at));
-			this.#set({images: all, isKnown: true, isComplete: this.#up().every(({name}) => this.#complete.has(name))});
+			set({images: all, isKnown: true, isComplete: up().every(({name}) => complete.has(name))});
 		} catch (error) {
-			this.#set({error: messageOf(error)});
+			set({error: messageOf(error)});
 		} finally {
-			this.#set({isLoading: false});
+			set({isLoading: false});
 		}
 	}
 
-	/** @param {Partial<GalleryState>} patch */
-	#set(patch) {
-		this.#store.set({gallery: {...this.#gallery, ...patch}});
+	/** @type {Fn.gallerySet} */
+	function set(patch) {
+		store.set({gallery: {...gallery(), ...patch}});
 	}
 }
 
-/** What a node shows, less one picture. @type {GalleryFn.without} */
+/** What a node shows, less one picture. @type {Fn.without} */
 function without(shown, imageId) {
 	const {result} = shown.job;
 	if (!result) return shown;

@@ -1,9 +1,9 @@
 /** Drawings on a field of 20 by 20: lines, and after a bar what is filled. */
 
-/** A rectangle with round corners. @param {number} x @param {number} y @param {number} w @param {number} h */
+/** A rectangle with round corners. @type {Fn.box} */
 const box = (x, y, w, h = w, r = 1.5) =>
 	`M${x + r} ${y}h${w - 2 * r}a${r} ${r} 0 0 1 ${r} ${r}v${h - 2 * r}a${r} ${r} 0 0 1-${r} ${r}h-${w - 2 * r}a${r} ${r} 0 0 1-${r}-${r}v-${h - 2 * r}a${r} ${r} 0 0 1 ${r}-${r}z`;
-/** @type {IconsFn.ring} */
+/** @type {Fn.ring} */
 const ring = (x, y, r) => `M${x - r} ${y}a${r} ${r} 0 1 0 ${2 * r} 0a${r} ${r} 0 1 0-${2 * r} 0z`;
 
 /** @type {Readonly<Record<string, string>>} */

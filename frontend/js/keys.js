@@ -10,7 +10,7 @@ const ARROWS = {ArrowLeft: {x: -1, y: 0}, ArrowRight: {x: 1, y: 0}, ArrowUp: {x:
 /** @type {Readonly<Record<string, Panel>>} */
 const PANEL_KEYS = {g: "gallery", l: "loras", q: "queue", m: "machine", w: "workflows"};
 
-/** @param {App} app @param {Canvas} canvas @param {() => void} openHelp */
+/** @type {Fn.mountKeys} */
 export function mountKeys(app, canvas, openHelp) {
 	const {store, editor, runs} = app;
 	document.addEventListener("keydown", event => {
@@ -22,7 +22,7 @@ export function mountKeys(app, canvas, openHelp) {
 		}
 	});
 
-	/** @param {KeyboardEvent} event @returns {Act} */
+	/** @type {Fn.commandKey} */
 	function commandKey({key, shiftKey, target}) {
 		const name = key.toLowerCase();
 		if (name === "enter") return () => void runs.start();
@@ -45,7 +45,7 @@ export function mountKeys(app, canvas, openHelp) {
 		return acts[name];
 	}
 
-	/** @param {KeyboardEvent} event @returns {Act} */
+	/** @type {Fn.plainKey} */
 	function plainKey({key, target, shiftKey}) {
 		if (key === "Escape") return escape;
 		if (isTyping(target)) return undefined;
@@ -63,7 +63,7 @@ export function mountKeys(app, canvas, openHelp) {
 		else store.set({panel: null});
 	}
 
-	/** @type {KeysFn.canvasKey} */
+	/** @type {Fn.canvasKey} */
 	function canvasKey(key, target, isLarge) {
 		const {selection, selectedWire} = store.state;
 		const element = target instanceof Element ? target : null;

@@ -5,7 +5,7 @@ import {messageOf} from "./format.js";
 import * as commands from "./graph/commands.js";
 import {freeIds, newNode, nodesOf, sourcesOf} from "./graph/graph.js";
 import {NODE_TYPES} from "./graph/table.js";
-import {connectionTo} from "./services.js";
+import {connectionTo, whenUp} from "./services.js";
 
 const APART_PX = 60;
 const LORA_HEIGHT_PX = 370;
@@ -13,117 +13,92 @@ const LORA_HEIGHT_PX = 370;
 /** @param {File} file */
 export const isLoraFile = file => /\.safetensors$/i.test(file.name);
 
-export class Library {
-	#connections;
-	#store;
-	#editor;
-	#reveal;
+/** @type {Fn.newLibrary} */
+export function newLibrary(connections, store, editor, reveal) {
 	/** Files that did not arrive, to send again. @type {Map<string, File>} */
-	#files = new Map();
+	const files = new Map();
+	/** @type {Library} */
+	const own = {
+		follow: () => whenUp(store, connections, ({name}) => void own.refresh(name)),
 
-	/** @param {Connections} connections @param {Store} store @param {Editor} editor @param {() => void} reveal brings nodes into view */
-	constructor(connections, store, editor, reveal) {
-		this.#connections = connections;
-		this.#store = store;
-		this.#editor = editor;
-		this.#reveal = reveal;
-	}
-
-	/** Reads the lists whenever a service comes. */
-	follow() {
-		for (const {name} of Object.values(this.#connections)) {
-			this.#store.watch(
-				({services}) => [isReachable(services[name])],
-				isUp => void (isUp && this.refresh(name))
-			);
-		}
-	}
-
-	/** @param {ServiceName} service */
-	async refresh(service) {
-		try {
-			const {loras} = await this.#ask(service, client => client.loras());
-			this.#store.setService(service, {loras, lorasError: ""});
-		} catch (error) {
-			this.#store.setService(service, {loras: [], lorasError: messageOf(error)});
-		}
-	}
-
-	/** Uploads files, each with a node of its own, wired to every Model node. @type {LibraryFn.add} */
-	async add(files, place = null) {
-		const ids = this.#addNodes(
-			files.map(() => null),
-			place
-		);
-		await Promise.all(files.map((file, index) => this.fill(String(ids[index]), file)));
-	}
-
-	/** A node for a LoRA of the library. @param {string} name */
-	use(name) {
-		this.#addNodes([name], null);
-	}
-
-	/** Sends the file of a node again. @param {string} nodeId */
-	async again(nodeId) {
-		const file = this.#files.get(nodeId);
-		if (file) await this.fill(nodeId, file);
-	}
-
-	/** @type {LibraryFn.change} */
-	async change(service, lora, changes) {
-		try {
-			const changed = await this.#ask(service, client => client.changeLora(lora.name, changes));
-			if (changed.name !== lora.name) this.#rename(lora.name, changed.name);
-			return "";
-		} catch (error) {
-			return messageOf(error);
-		}
-	}
-
-	/** @param {ServiceName} service @param {Lora} lora */
-	async delete(service, {name}) {
-		try {
-			await this.#ask(service, client => client.deleteLora(name));
-			this.#store.say(`${name} is deleted.`);
-		} catch (error) {
-			this.#store.say(`Not deleted: ${messageOf(error)}.`);
-		}
-	}
-
-	/** A file for a node that is there: to every service that answers and does not have it already, as those have that share a folder. @param {string} nodeId @param {File} file */
-	async fill(nodeId, file) {
-		const targets = Object.values(this.#connections).filter(({state}) => isReachable(state));
-		this.#files.set(nodeId, file);
-		this.#setUpload(nodeId, {filename: file.name, size: file.size, phase: "sending", fraction: 0, error: ""});
-		try {
-			/** @type {StoredLora | undefined} */
-			let lora;
-			for (const {name, state} of targets) {
-				if (lora) await this.refresh(name);
-				if (lora && this.#store.state.services[name]?.loras.some(({sha256}) => sha256 === lora?.sha256)) continue;
-				this.#setUpload(nodeId, {to: targets.length > 1 ? state.name : null, fraction: 0});
-				lora = await this.#ask(name, client => client.uploadLora(file, fraction => this.#setUpload(nodeId, {fraction})));
-				await this.refresh(name);
+		async refresh(service) {
+			try {
+				const {loras} = await ask(service, client => client.loras());
+				store.setService(service, {loras, lorasError: ""});
+			} catch (error) {
+				store.setService(service, {loras: [], lorasError: messageOf(error)});
 			}
-			if (!lora) throw new Error("No service answers. Try again when one does.");
-			this.#files.delete(nodeId);
-			const {[nodeId]: _, ...rest} = this.#store.state.uploads;
-			this.#store.set({uploads: rest});
-			if (this.#editor.graph.nodes[nodeId]) this.#editor.setValues(nodeId, {name: lora.name});
-		} catch (error) {
-			this.#setUpload(nodeId, {phase: "failed", error: messageOf(error)});
-			this.#store.set({announcement: `Not uploaded: ${messageOf(error)}`});
+		},
+
+		async add(files, place = null) {
+			const ids = addNodes(files.map(() => null), place);
+			await Promise.all(files.map((file, index) => own.fill(String(ids[index]), file)));
+		},
+
+		use(name) {
+			addNodes([name], null);
+		},
+
+		async again(nodeId) {
+			const file = files.get(nodeId);
+			if (file) await own.fill(nodeId, file);
+		},
+
+		async change(service, lora, changes) {
+			try {
+				const changed = await ask(service, client => client.changeLora(lora.name, changes));
+				if (changed.name !== lora.name) rename(lora.name, changed.name);
+				return "";
+			} catch (error) {
+				return messageOf(error);
+			}
+		},
+
+		async delete(service, {name}) {
+			try {
+				await ask(service, client => client.deleteLora(name));
+				store.say(`${name} is deleted.`);
+			} catch (error) {
+				store.say(`Not deleted: ${messageOf(error)}.`);
+			}
+		},
+
+		/** A file for a node that is there: to every service that answers and does not have it already, as those have that share a folder. */
+		async fill(nodeId, file) {
+			const targets = Object.values(connections).filter(({state}) => isReachable(state));
+			files.set(nodeId, file);
+			setUpload(nodeId, {filename: file.name, size: file.size, phase: "sending", fraction: 0, error: ""});
+			try {
+				/** @type {StoredLora | undefined} */
+				let lora;
+				for (const {name, state} of targets) {
+					if (lora) await own.refresh(name);
+					if (lora && store.state.services[name]?.loras.some(({sha256}) => sha256 === lora?.sha256)) continue;
+					setUpload(nodeId, {to: targets.length > 1 ? state.name : null, fraction: 0});
+					lora = await ask(name, client => client.uploadLora(file, fraction => setUpload(nodeId, {fraction})));
+					await own.refresh(name);
+				}
+				if (!lora) throw new Error("No service answers. Try again when one does.");
+				files.delete(nodeId);
+				const {[nodeId]: _, ...rest} = store.state.uploads;
+				store.set({uploads: rest});
+				if (editor.graph.nodes[nodeId]) editor.setValues(nodeId, {name: lora.name});
+			} catch (error) {
+				setUpload(nodeId, {phase: "failed", error: messageOf(error)});
+				store.set({announcement: `Not uploaded: ${messageOf(error)}`});
+			}
 		}
+	};
+	return own;
+
+	/** @type {Fn.libraryAsk} */
+	function ask(service, call) {
+		return connectionTo(connections, service).ask(call);
 	}
 
-	/** @template T @param {ServiceName} service @param {Call<T>} call */
-	#ask(service, call) {
-		return connectionTo(this.#connections, service).ask(call);
-	}
-
-	/** @type {LibraryFn.addNodes} */
-	#addNodes(names, place) {
-		const {graph} = this.#editor;
+	/** @type {Fn.addNodes} */
+	function addNodes(names, place) {
+		const {graph} = editor;
 		const models = nodesOf(graph).filter(({kind}) => kind === "model");
 		const first = models[0];
 		const x = place?.x ?? (first?.x ?? 0) - NODE_TYPES.lora.width - APART_PX;
@@ -131,20 +106,20 @@ export class Library {
 		const nextId = freeIds(graph, "nodes");
 		const nodes = names.map((name, index) => newNode(nextId(), "lora", {x, y: y + index * LORA_HEIGHT_PX}, {name}));
 		const makers = nodes.flatMap(node => [() => commands.addNode(node), ...models.map(({id}) => commands.connecting(`${node.id}.lora`, `${id}.loras`))]);
-		this.#editor.do(commands.together(nodes.length === 1 ? "add a LoRA" : `add ${nodes.length} LoRAs`, graph, makers));
-		this.#editor.select(nodes.map(({id}) => id));
+		editor.do(commands.together(nodes.length === 1 ? "add a LoRA" : `add ${nodes.length} LoRAs`, graph, makers));
+		editor.select(nodes.map(({id}) => id));
 		// What is in them is read when it is first used.
-		if (!place || nodes.length > 1) void import("./nodes/lora.js").then(this.#reveal, this.#reveal);
+		if (!place || nodes.length > 1) void import("./nodes/lora.js").then(reveal, reveal);
 		return nodes.map(({id}) => id);
 	}
 
-	/** Nodes that use it go on using it. @param {string} before @param {string} after */
-	#rename(before, after) {
-		const nodes = nodesOf(this.#editor.graph).filter(({kind, values}) => kind === "lora" && values.name === before);
-		this.#editor.do(
+	/** Nodes that use it go on using it. @type {Fn.rename} */
+	function rename(before, after) {
+		const nodes = nodesOf(editor.graph).filter(({kind, values}) => kind === "lora" && values.name === before);
+		editor.do(
 			commands.together(
 				"rename a LoRA",
-				this.#editor.graph,
+				editor.graph,
 				nodes.map(
 					({id}) =>
 						graph =>
@@ -154,10 +129,10 @@ export class Library {
 		);
 	}
 
-	/** @type {LibraryFn.setUpload} */
-	#setUpload(nodeId, patch) {
-		const {uploads} = this.#store.state;
+	/** @type {Fn.setUpload} */
+	function setUpload(nodeId, patch) {
+		const {uploads} = store.state;
 		const before = uploads[nodeId] ?? {filename: "", size: 0, fraction: 0, to: null, phase: "sending", error: ""};
-		this.#store.set({uploads: {...uploads, [nodeId]: {...before, ...patch}}});
+		store.set({uploads: {...uploads, [nodeId]: {...before, ...patch}}});
 	}
 }

@@ -3,18 +3,18 @@
 import {serviceClient} from "./api.js";
 import {mountCanvas} from "./canvas/canvas.js";
 import {FIRST_SERVICE, SERVICE_NAMES, ownService, serviceAddresses} from "./config.js";
-import {Connection} from "./connection.js";
+import {newConnection} from "./connection.js";
 import {icon} from "./dom.js";
 import {mountDrops} from "./drops.js";
-import {Editor} from "./editor.js";
-import {Gallery} from "./gallery.js";
+import {newEditor} from "./editor.js";
+import {newGallery} from "./gallery.js";
 import {newDocument} from "./graph/history.js";
 import {firstGraph} from "./graph/starters.js";
 import {mountKeys} from "./keys.js";
 import {whenRead} from "./lazy.js";
-import {Library} from "./library.js";
-import {Opener} from "./opener.js";
-import {Runs} from "./runs.js";
+import {newLibrary} from "./library.js";
+import {newOpener} from "./opener.js";
+import {newRuns} from "./runs.js";
 import {keepSession, readKeys, restore} from "./session.js";
 import {INITIAL_CAMERA, Store, Values, initialService, initialState} from "./store.js";
 import {mountForm} from "./views/form.js";
@@ -46,18 +46,18 @@ async function main() {
 	const connections = Object.fromEntries(
 		Object.values(store.state.services).map(({name, address}) => [
 			name,
-			new Connection(name, serviceClient(address, () => store.state.services[name]?.key ?? ""), store)
+			newConnection(name, serviceClient(address, () => store.state.services[name]?.key ?? ""), store)
 		])
 	);
 	const camera = new Values({camera: INITIAL_CAMERA});
-	const editor = new Editor(store);
-	const gallery = new Gallery(connections, store);
+	const editor = newEditor(store);
+	const gallery = newGallery(connections, store);
 	/** Set when there is a canvas. */
 	let fit = () => {};
 	const fitSoon = () => requestAnimationFrame(() => requestAnimationFrame(fit));
-	const library = new Library(connections, store, editor, fitSoon);
-	const runs = new Runs(connections, store, service => void gallery.refresh(service));
-	const opener = new Opener(store, editor, library, fitSoon);
+	const library = newLibrary(connections, store, editor, fitSoon);
+	const runs = newRuns(connections, store, service => void gallery.refresh(service));
+	const opener = newOpener(store, editor, library, fitSoon);
 	const app = {store, camera, connections, editor, gallery, library, opener, runs};
 
 	const canvas = mountCanvas(app);
@@ -72,14 +72,11 @@ async function main() {
 		machine: () => import("./views/machine.js").then(part => part.mountMachine),
 		workflows: () => import("./views/workflows.js").then(part => part.mountWorkflows)
 	});
-	const unwatch = store.watch(
-		({viewed}) => [viewed],
-		viewed => {
-			if (!viewed) return;
-			unwatch(); // it looks after itself from now on
-			whenRead(store, import("./views/viewer.js"), ({mountViewer}) => mountViewer(app));
-		}
-	);
+	const unwatch = store.watch(({viewed}) => [viewed], viewed => {
+		if (!viewed) return;
+		unwatch(); // it looks after itself from now on
+		whenRead(store, import("./views/viewer.js"), ({mountViewer}) => mountViewer(app));
+	});
 	store.watch(
 		({compared}) => [compared],
 		compared => compared && whenRead(store, import("./views/comparison.js"), ({showComparison}) => showComparison(app, compared))
@@ -89,10 +86,7 @@ async function main() {
 	mountMessage(store);
 	mountKeys(app, canvas, openHelp);
 	mountDrops(app, canvas);
-	store.watch(
-		({view}) => [view],
-		view => view === "canvas" && fitSoon()
-	);
+	store.watch(({view}) => [view], view => view === "canvas" && fitSoon());
 	fitWhenKnown(store, camera, fitSoon);
 	const prompt = document.querySelector("[data-role=prompt]");
 	if (prompt instanceof HTMLElement) prompt.focus({preventScroll: true});
@@ -104,17 +98,14 @@ async function main() {
 	for (const connection of Object.values(connections)) void connection.run();
 }
 
-/** Nodes grow when the models of their service are known. A view that nobody has moved is fitted to them again. @type {MainFn.fitWhenKnown} */
+/** Nodes grow when the models of their service are known. A view that nobody has moved is fitted to them again. @type {Fn.fitWhenKnown} */
 function fitWhenKnown(store, camera, fitSoon) {
 	let isMoved = false;
 	for (const name of ["pointerdown", "wheel", "keydown"]) addEventListener(name, () => (isMoved = true), {once: true, capture: true});
-	store.watch(
-		({services}) => [Object.values(services).filter(({phase}) => phase === "ready").length],
-		ready => ready && !isMoved && fitSoon()
-	);
+	store.watch(({services}) => [Object.values(services).filter(({phase}) => phase === "ready").length], ready => ready && !isMoved && fitSoon());
 }
 
-/** Which service serves this page; null: none does. A reload while it is down remembers. @returns {Promise<ServiceName | null>} */
+/** Which service serves this page; null: none does. A reload while it is down remembers. @type {Fn.ownName} */
 async function ownName() {
 	const origin = ownService(location);
 	if (origin === null) return null;

@@ -4,7 +4,7 @@ import {wiresOutOf} from "./graph/graph.js";
 import {planOf} from "./graph/plan.js";
 import {serviceNamed} from "./services.js";
 
-/** The chosen one, else the default of the backend or the service. Null before the list is known. @type {ModelsFn.modelOf} */
+/** The chosen one, else the default of the backend or the service. Null before the list is known. @type {Fn.modelOf} */
 export function modelOf(state, node) {
 	const service = serviceNamed(state, node?.values.service);
 	const {backend, model} = node?.values ?? {};
@@ -12,17 +12,17 @@ export function modelOf(state, node) {
 	return service?.models.find(({id}) => id === wanted) ?? null;
 }
 
-/** What a picture costs at least, or "". @param {Pick<Model, "price"> | null} model */
+/** What a picture costs at least, or "". @type {Fn.priceOf} */
 export function priceOf(model) {
 	return model?.price ? `${model.price.split(" ")[0]} a picture` : "";
 }
 
-/** The model that a sampler draws with. @param {State} state @param {string} sampler */
+/** The model that a sampler draws with. @type {Fn.modelOfSampler} */
 export function modelOfSampler(state, sampler) {
 	return modelOf(state, planOf(state.document.graph, sampler)?.model);
 }
 
-/** The model of the first sampler that a node is wired to. @param {State} state @param {string} node */
+/** The model of the first sampler that a node is wired to. @type {Fn.modelAfter} */
 export function modelAfter(state, node) {
 	const [wire] = wiresOutOf(state.document.graph, node);
 	return wire ? modelOfSampler(state, wire.to.node) : null;

@@ -11,58 +11,47 @@ import {firstService} from "./services.js";
 /** Larger files are no workflows. */
 const MOST_JSON_BYTES = 20 * 2 ** 20;
 
-export class Opener {
-	#store;
-	#editor;
-	#library;
-	#onOpened;
-
-	/** @param {Store} store @param {Editor} editor @param {Library} library @param {() => void} onOpened another graph is there */
-	constructor(store, editor, library, onOpened) {
-		this.#store = store;
-		this.#editor = editor;
-		this.#library = library;
-		this.#onOpened = onOpened;
-	}
-
-	/** @type {OpenerFn.open} */
-	async open(files, place = null) {
-		const loras = files.filter(isLoraFile);
-		if (loras.length) void this.#library.add(loras, place);
-		for (const file of files.filter(each => !isLoraFile(each))) {
-			try {
-				await this.#openOne(file, place);
-			} catch (error) {
-				this.#store.say(`${file.name} was not opened: ${messageOf(error)}.`);
+/** @type {Fn.newOpener} */
+export function newOpener(store, editor, library, onOpened) {
+	/** @type {Opener} */
+	const own = {
+		async open(files, place = null) {
+			const loras = files.filter(isLoraFile);
+			if (loras.length) void library.add(loras, place);
+			for (const file of files.filter(each => !isLoraFile(each))) {
+				try {
+					await openOne(file, place);
+				} catch (error) {
+					store.say(`${file.name} was not opened: ${messageOf(error)}.`);
+				}
 			}
+		},
+
+		async openText(text, name) {
+			const data = parsed(text);
+			if (data === undefined) throw new Error("it is not JSON");
+			if (isWorkflow(data)) {
+				const {graph, name: own} = parse(data);
+				replace(graph, own || name);
+			} else if (!(await openComfy(data, name))) throw new Error("it is no workflow of this page and none of ComfyUI");
+		},
+
+		openRequest(request, service, seed) {
+			replace(graphOf({...wantedFrom(request), seed, num_images: 1}, service), "");
 		}
-	}
+	};
+	return own;
 
-	/** @type {OpenerFn.openText} */
-	async openText(text, name) {
-		const data = parsed(text);
-		if (data === undefined) throw new Error("it is not JSON");
-		if (isWorkflow(data)) {
-			const {graph, name: own} = parse(data);
-			this.#replace(graph, own || name);
-		} else if (!(await this.#openComfy(data, name))) throw new Error("it is no workflow of this page and none of ComfyUI");
-	}
-
-	/** The graph of a picture's request. @type {OpenerFn.openRequest} */
-	openRequest(request, service, seed) {
-		this.#replace(graphOf({...wantedFrom(request), seed, num_images: 1}, service), "");
-	}
-
-	/** @param {File} file @param {Point | null} place */
-	async #openOne(file, place) {
-		if (file.type.startsWith("image/") || /\.(png|jpe?g|webp)$/i.test(file.name)) await this.#openPicture(file, place);
+	/** @type {Fn.openOne} */
+	async function openOne(file, place) {
+		if (file.type.startsWith("image/") || /\.(png|jpe?g|webp)$/i.test(file.name)) await openPicture(file, place);
 		else if (!/\.json$/i.test(file.name)) throw new Error("this page opens .safetensors, .png, .json and pictures");
 		else if (file.size > MOST_JSON_BYTES) throw new Error("it is too large for a workflow");
-		else await this.openText(await file.text(), file.name.replace(/\.json$/i, ""));
+		else await own.openText(await file.text(), file.name.replace(/\.json$/i, ""));
 	}
 
-	/** @param {File} file @param {Point | null} place */
-	async #openPicture(file, place) {
+	/** @type {Fn.openPicture} */
+	async function openPicture(file, place) {
 		const [{pictureTexts}, {fromInfotext}] = await Promise.all([import("./graph/picture_texts.js"), import("./graph/infotext.js")]);
 		const isOther = !/png|jpeg|webp/.test(file.type) && !/\.(png|jpe?g|webp)$/i.test(file.name);
 		const {flux_api: ours, parameters = "", prompt} = isOther ? {} : await pictureTexts(await file.arrayBuffer());
@@ -70,47 +59,47 @@ export class Opener {
 		if (ours !== undefined) {
 			const {request, precision} = asObject(parsed(ours));
 			if (!asObject(request).prompt) throw new Error("its flux_api text holds no request");
-			const service = SERVICE_NAMES.find(name => name === precision) ?? firstService(this.#store.state);
-			this.#replace(graphOf(wantedFrom(request), service), "");
-			this.#store.say("The graph of this picture is back.");
-		} else if (infotext) this.#openForeign(infotext, []);
-		else if (prompt === undefined || !(await this.#openComfy(parsed(prompt), ""))) {
-			const nodes = Object.values(this.#editor.graph.nodes);
+			const service = SERVICE_NAMES.find(name => name === precision) ?? firstService(store.state);
+			replace(graphOf(wantedFrom(request), service), "");
+			store.say("The graph of this picture is back.");
+		} else if (infotext) openForeign(infotext, []);
+		else if (prompt === undefined || !(await openComfy(parsed(prompt), ""))) {
+			const nodes = Object.values(editor.graph.nodes);
 			const [left, bottom] = [Math.min(0, ...nodes.map(({x}) => x)), Math.max(0, ...nodes.map(({y}) => y))];
-			this.#editor.add("image-input", place ?? {x: left, y: bottom + 340}, {image: await keepAsset(file)});
-			this.#store.say("The picture says nothing about how it was made: it is an input now.");
+			editor.add("image-input", place ?? {x: left, y: bottom + 340}, {image: await keepAsset(file)});
+			store.say("The picture says nothing about how it was made: it is an input now.");
 		}
 	}
 
-	/** False when it is no workflow of ComfyUI. @param {unknown} data @param {string} name */
-	async #openComfy(data, name) {
+	/** False when it is no workflow of ComfyUI. @type {Fn.openComfy} */
+	async function openComfy(data, name) {
 		const {fromComfy, isComfy} = await import("./graph/comfy.js");
 		if (!isComfy(data)) return false;
 		const {wanted, leftOut} = fromComfy(data);
-		this.#openForeign(wanted, leftOut, name);
+		openForeign(wanted, leftOut, name);
 		return true;
 	}
 
-	/** A request of another program: its model may have another name here. @type {OpenerFn.openForeign} */
-	#openForeign(wanted, leftOut, name = "") {
-		const service = firstService(this.#store.state);
-		const isKnown = this.#store.state.services[service]?.models.some(({id}) => id === wanted.model);
-		this.#replace(graphOf({...wanted, model: isKnown ? wanted.model : null, backend: null}, service), name);
+	/** A request of another program: its model may have another name here. @type {Fn.openForeign} */
+	function openForeign(wanted, leftOut, name = "") {
+		const service = firstService(store.state);
+		const isKnown = store.state.services[service]?.models.some(({id}) => id === wanted.model);
+		replace(graphOf({...wanted, model: isKnown ? wanted.model : null, backend: null}, service), name);
 		const missing = [
 			...(wanted.model && !isKnown ? [`its model ${wanted.model} is not here, so the default draws`] : []),
 			...(leftOut.length ? [`left out: ${leftOut.join(", ")}`] : [])
 		];
-		this.#store.say(missing.length ? `Opened; ${missing.join("; ")}.` : "Opened.");
+		store.say(missing.length ? `Opened; ${missing.join("; ")}.` : "Opened.");
 	}
 
-	/** @param {Graph} graph @param {string} name */
-	#replace(graph, name) {
-		this.#editor.replace(graph, "open", name);
-		this.#onOpened();
+	/** @type {Fn.replace} */
+	function replace(graph, name) {
+		editor.replace(graph, "open", name);
+		onOpened();
 	}
 }
 
-/** Undefined for what is no JSON. @param {string} text @returns {unknown} */
+/** Undefined for what is no JSON. @type {Fn.parsed} */
 function parsed(text) {
 	try {
 		return JSON.parse(text);

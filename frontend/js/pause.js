@@ -3,7 +3,7 @@ export class Pause {
 	#isWoken = false;
 	#end = () => {};
 
-	/** @param {number} [ms] none: until it is woken */
+	/** @type {Fn.wait} */
 	async wait(ms) {
 		if (!this.#isWoken) {
 			await new Promise(resolve => {

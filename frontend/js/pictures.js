@@ -1,8 +1,8 @@
 /** Pictures of the service in `<img>` elements and as downloads, with or without a key. */
 
-/** Shows a picture of the service. With a key it is fetched with the header and shown as a blob. The newest call for an element wins. @param {HTMLImageElement} image @param {string} path @param {Connection} connection */
+/** Shows a picture of the service. With a key it is fetched with the header and shown as a blob. The newest call for an element wins. @type {Fn.show} */
 export async function show(image, path, connection) {
-	if (image.dataset.path === path) return;
+	if (!connection || image.dataset.path === path) return;
 	image.dataset.path = path;
 	if (!connection.sendsKey) return void (image.src = connection.url(path));
 	image.removeAttribute("src");
@@ -15,13 +15,13 @@ export async function show(image, path, connection) {
 	}
 }
 
-/** Shows nothing. @param {HTMLImageElement} image */
+/** Shows nothing. @type {Fn.clear} */
 export function clear(image) {
 	delete image.dataset.path;
 	image.removeAttribute("src");
 }
 
-/** For a click on a link to a file of the service: with a key the browser cannot fetch it alone. @param {Event} event @param {Connection} connection */
+/** For a click on a link to a file of the service: with a key the browser cannot fetch it alone. @type {Fn.download} */
 export async function download(event, connection) {
 	const link = event.currentTarget;
 	if (!connection.sendsKey || !(link instanceof HTMLAnchorElement)) return;
@@ -30,7 +30,7 @@ export async function download(event, connection) {
 	save(await connection.ask(client => client.blob(new URL(href).pathname)), filename);
 }
 
-/** As a download. @param {Blob} blob @param {string} filename */
+/** As a download. @type {Fn.save} */
 export function save(blob, filename) {
 	const url = URL.createObjectURL(blob);
 	const link = document.createElement("a");

@@ -8,7 +8,7 @@ import {wiresInto} from "./graph/graph.js";
 import {orderOf} from "./graph/request.js";
 import {planOf, samplersBefore, samplersOf} from "./graph/plan.js";
 import {randomHex} from "./random.js";
-import {connectionTo} from "./services.js";
+import {connectionTo, whenUp} from "./services.js";
 
 /** Places in line move when another job begins; asked for at most this often. */
 const POSITIONS_MS = 400;
@@ -16,179 +16,156 @@ const FIRST_IN_LINE = 4;
 /** What the events did not tell, and what the service did not take, is asked and sent again. */
 const AGAIN_MS = 3000;
 
-export class Runs {
-	#connections;
-	#store;
-	#onPicture;
+/** @type {Fn.newRuns} */
+export function newRuns(connections, store, onPicture) {
 	/** Runs that are being sent now. @type {Set<string>} */
-	#sending = new Set();
+	const sending = new Set();
 	/** Services that are soon asked for places in line. @type {Set<ServiceName>} */
-	#asking = new Set();
-
-	/** @param {Connections} connections @param {Store} store @param {(service: ServiceName) => void} onPicture */
-	constructor(connections, store, onPicture) {
-		this.#connections = connections;
-		this.#store = store;
-		this.#onPicture = onPicture;
-	}
-
-	/** Runs every sampler, or these, and the ones they start from. False when something is missing; then it is said where. @param {readonly string[]} [wanted] */
-	start(wanted) {
-		const {graph} = this.#store.state.document;
-		/** @type {Set<string>} */
-		const needed = new Set();
-		/** @param {string} id */
-		const need = id => {
-			samplersBefore(graph, id)
-				.filter(before => !needed.has(before))
-				.forEach(need);
-			needed.add(id);
-		};
-		(wanted ?? samplersOf(graph).map(({id}) => id)).forEach(need);
-		const orders = [...needed].flatMap(id => orderOf(graph, id) ?? []);
-		const faults = orders.flatMap(order => [...order.faults, ...this.#missingService(order)]);
-		if (faults.length || !orders.length) {
-			this.#store.set({faults: byNode(faults)});
-			this.#store.say(faults[0]?.message ?? "There is no Sampler node that could draw. Add one, or open an example.");
-			return false;
-		}
-		const keys = new Map(orders.map(({sampler}) => [sampler, newKey()]));
-		const going = this.#all.filter(({phase, sampler}) => isOpen(phase) || !needed.has(sampler));
-		this.#store.set({runs: [...going, ...orders.map(order => newRun(order, keys))], faults: {}});
-		this.#sendAll();
-		return true;
-	}
-
-	/** @param {string} key */
-	async cancel(key) {
-		const run = this.#find(key);
-		if (run?.id) {
-			const {id} = run;
-			this.#patch(key, {isCancelling: true});
-			try {
-				await this.#ask(run.service, client => client.cancel(id));
-				await this.#look(run);
-			} catch (error) {
-				this.#patch(key, {isCancelling: false});
-				this.#store.say(`Not cancelled: ${messageOf(error)}.`);
+	const asking = new Set();
+	const all = () => store.state.runs;
+	const open = () => all().filter(({phase}) => isOpen(phase));
+	/** @type {Runs} */
+	const own = {
+		start(wanted) {
+			const {graph} = store.state.document;
+			/** @type {Set<string>} */
+			const needed = new Set();
+			/** @param {string} id */
+			const need = id => {
+				samplersBefore(graph, id)
+					.filter(before => !needed.has(before))
+					.forEach(need);
+				needed.add(id);
+			};
+			(wanted ?? samplersOf(graph).map(({id}) => id)).forEach(need);
+			const orders = [...needed].flatMap(id => orderOf(graph, id) ?? []);
+			const faults = orders.flatMap(order => [...order.faults, ...missingService(order)]);
+			if (faults.length || !orders.length) {
+				store.set({faults: byNode(faults)});
+				store.say(faults[0]?.message ?? "There is no Sampler node that could draw. Add one, or open an example.");
+				return false;
 			}
-		} else if (run) {
-			// One on its way is cancelled once it has an id.
-			this.#patch(key, this.#sending.has(key) ? {isCancelling: true} : {phase: "cancelled"});
-		}
-	}
+			const keys = new Map(orders.map(({sampler}) => [sampler, newKey()]));
+			const going = all().filter(({phase, sampler}) => isOpen(phase) || !needed.has(sampler));
+			store.set({runs: [...going, ...orders.map(order => newRun(order, keys))], faults: {}});
+			sendAll();
+			return true;
+		},
 
-	cancelAll() {
-		for (const {key} of this.#open) void this.cancel(key);
-	}
-
-	/** The same request once more. @param {string} key */
-	retry(key) {
-		const run = this.#find(key);
-		if (run) {
-			this.#store.set({runs: [...this.#all.filter(each => each !== run), {...run, ...FRESH, key: newKey()}]});
-			this.#sendAll();
-		}
-	}
-
-	/** @param {string} key */
-	dismiss(key) {
-		this.#store.set({runs: this.#all.filter(run => run.key !== key)});
-	}
-
-	/** Follows the open runs for as long as the page lives. */
-	follow() {
-		setInterval(() => void this.#again(), AGAIN_MS);
-		for (const connection of Object.values(this.#connections)) {
-			connection.listen(event => this.#onEvent(connection.name, event));
-			this.#store.watch(
-				({services}) => [isReachable(services[connection.name])],
-				isUp => {
-					if (!isUp) return;
-					this.#sendAll();
-					void this.#lookAtAll(connection.name);
-					void this.#showAgain(connection);
+		async cancel(key) {
+			const run = find(key);
+			if (run?.id) {
+				const {id} = run;
+				patch(key, {isCancelling: true});
+				try {
+					await ask(run.service, client => client.cancel(id));
+					await look(run);
+				} catch (error) {
+					patch(key, {isCancelling: false});
+					store.say(`Not cancelled: ${messageOf(error)}.`);
 				}
-			);
+			} else if (run) {
+				// One on its way is cancelled once it has an id.
+				patch(key, sending.has(key) ? {isCancelling: true} : {phase: "cancelled"});
+			}
+		},
+
+		cancelAll() {
+			for (const {key} of open()) void own.cancel(key);
+		},
+
+		retry(key) {
+			const run = find(key);
+			if (run) {
+				store.set({runs: [...all().filter(each => each !== run), {...run, ...FRESH, key: newKey()}]});
+				sendAll();
+			}
+		},
+
+		dismiss(key) {
+			store.set({runs: all().filter(run => run.key !== key)});
+		},
+
+		follow() {
+			setInterval(() => void again(), AGAIN_MS);
+			for (const {name, listen} of Object.values(connections)) listen(event => onEvent(name, event));
+			whenUp(store, connections, connection => {
+				sendAll();
+				void lookAtAll(connection.name);
+				void showAgain(connection);
+			});
 		}
-	}
+	};
+	return own;
 
-	/** @type {RunsFn.onEvent} */
-	#onEvent(service, {name, data}) {
-		if (name === "reset") return void this.#lookAtAll(service);
-		if (["started", "cancelled", "queue"].includes(name)) this.#askPositions(service);
+	/** @type {Fn.onEvent} */
+	function onEvent(service, {name, data}) {
+		if (name === "reset") return void lookAtAll(service);
+		if (["started", "cancelled", "queue"].includes(name)) askPositions(service);
 		const id = data?.job_id ?? data?.id;
-		const run = this.#open.find(open => open.service === service && open.id === id);
+		const run = open().find(open => open.service === service && open.id === id);
 		if (!run) {
-			if (name === "succeeded") this.#onPicture(service); // somebody else's
-		} else if (name === "queued") this.#patch(run.key, {phase: "queued", position: data.position, progress: null});
-		else if (name === "loading") this.#patch(run.key, {phase: "running", loading: {what: data.what ?? "", fraction: data.fraction ?? null}});
-		else if (name === "started") this.#patch(run.key, {phase: "running", position: null, loading: null});
-		else if (name === "progress") this.#patch(run.key, {phase: "running", position: null, loading: null, progress: data, preview: data.preview || run.preview});
-		else if (["succeeded", "failed", "cancelled"].includes(name)) this.#update(run.key, data);
+			if (name === "succeeded") onPicture(service); // somebody else's
+		} else if (name === "queued") patch(run.key, {phase: "queued", position: data.position, progress: null});
+		else if (name === "loading") patch(run.key, {phase: "running", loading: {what: data.what ?? "", fraction: data.fraction ?? null}});
+		else if (name === "started") patch(run.key, {phase: "running", position: null, loading: null});
+		else if (name === "progress") patch(run.key, {phase: "running", position: null, loading: null, progress: data, preview: data.preview || run.preview});
+		else if (["succeeded", "failed", "cancelled"].includes(name)) update(run.key, data);
 	}
 
-	get #all() {
-		return this.#store.state.runs;
+	/** Those of a service that it knows; of every one that answers, if none is named. @type {Fn.sent} */
+	function sent(service) {
+		const {services} = store.state;
+		return open().filter(run => run.id !== null && (service ? run.service === service : isReachable(services[run.service])));
 	}
 
-	get #open() {
-		return this.#all.filter(({phase}) => isOpen(phase));
+	/** @type {Fn.runsAsk} */
+	function ask(service, call) {
+		return connectionTo(connections, service).ask(call);
 	}
 
-	/** Those of a service that it knows; of every one that answers, if none is named. @param {ServiceName} [service] */
-	#sent(service) {
-		const {services} = this.#store.state;
-		return this.#open.filter(run => run.id !== null && (service ? run.service === service : isReachable(services[run.service])));
-	}
-
-	/** @template T @param {ServiceName} service @param {Call<T>} call */
-	#ask(service, call) {
-		return connectionTo(this.#connections, service).ask(call);
-	}
-
-	#sendAll() {
-		for (const run of this.#open) {
-			const isFree = run.id === null && !this.#sending.has(run.key) && isReachable(this.#store.state.services[run.service]);
-			const waits = run.parts.some(({run: other}) => other !== null && this.#open.some(({key}) => key === other));
-			if (isFree && !waits) void this.#send(run);
+	function sendAll() {
+		for (const run of open()) {
+			const isFree = run.id === null && !sending.has(run.key) && isReachable(store.state.services[run.service]);
+			const waits = run.parts.some(({run: other}) => other !== null && open().some(({key}) => key === other));
+			if (isFree && !waits) void send(run);
 		}
 	}
 
 	/** @param {Run} run */
-	async #send(run) {
-		this.#sending.add(run.key);
+	async function send(run) {
+		sending.add(run.key);
 		try {
-			const body = await this.#withParts(run);
-			const {id, position} = await this.#ask(run.service, client => client.submit(body, run.key));
-			this.#patch(run.key, {id, position, phase: "queued"});
-			await this.#look({...run, id}); // it may have begun before its id was known here
-			if (this.#find(run.key)?.isCancelling) await this.cancel(run.key);
+			const body = await withParts(run);
+			const {id, position} = await ask(run.service, client => client.submit(body, run.key));
+			patch(run.key, {id, position, phase: "queued"});
+			await look({...run, id}); // it may have begun before its id was known here
+			if (find(run.key)?.isCancelling) await own.cancel(run.key);
 		} catch (error) {
-			if (!isPassing(error)) this.#refuse(run, error); // else it stays in line and is sent again under the same key
+			if (!isPassing(error)) refuse(run, error); // else it stays in line and is sent again under the same key
 		} finally {
-			this.#sending.delete(run.key);
+			sending.delete(run.key);
 		}
 	}
 
 	/** The body with its pictures. @param {Run} run */
-	async #withParts(run) {
+	async function withParts(run) {
 		const body = {...run.body};
 		for (const part of run.parts) {
-			const picture = await this.#pictureOf(run, part);
+			const picture = await pictureOf(run, part);
 			if (part.field === "reference_images") body.reference_images = [...(body.reference_images ?? []), picture];
 			else body[part.field] = picture;
 		}
 		return body;
 	}
 
-	/** @param {Run} run @param {RunPart} part @returns {Promise<string>} */
-	async #pictureOf(run, {source, run: other}) {
+	/** @type {Fn.pictureOf} */
+	async function pictureOf(run, {source, run: other}) {
 		if (other !== null) {
-			const from = this.#store.state.shown[source];
+			const from = store.state.shown[source];
 			const image = from?.job.result?.images[0];
 			if (!from || !image) throw new Error(NO_START);
-			return from.service === run.service ? image.id : dataUrl(await this.#ask(from.service, client => client.blob(image.image_url)));
+			return from.service === run.service ? image.id : dataUrl(await ask(from.service, client => client.blob(image.image_url)));
 		}
 		if (!isAsset(source)) return source;
 		const blob = await readAsset(source);
@@ -196,90 +173,90 @@ export class Runs {
 		return dataUrl(blob);
 	}
 
-	async #again() {
-		this.#sendAll();
-		for (const run of this.#sent().slice(0, FIRST_IN_LINE)) await this.#look(run);
+	async function again() {
+		sendAll();
+		for (const run of sent().slice(0, FIRST_IN_LINE)) await look(run);
 	}
 
 	/** @param {ServiceName} service */
-	async #lookAtAll(service) {
-		for (const run of this.#sent(service)) await this.#look(run);
+	async function lookAtAll(service) {
+		for (const run of sent(service)) await look(run);
 	}
 
 	/** @param {Run} run */
-	async #look({key, service, id}) {
+	async function look({key, service, id}) {
 		try {
-			this.#update(key, await this.#ask(service, client => client.job(id ?? "")));
+			update(key, await ask(service, client => client.job(id ?? "")));
 		} catch (error) {
-			if (error instanceof Problem && error.status === 404) this.#fail(key, "The service does not know this run any more.");
+			if (error instanceof Problem && error.status === 404) fail(key, "The service does not know this run any more.");
 		}
 	}
 
 	/** @param {ServiceName} service */
-	#askPositions(service) {
-		if (this.#asking.has(service)) return;
-		this.#asking.add(service);
+	function askPositions(service) {
+		if (asking.has(service)) return;
+		asking.add(service);
 		setTimeout(async () => {
-			this.#asking.delete(service);
-			const waiting = this.#sent(service).filter(({phase}) => phase === "queued");
-			for (const run of waiting.slice(0, FIRST_IN_LINE)) await this.#look(run);
+			asking.delete(service);
+			const waiting = sent(service).filter(({phase}) => phase === "queued");
+			for (const run of waiting.slice(0, FIRST_IN_LINE)) await look(run);
 		}, POSITIONS_MS);
 	}
 
-	/** @param {string} key @param {Job} job */
-	#update(key, job) {
-		const run = this.#find(key);
+	/** @type {Fn.update} */
+	function update(key, job) {
+		const run = find(key);
 		if (!run || !isOpen(run.phase)) return;
 		if (job.status === "queued" || job.status === "running") {
-			this.#patch(key, {phase: job.status, position: job.position, progress: job.progress ?? run.progress});
+			patch(key, {phase: job.status, position: job.position, progress: job.progress ?? run.progress});
 		} else if (job.status === "failed") {
-			this.#fail(key, job.error?.message ?? "The service gave no reason.");
+			fail(key, job.error?.message ?? "The service gave no reason.");
 		} else if (job.status === "cancelled") {
-			this.#patch(key, {phase: "cancelled", preview: ""});
-			this.#store.say("Cancelled.");
-			this.#failThoseAfter(key, "The picture it starts from was cancelled.");
+			patch(key, {phase: "cancelled", preview: ""});
+			store.say("Cancelled.");
+			failThoseAfter(key, "The picture it starts from was cancelled.");
 		} else {
-			this.#show(run.sampler, run.service, job);
-			this.#store.set({announcement: failedWords(job.result?.failed_images ?? []) || "The picture is finished."});
-			this.dismiss(key);
+			show(run.sampler, run.service, job);
+			store.set({announcement: failedWords(job.result?.failed_images ?? []) || "The picture is finished."});
+			own.dismiss(key);
 			notify(job);
-			this.#onPicture(run.service);
-			this.#sendAll();
+			onPicture(run.service);
+			sendAll();
 		}
 	}
 
-	/** @param {string} sampler @param {ServiceName} service @param {Job} job */
-	#show(sampler, service, job) {
-		this.#store.set({shown: {...this.#store.state.shown, [sampler]: {service, job, index: 0}}});
+	/** @type {Fn.runsShow} */
+	function show(sampler, service, job) {
+		store.set({shown: {...store.state.shown, [sampler]: {service, job, index: 0}}});
 	}
 
-	/** Puts the jobs of before a reload back on their nodes. @param {Connection} connection */
-	async #showAgain(connection) {
-		for (const [sampler, {service, id}] of Object.entries(this.#store.state.toShow)) {
+	/** Puts the jobs of before a reload back on their nodes. @type {Fn.showAgain} */
+	async function showAgain(connection) {
+		for (const [sampler, {service, id}] of Object.entries(store.state.toShow)) {
 			if (service !== connection.name) continue;
 			try {
 				const job = await connection.ask(client => client.job(id));
-				if (job.result && !this.#store.state.shown[sampler]) this.#show(sampler, service, job);
+				if (job.result && !store.state.shown[sampler]) show(sampler, service, job);
 			} catch (error) {
 				if (isPassing(error)) return;
 			}
-			const {[sampler]: _, ...rest} = this.#store.state.toShow;
-			this.#store.set({toShow: rest});
+			const {[sampler]: _, ...rest} = store.state.toShow;
+			store.set({toShow: rest});
 		}
 	}
 
-	/** The service's words, each at the node that its field comes from. @param {Run} run @param {unknown} error */
-	#refuse(run, error) {
+	/** The service's words, each at the node that its field comes from. @type {Fn.refuse} */
+	function refuse(run, error) {
 		const fields = error instanceof Problem ? error.fields : [];
-		const faults = fields.map(({field, message}) => ({...this.#placeOf(run.sampler, field), message}));
-		this.#fail(run.key, messageOf(error));
-		this.#store.set({faults: {...this.#store.state.faults, ...byNode(faults)}});
-		this.#store.say(messageOf(error));
+		const faults = fields.map(({field, message}) => ({...placeOf(run.sampler, field), message}));
+		fail(run.key, messageOf(error));
+		store.set({faults: {...store.state.faults, ...byNode(faults)}});
+		store.say(messageOf(error));
 	}
 
-	/** @param {string} sampler @param {string} field of a request: `width`, `loras.1.name` … */
-	#placeOf(sampler, field) {
-		const plan = planOf(this.#store.state.document.graph, sampler);
+	/** @type {Fn.placeOf} */
+	function placeOf(sampler, field) {
+		const plan = planOf(store.state.document.graph, sampler);
 		const [, name = field, place] = /^([a-z_]+)(?:[.[](\d+))?/.exec(field) ?? [];
 		const lora = plan?.loras.filter(({values}) => values.name !== null)[Number(place ?? 0)];
 		/** @type {Readonly<Record<string, GraphNode | null | undefined>>} */
@@ -298,34 +275,34 @@ export class Runs {
 		return {node: nodes[name]?.id ?? sampler, field: name};
 	}
 
-	/** @param {Order} order @returns {Fault[]} */
-	#missingService({sampler, service}) {
-		const model = wiresInto(this.#store.state.document.graph, sampler, "model")[0]?.from.node;
-		if (!model || Object.hasOwn(this.#connections, service)) return [];
+	/** @type {Fn.missingService} */
+	function missingService({sampler, service}) {
+		const model = wiresInto(store.state.document.graph, sampler, "model")[0]?.from.node;
+		if (!model || Object.hasOwn(connections, service)) return [];
 		return [{node: model, field: "service", message: `This page knows no ${service.toUpperCase()} service. Choose the other one.`}];
 	}
 
-	/** @param {string} key @param {string} error */
-	#fail(key, error) {
-		this.#patch(key, {phase: "failed", error, progress: null, position: null, preview: ""});
-		this.#failThoseAfter(key, NO_START);
+	/** @type {Fn.fail} */
+	function fail(key, error) {
+		patch(key, {phase: "failed", error, progress: null, position: null, preview: ""});
+		failThoseAfter(key, NO_START);
 	}
 
-	/** @param {string} key @param {string} error */
-	#failThoseAfter(key, error) {
-		for (const run of this.#open) {
-			if (run.id === null && run.parts.some(part => part.run === key)) this.#fail(run.key, error);
+	/** @type {Fn.failThoseAfter} */
+	function failThoseAfter(key, error) {
+		for (const run of open()) {
+			if (run.id === null && run.parts.some(part => part.run === key)) fail(run.key, error);
 		}
 	}
 
 	/** @param {string} key */
-	#find(key) {
-		return this.#all.find(run => run.key === key);
+	function find(key) {
+		return all().find(run => run.key === key);
 	}
 
-	/** @param {string} key @param {Partial<Run>} patch */
-	#patch(key, patch) {
-		this.#store.set({runs: this.#all.map(run => (run.key === key ? {...run, ...patch} : run))});
+	/** @type {Fn.patch} */
+	function patch(key, patch) {
+		store.set({runs: all().map(run => (run.key === key ? {...run, ...patch} : run))});
 	}
 }
 
@@ -334,7 +311,7 @@ const NO_START = "The picture it starts from was not drawn.";
 /** @type {Omit<Run, "key" | "service" | "sampler" | "body" | "parts">} */
 export const FRESH = {id: null, phase: "unsent", position: null, progress: null, preview: "", loading: null, error: "", isCancelling: false};
 
-/** Whether a picture may still come. @param {Run["phase"]} phase */
+/** Whether a picture may still come. @type {Fn.isOpen} */
 export function isOpen(phase) {
 	return phase === "unsent" || phase === "queued" || phase === "running";
 }
@@ -344,7 +321,7 @@ export function currentRun(runs) {
 	return runs.find(({phase}) => phase === "running") ?? runs.find(({phase}) => isOpen(phase));
 }
 
-/** The run to show for a sampler: what draws, else what is next, else how the last one ended. @type {RunsFn.runOf} */
+/** The run to show for a sampler: what draws, else what is next, else how the last one ended. @type {Fn.runOf} */
 export function runOf(runs, sampler) {
 	const mine = runs.filter(run => run.sampler === sampler);
 	return currentRun(mine) ?? mine.at(-1);
@@ -353,7 +330,7 @@ export function runOf(runs, sampler) {
 /** An idempotency key: a request that is sent twice is one job. */
 const newKey = () => `page-${randomHex(16)}`;
 
-/** @type {RunsFn.newRun} */
+/** @type {Fn.newRun} */
 function newRun({sampler, service, body, parts}, keys) {
 	const key = (/** @type {string} */ id) => keys.get(id) ?? "";
 	return {
@@ -373,7 +350,7 @@ function notify({id, request}) {
 	}
 }
 
-/** @param {readonly Fault[]} faults */
+/** @type {Fn.byNode} */
 function byNode(faults) {
 	/** @type {Record<string, Record<string, string>>} */
 	const nodes = {};

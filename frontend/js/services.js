@@ -3,17 +3,17 @@
 import {FIRST_SERVICE, SERVICE_NAMES} from "./config.js";
 import {isReachable} from "./connection.js";
 
-/** Those of the page, in order. @param {State} state @returns {ServiceState[]} */
+/** Those of the page, in order. @type {Fn.servicesOf} */
 export function servicesOf({services}) {
 	return SERVICE_NAMES.flatMap(name => services[name] ?? []);
 }
 
-/** @type {ServicesFn.serviceNamed} */
+/** @type {Fn.serviceNamed} */
 export function serviceNamed({services}, name) {
 	return SERVICE_NAMES.flatMap(known => (known === name ? (services[known] ?? []) : []))[0] ?? null;
 }
 
-/** The service to begin with: BF16 unless only FP4 answers. @param {State} state @returns {ServiceName} */
+/** The service to begin with: BF16 unless only FP4 answers. @type {Fn.firstService} */
 export function firstService(state) {
 	const services = servicesOf(state);
 	const up = services.filter(isReachable);
@@ -21,11 +21,16 @@ export function firstService(state) {
 	return (up.find(isFirst) ?? up[0] ?? services.find(isFirst) ?? services[0])?.name ?? FIRST_SERVICE;
 }
 
-/** The connection of a service. Throws, saying what to do, when the page has none of that name. @type {ServicesFn.connectionTo} */
+/** Calls `act` whenever a service comes. @type {Fn.whenUp} */
+export function whenUp(store, connections, act) {
+	for (const connection of Object.values(connections)) {
+		store.watch(({services}) => [isReachable(services[connection.name])], isUp => isUp && act(connection));
+	}
+}
+
+/** The connection of a service. Throws, saying what to do, when the page has none of that name. @type {Fn.connectionTo} */
 export function connectionTo(connections, name) {
 	const connection = connections[name];
-	if (!connection) {
-		throw new Error(`This page knows no ${name.toUpperCase()} service. Choose the other one in the Model node.`);
-	}
+	if (!connection) throw new Error(`This page knows no ${name.toUpperCase()} service. Choose the other one in the Model node.`);
 	return connection;
 }

@@ -9,17 +9,17 @@ import {FRESH, isOpen} from "./runs.js";
 const PAGE = "flux page";
 const KEYS = "flux keys";
 
-/** The keys that were typed in this tab, by address. @returns {Record<string, string>} */
+/** The keys that were typed in this tab, by address. @type {Fn.readKeys} */
 export function readKeys() {
 	return Object.fromEntries(Object.entries(read(KEYS)).flatMap(([address, key]) => (typeof key === "string" ? [[address, key]] : [])));
 }
 
-/** A key that was typed on another page than the main one. @param {string} address @param {string} key */
+/** A key that was typed on another page than the main one. @type {Fn.rememberKey} */
 export function rememberKey(address, key) {
 	write(KEYS, {...readKeys(), [address]: key});
 }
 
-/** @type {SessionFn.restore} */
+/** @type {Fn.restore} */
 export function restore() {
 	const saved = read(PAGE);
 	try {
@@ -52,7 +52,7 @@ export function keepSession(store) {
 	);
 }
 
-/** @param {unknown} saved @returns {Run[]} */
+/** @type {Fn.runFrom} */
 function runFrom(saved) {
 	const {key, id, service, sampler, body, parts} = asObject(saved);
 	const {prompt} = asObject(body);
@@ -72,13 +72,13 @@ function runFrom(saved) {
 	];
 }
 
-/** @param {[string, unknown]} entry */
+/** @type {Fn.shownFrom} */
 function shownFrom([sampler, saved]) {
 	const {service, id} = asObject(saved);
 	return typeof id === "string" && isService(service) ? [[sampler, {service, id}]] : [];
 }
 
-/** @param {unknown} name @returns {name is ServiceName} */
+/** @type {Fn.isService} */
 function isService(name) {
 	return SERVICE_NAMES.some(known => known === name);
 }
@@ -92,7 +92,7 @@ function read(name) {
 	}
 }
 
-/** @param {string} name @param {unknown} values */
+/** @type {Fn.sessionWrite} */
 function write(name, values) {
 	try {
 		sessionStorage.setItem(name, JSON.stringify(values));

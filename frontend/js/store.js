@@ -3,7 +3,7 @@
 import {EMPTY_GRAPH} from "./graph/graph.js";
 import {newDocument} from "./graph/history.js";
 
-/** @type {StoreFn.initialService} */
+/** @type {Fn.initialService} */
 export function initialService(name, address) {
 	return {
 		name,
@@ -100,7 +100,7 @@ export class Values {
 
 /** @extends {Values<State>} */
 export class Store extends Values {
-	/** @type {StoreFn.setService} */
+	/** @type {Fn.setService} */
 	setService(name, patch) {
 		const service = this.state.services[name];
 		const names = /** @type {(keyof ServiceState)[]} */ (Object.keys(patch));

@@ -1,16 +1,102 @@
 /** The parts that views are given. */
 
-type Connection = import("../js/connection.js").Connection;
 type Connections = Readonly<Partial<Record<ServiceName, Connection>>>;
-type Editor = import("../js/editor.js").Editor;
-type Gallery = import("../js/gallery.js").Gallery;
-type Library = import("../js/library.js").Library;
-type Opener = import("../js/opener.js").Opener;
+/** Of a ComfyUI workflow. */
+type Reader = InstanceType<typeof import("../js/graph/comfy.js").Reader>;
 type Problem = import("../js/api.js").Problem;
-type Runs = import("../js/runs.js").Runs;
 type Store = import("../js/store.js").Store;
 type Values<S extends object> = import("../js/store.js").Values<S>;
 type Wires = import("../js/canvas/wires.js").Wires;
+
+/** One service: whether it answers, and what happens there. */
+interface Connection {
+	readonly name: ServiceName;
+	readonly state: ServiceState;
+	/** Whether files must be fetched with the key, and cannot be named in `src` or `href`. */
+	readonly sendsKey: boolean;
+	url: (path: string) => string;
+	listen: (listener: (event: StreamEvent) => void) => void;
+	/** Looks after the service for as long as the page lives. */
+	run: () => Promise<void>;
+	/** The answer of a call. One that got none, or that wants a key, tells the whole page. */
+	ask: <T>(call: Call<T>) => Promise<T>;
+	useKey: (key: string) => void;
+}
+
+/** Edits of the graph, as commands that can be undone; what is selected; what was copied. */
+interface Editor {
+	readonly graph: Graph;
+	do: (command: Command | null) => void;
+	undo: () => void;
+	redo: () => void;
+	/** The next edit begins a step of undo of its own. */
+	endSeries: () => void;
+	/** Typing into one field is one series. */
+	setValues: (id: string, values: Readonly<Record<string, Value>>) => void;
+	add: (kind: NodeKind, place: Point, values?: Record<string, Value>) => GraphNode;
+	replace: (graph: Graph, label: string, /** its name */ workflow?: string) => void;
+	select: (ids: readonly string[]) => void;
+	/** The selected nodes, or the selected wire. */
+	deleteSelected: () => void;
+	/** How many nodes were copied. */
+	copy: () => number;
+	paste: () => void;
+	duplicate: () => void;
+}
+
+/** The pictures on disk, of both services: pages of them, search, deleting one. */
+interface Gallery {
+	/** Refreshes whenever a service comes, or the tab is looked at again. */
+	follow: () => void;
+	/** Reads the newest pictures of a service; older ones that were loaded stay. */
+	refresh: (service: ServiceName) => Promise<void>;
+	/** Pictures whose prompt has these words. */
+	search: (words: string) => Promise<void>;
+	/** Reads the next older pictures. */
+	loadMore: () => Promise<void>;
+	/** Deletes a picture on disk. True when it is gone. */
+	delete: (image: GalleryImage) => Promise<boolean>;
+	/** Pins a picture, or lets cleanup have it again. */
+	pin: (image: GalleryImage) => Promise<void>;
+}
+
+/** LoRAs: the libraries of both services, files on their way there, and the nodes that use them. */
+interface Library {
+	/** Reads the lists whenever a service comes. */
+	follow: () => void;
+	refresh: (service: ServiceName) => Promise<void>;
+	/** Uploads files, each with a node of its own, wired to every Model node. */
+	add: (files: readonly File[], /** of the first; null: left of the Model nodes */ place?: Point | null) => Promise<void>;
+	/** A node for a LoRA of the library. */
+	use: (name: string) => void;
+	/** Sends the file of a node again. */
+	again: (nodeId: string) => Promise<void>;
+	change: (service: ServiceName, lora: Lora, changes: LoraChanges) => Promise<string>; // what went wrong, or ""
+	delete: (service: ServiceName, lora: Lora) => Promise<void>;
+	/** A file for a node that is there: to every service that answers and does not have it already. */
+	fill: (nodeId: string, file: File) => Promise<void>;
+}
+
+/** Files that are dropped, pasted or chosen. */
+interface Opener {
+	open: (files: readonly File[], /** on the canvas */ place?: Point | null) => Promise<void>;
+	openText: (/** of a workflow */ text: string, name: string) => Promise<void>;
+	/** The graph of a picture's request. */
+	openRequest: (request: unknown, service: ServiceName, /** of one of its pictures */ seed: number) => void;
+}
+
+/** Requests on their way to a picture. */
+interface Runs {
+	/** Runs every sampler, or these, and the ones they start from. False when something is missing; then it is said where. */
+	start: (wanted?: readonly string[]) => boolean;
+	cancel: (key: string) => Promise<void>;
+	cancelAll: () => void;
+	/** The same request once more. */
+	retry: (key: string) => void;
+	dismiss: (key: string) => void;
+	/** Follows the open runs for as long as the page lives. */
+	follow: () => void;
+}
 
 /** What a key does; undefined: nothing. */
 type Act = (() => void) | undefined;
@@ -27,8 +113,12 @@ interface Extent {
 	height: number;
 }
 
+/** Of a new element; a function is what an event does. */
+type Attributes = Record<string, string | number | boolean | ((event: any) => unknown)>;
+
 interface ButtonOptions {
-	label: string;
+	/** For those who do not see it, where the words are not enough. */
+	label?: string;
 	icon?: string;
 	words?: string;
 	kind?: string;

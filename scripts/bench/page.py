@@ -6,6 +6,10 @@ Starts a service of its own on a free port and Debian's chromium without a GPU, 
 `docs/benchmarks.md`. A frame's cost is the processor time of everything that the page's main thread did between two
 frames, from Chromium's trace: events, script, style, layout, paint, commit. Drawing the layers is
 the compositor's, in threads of its own; frames that came on the screen are counted beside it.
+
+A machine that is shared counts time to a thread in which it did nothing. How much that is shows in a page that has
+nothing but the same arithmetic in every frame, under the same gestures in the same minutes: its frames would all cost
+the same. What the worst frame of ours was spent on is said beside it.
 """
 
 from __future__ import annotations
@@ -40,11 +44,30 @@ WATCH = """window.usable = new Promise((resolve) => {
 });"""
 
 
+# A page without a page: a few milliseconds of arithmetic in each frame.
+ARITHMETIC = """() => {
+    const work = () => {
+        let sum = 0;
+        for (let i = 0; i < 1_500_000; i++) sum += Math.sqrt(i);
+        document.title = String(sum);
+        requestAnimationFrame(work);
+    };
+    requestAnimationFrame(work);
+}"""
+# By what a person would call it: the trace's names, none of which lies in another of the same row.
+PARTS = {
+    "script": ("FireAnimationFrame", "EventDispatch", "TimerFire"),
+    "style and layout": ("UpdateLayoutTree", "Layout"),
+    "paint": ("PrePaint", "Paint", "Layerize", "Commit"),
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frames:
     """What frames of a gesture cost the main thread, and how many reached the screen."""
 
     costs_ms: list[float]
+    worst_ms: dict[str, float]  # of the dearest frame, by PARTS
     drawn: int
     seconds: float
 
@@ -53,8 +76,11 @@ class Frames:
         at = lambda share: ordered[min(len(ordered) - 1, int(share * len(ordered)))]  # noqa: E731
         return (
             f"median {statistics.median(ordered):.1f} ms, p95 {at(0.95):.1f} ms, worst {ordered[-1]:.1f} ms "
-            f"of {len(ordered)}; {self.drawn / self.seconds:.0f} frames a second drawn"
+            f"of {len(ordered)} ({self.parts()}); {self.drawn / self.seconds:.0f} frames a second drawn"
         )
+
+    def parts(self) -> str:
+        return ", ".join(f"{part} {ms:.1f}" for part, ms in self.worst_ms.items())
 
 
 def workflow(nodes: int) -> str:
@@ -132,12 +158,22 @@ def _frames(events: list[dict]) -> Frames:
     tasks = [each for each in mine if each["name"].endswith("RunTask") and "dur" in each]
     first, last = fired[0]["ts"], fired[-1]["ts"]
     edges = [at for at in begins if first <= at <= last]
-    costs = [
-        sum(task.get("tdur", task["dur"]) for task in tasks if start <= task["ts"] < end) / 1000
-        for start, end in zip(edges, edges[1:], strict=False)
-    ]
+    spans = list(zip(edges, edges[1:], strict=False))
+    costs = [_spent_ms(tasks, span) for span in spans]
+    worst = spans[costs.index(max(costs))]
+    timed = [each for each in mine if "dur" in each]
+    parts = {
+        part: _spent_ms([each for each in timed if each["name"] in names], worst)
+        for part, names in PARTS.items()
+    }
     drawn = [each for each in events if each["name"] == "DrawFrame" and first <= each["ts"] <= last]
-    return Frames(costs_ms=costs, drawn=len(drawn), seconds=(last - first) / 1e6)
+    return Frames(costs_ms=costs, worst_ms=parts, drawn=len(drawn), seconds=(last - first) / 1e6)
+
+
+def _spent_ms(events: list[dict], span: tuple[int, int]) -> float:
+    """The processor time of what began in a span."""
+    start, end = span
+    return sum(each.get("tdur", each["dur"]) for each in events if start <= each["ts"] < end) / 1000
 
 
 def pan(page: Page, frames: int) -> None:
@@ -176,13 +212,20 @@ def main() -> None:
                 f"until the prompt can be typed into, fresh profile: median {statistics.median(times):.0f} ms, "
                 f"worst of {OPENINGS} {max(times):.0f} ms"
             )
+            blank = browser.new_context(viewport=DESKTOP).new_page()
             page = open_graph(browser, address, arguments.nodes)
             for scale in ("fitted", "100 %"):
                 page.keyboard.press("f" if scale == "fitted" else "0")
                 page.wait_for_timeout(1000)
                 for act in (pan, zoom):
+                    page.bring_to_front()
                     found = traced(page, lambda act=act: act(page, arguments.frames))
                     print(f"{arguments.nodes} nodes, {scale}, {act.__name__}: {found.words()}")
+                    blank.bring_to_front()
+                    blank.goto("about:blank")
+                    blank.evaluate(ARITHMETIC)
+                    found = traced(blank, lambda act=act: act(blank, arguments.frames))
+                    print(f"arithmetic alone, {act.__name__}: {found.words()}")
         finally:
             browser.close()
             client.close()

@@ -188,6 +188,22 @@ def _is_at(element, place: dict[str, float]) -> bool:
     return abs(box["x"] - place["x"]) < 2 and abs(box["y"] - place["y"]) < 2
 
 
+def test_canvas_keys_that_scroll_a_page_leave_the_view(
+    service: RunningService, open_page: OpenPage
+) -> None:
+    page = opened(open_page, service)
+    button = node(page, "sampler").get_by_role("button", name="Another seed")
+    button.focus()
+    before = button.bounding_box()
+    for key in ("End", "Home", "PageDown", "PageUp"):
+        page.keyboard.press(key)
+        # A browser scrolls in the next frame.
+        page.evaluate(
+            "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        )
+        assert button.bounding_box() == before, key
+
+
 def test_canvas_that_is_empty_says_what_to_do(service: RunningService, open_page: OpenPage) -> None:
     page = opened(open_page, service)
     hint = page.locator("#canvas-empty")

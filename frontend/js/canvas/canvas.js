@@ -22,15 +22,16 @@ const ZOOM = 1.25;
 /** Of the space that is scrolled (`.space`): there the graph's origin is. */
 const MIDDLE_PX = 4_000_000;
 
-/** @param {App} app @returns {Canvas} */
+/** @type {Fn.mountCanvas} */
 export function mountCanvas(app) {
 	const {store, editor} = app;
 	const root = find("#canvas");
 	const world = find("#world");
 	const view = find("#view");
 	const dots = find("#dots");
+	const grain = find("#dots > div");
 	const layer = find("#nodes");
-	const wires = new Wires(find("#wires", document, SVGSVGElement), app);
+	const wires = new Wires(find("svg#wires"), app);
 	/** @type {Map<string, number>} */
 	const heights = new Map();
 	let untilStill = 0;
@@ -51,7 +52,7 @@ export function mountCanvas(app) {
 		}
 		drawMinimap();
 	});
-	/** @param {string} id @returns {Box} */
+	/** @type {Fn.boxOf} */
 	const boxOf = id => {
 		const node = editor.graph.nodes[id];
 		const height = node?.collapsed ? HEAD : (heights.get(id) ?? GUESSED_HEIGHT);
@@ -60,7 +61,7 @@ export function mountCanvas(app) {
 	const camera = () => app.camera.state.camera;
 	const setCamera = (/** @type {Camera} */ now) => app.camera.set({camera: now});
 	const rest = mountRest({root, layer, app, boxOf, isZoomed: () => untilStill > 0});
-	const map = find("#minimap", document, HTMLCanvasElement);
+	const map = find("canvas#minimap");
 	const drawMinimap = mountMinimap({canvas: map, root, app, boxOf, setCamera});
 	mountGestures({root, app, wires, lasso: find("#lasso"), boxOf, setCamera});
 
@@ -98,7 +99,7 @@ export function mountCanvas(app) {
 	};
 
 	const scale = button({label: "Actual size", words: "100 %", kind: "bare scale", act: canvas.actualSize});
-	/** @type {CanvasFn.tool} */
+	/** @type {Fn.canvasTool} */
 	const tool = (label, icon, act) => button({label, icon, kind: "bare", act});
 	find("#canvas-tools").append(
 		tool("Add a node", "plus", canvas.search),
@@ -119,14 +120,15 @@ export function mountCanvas(app) {
 		// Between 0.7 and 1.4 of their size: the pattern looks the same at half and at twice the scale.
 		const grid = now / 2 ** Math.round(Math.log2(now));
 		const tile = DOTS_PX * grid;
-		dots.style.transform = `translate(${((x % tile) + tile) % tile}px, ${((y % tile) + tile) % tile}px) scale(${grid})`;
+		dots.scrollTo(tile - (((x % tile) + tile) % tile), tile - (((y % tile) + tile) % tile));
 		if (now !== drawnScale) {
 			drawnScale = now;
+			grain.style.transform = `scale(${grid})`;
 			if (!untilStill) whileMoving();
 			untilStill = STILL_FRAMES;
 			world.style.transform = `scale(${now})`;
 			scale.textContent = `${Math.round(now * 100)} %`;
-			scale.setAttribute("aria-label", `${scale.textContent}: actual size`);
+			scale.ariaLabel = `${scale.textContent}: actual size`;
 		}
 		[left, top] = [MIDDLE_PX - Math.round(x), MIDDLE_PX - Math.round(y)];
 		view.scrollTo(left, top);
@@ -134,55 +136,43 @@ export function mountCanvas(app) {
 		rest();
 	});
 	// A browser scrolls what has the focus into view: what it moved by, the camera moves too.
-	view.addEventListener("scroll", () => {
+	view.onscroll = () => {
 		const [dx, dy] = [view.scrollLeft - left, view.scrollTop - top];
 		if (view.clientWidth && Math.max(Math.abs(dx), Math.abs(dy)) > 1) setCamera({...camera(), x: camera().x - dx, y: camera().y - dy});
-	});
+	};
 	app.camera.watch(({camera: now}) => [now], drawCamera);
-	store.watch(
-		({document, view}) => [document.graph, view],
-		(graph, view) => {
-			root.hidden = view !== "canvas";
-			const nodes = view === "canvas" ? nodesOf(graph) : [];
-			find("#canvas-empty").hidden = nodes.length > 0;
-			const stay = new Set(nodes.map(({id}) => id));
-			for (const element of elements()) {
-				const key = element.dataset.key ?? "";
-				const isOther = editor.graph.nodes[key]?.kind !== element.dataset.kind;
-				if (!stay.has(key) || isOther) {
-					endFrame(element);
-					observer.unobserve(element);
-					heights.delete(key);
-					if (isOther) delete element.dataset.key; // another node under the same id
-				}
+	store.watch(({document, view}) => [document.graph, view], (graph, view) => {
+		root.hidden = view !== "canvas";
+		const nodes = view === "canvas" ? nodesOf(graph) : [];
+		find("#canvas-empty").hidden = nodes.length > 0;
+		const stay = new Set(nodes.map(({id}) => id));
+		for (const element of elements()) {
+			const key = element.dataset.key ?? "";
+			const isOther = editor.graph.nodes[key]?.kind !== element.dataset.kind;
+			if (!stay.has(key) || isOther) {
+				endFrame(element);
+				observer.unobserve(element);
+				heights.delete(key);
+				if (isOther) delete element.dataset.key; // another node under the same id
 			}
-			const isRewired = graph.wires !== drawnWires;
-			drawnWires = graph.wires;
-			keep(
-				layer,
-				nodes,
-				({id}) => id,
-				create,
-				(element, node) => {
-					if (isRewired || drawnNodes.get(element) !== node) {
-						drawnNodes.set(element, node);
-						updateFrame(app, element, node);
-					}
-				}
-			);
-			wires.draw(graph, store.state.selectedWire);
-			drawMinimap();
-			rest();
 		}
-	);
-	store.watch(
-		({selection, selectedWire}) => [selection, selectedWire],
-		(selection, selectedWire) => {
-			for (const element of elements()) element.dataset.selected = String(selection.includes(element.dataset.node ?? ""));
-			wires.draw(editor.graph, selectedWire);
-			drawMinimap();
-		}
-	);
+		const isRewired = graph.wires !== drawnWires;
+		drawnWires = graph.wires;
+		keep(layer, nodes, ({id}) => id, create, (element, node) => {
+			if (isRewired || drawnNodes.get(element) !== node) {
+				drawnNodes.set(element, node);
+				updateFrame(app, element, node);
+			}
+		});
+		wires.draw(graph, store.state.selectedWire);
+		drawMinimap();
+		rest();
+	});
+	store.watch(({selection, selectedWire}) => [selection, selectedWire], (selection, selectedWire) => {
+		for (const element of elements()) element.dataset.selected = String(selection.includes(element.dataset.node ?? ""));
+		wires.draw(editor.graph, selectedWire);
+		drawMinimap();
+	});
 	const drawBusy = onceAFrame(() => {
 		wires.draw(editor.graph, store.state.selectedWire);
 		const busy = new Set(store.state.runs.filter(({phase}) => phase === "running").map(({sampler}) => sampler));

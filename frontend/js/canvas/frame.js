@@ -10,7 +10,7 @@ import {socketsHeight, widthOf} from "./geometry.js";
 /** What ends the view in an element. @type {WeakMap<HTMLElement, () => void>} */
 const ends = new WeakMap();
 
-/** @param {App} app @param {GraphNode} node */
+/** @type {Fn.frameOf} */
 export function frameOf(app, node) {
 	const {title, inputs, outputs} = NODE_TYPES[node.kind];
 	const fold = () => app.editor.do(collapse(app.editor.graph, [node.id], !app.editor.graph.nodes[node.id]?.collapsed));
@@ -29,12 +29,12 @@ export function frameOf(app, node) {
 	return element;
 }
 
-/** @type {FrameFn.updateFrame} */
+/** @type {Fn.updateFrame} */
 export function updateFrame(app, element, node) {
 	// Not a transform: nodes in places of their own are many layers, these are one.
 	[element.style.left, element.style.top] = [`${node.x}px`, `${node.y}px`];
 	element.dataset.collapsed = String(node.collapsed);
-	find(".fold", element).setAttribute("aria-expanded", String(!node.collapsed));
+	find(".fold", element).ariaExpanded = String(!node.collapsed);
 	const {graph} = app.editor;
 	for (const socket of element.querySelectorAll(".socket")) {
 		const name = socket.getAttribute("data-socket") ?? "";
@@ -55,7 +55,7 @@ export function endFrame(element) {
 	ends.delete(element);
 }
 
-/** @param {Socket} socket @param {Way} side */
+/** @type {Fn.socketButton} */
 function socketButton({name, type, label}, side) {
 	return make(
 		"button.socket",

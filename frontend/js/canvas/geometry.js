@@ -22,42 +22,39 @@ export function socketsHeight({kind}) {
 	return rows ? rows * ROW + 12 : 0;
 }
 
-/** The middle of a socket. @type {GeometryFn.anchorAt} */
+/** The middle of a socket. @type {Fn.anchorAt} */
 export function anchorAt(graph, end, side) {
 	const node = graph.nodes[end.node];
 	if (!node) return {x: 0, y: 0};
 	const {inputs, outputs, width} = NODE_TYPES[node.kind];
-	const row = Math.max(
-		0,
-		(side === "in" ? inputs : outputs).findIndex(({name}) => name === end.socket)
-	);
+	const row = Math.max(0, (side === "in" ? inputs : outputs).findIndex(({name}) => name === end.socket));
 	return {x: node.x + (side === "in" ? 0 : width), y: node.y + (node.collapsed ? HEAD / 2 : SOCKETS_TOP + row * ROW + ROW / 2)};
 }
 
-/** @type {GeometryFn.pathBetween} */
+/** @type {Fn.pathBetween} */
 export function pathBetween(from, to) {
 	const reach = Math.max(40, Math.min(180, Math.abs(to.x - from.x) / 2 + Math.abs(to.y - from.y) / 6));
 	return `M${from.x} ${from.y}C${from.x + reach} ${from.y} ${to.x - reach} ${to.y} ${to.x} ${to.y}`;
 }
 
-/** @type {GeometryFn.toWorld} */
+/** @type {Fn.toWorld} */
 export function toWorld({x, y, scale}, point) {
 	return {x: (point.x - x) / scale, y: (point.y - y) / scale};
 }
 
-/** @type {GeometryFn.onScreen} */
+/** @type {Fn.onScreen} */
 export function onScreen(box, {x, y, scale}) {
 	return {x: x + box.x * scale, y: y + box.y * scale, width: box.width * scale, height: box.height * scale};
 }
 
-/** The place under the pointer stays under it. @type {GeometryFn.zoomed} */
+/** The place under the pointer stays under it. @type {Fn.zoomed} */
 export function zoomed(camera, point, factor) {
 	const scale = Math.min(MOST_SCALE, Math.max(LEAST_SCALE, camera.scale * factor));
 	const ratio = scale / camera.scale;
 	return {scale, x: point.x - (point.x - camera.x) * ratio, y: point.y - (point.y - camera.y) * ratio};
 }
 
-/** All of a box in view, not larger than it is made for, and none of it below the tools. @type {GeometryFn.fitted} */
+/** All of a box in view, not larger than it is made for, and none of it below the tools. @type {Fn.fitted} */
 export function fitted(box, room, tools = TOOLS) {
 	const [across, down] = [room.width - 2 * MARGIN, room.height - MARGIN - tools];
 	const scale = Math.min(
@@ -71,7 +68,7 @@ export function fitted(box, room, tools = TOOLS) {
 	};
 }
 
-/** @param {Box} a @param {Box} b */
+/** @type {Fn.overlap} */
 export function overlap(a, b) {
 	return a.x < b.x + b.width && b.x < a.x + a.width && a.y < b.y + b.height && b.y < a.y + a.height;
 }

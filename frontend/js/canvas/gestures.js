@@ -15,7 +15,7 @@ const CLICK_PX = 4;
 const WHEEL_STEP_PX = 40;
 const OWN = "input, textarea, select, button, a, label, summary, canvas, .strip, .drop, .compare-stage, .examples";
 
-/** @type {GesturesFn.mountGestures} */
+/** @type {Fn.mountGestures} */
 export function mountGestures({root, app, wires, lasso, boxOf, setCamera}) {
 	const {store, editor} = app;
 	/** @type {Map<number, Point>} */
@@ -26,13 +26,13 @@ export function mountGestures({root, app, wires, lasso, boxOf, setCamera}) {
 	let isSpaceDown = false;
 
 	const camera = () => app.camera.state.camera;
-	/** @type {GesturesFn.at} */
+	/** @type {Fn.gesturesAt} */
 	const at = ({clientX, clientY}) => {
 		const {left, top} = root.getBoundingClientRect();
 		return {x: clientX - left, y: clientY - top};
 	};
 
-	root.addEventListener("pointerdown", event => {
+	root.onpointerdown = event => {
 		if (!(event.target instanceof Element) || event.target.closest(".canvas-tools, .minimap")) return;
 		const point = at(event);
 		pointers.set(event.pointerId, point);
@@ -43,50 +43,56 @@ export function mountGestures({root, app, wires, lasso, boxOf, setCamera}) {
 		gesture = begun;
 		root.setPointerCapture(event.pointerId);
 		event.preventDefault();
-	});
-	root.addEventListener("pointermove", event => {
+	};
+	root.onpointermove = event => {
 		if (pointers.has(event.pointerId)) {
 			pointers.set(event.pointerId, at(event));
 			gesture?.move(at(event), event);
 		}
-	});
-	root.addEventListener("pointerup", event => {
+	};
+	root.onpointerup = event => {
 		if (!pointers.delete(event.pointerId)) return;
 		const done = gesture;
 		gesture = null; // a finger that stays behind does nothing
 		if (pointers.size === 0) done?.end(at(event), event);
-	});
-	root.addEventListener("pointercancel", event => {
+	};
+	root.onpointercancel = event => {
 		pointers.delete(event.pointerId);
 		gesture?.cancel?.();
 		gesture = null;
-	});
+	};
 	root.addEventListener("wheel", onWheel, {passive: false});
-	root.addEventListener("dblclick", event => {
+	root.ondblclick = event => {
 		if (event.target instanceof Element && isGround(event.target)) searchAt(event);
-	});
-	root.addEventListener("contextmenu", event => {
+	};
+	root.oncontextmenu = event => {
 		if (!(event.target instanceof Element) || event.target.matches("input, textarea")) return; // the browser's own menu, to paste
 		event.preventDefault();
 		const id = nodeAt(event.target);
 		if (id === null) return searchAt(event);
 		if (!store.state.selection.includes(id)) editor.select([id]);
 		openNodeMenu(app, {at: {x: event.clientX, y: event.clientY}, boxOf});
-	});
+	};
 	// A click of the keyboard on a socket: what a drag does with the pointer.
-	root.addEventListener("click", event => {
+	root.onclick = event => {
 		const socket = event.target instanceof Element ? socketAt(event.target) : null;
 		if (socket && event.detail === 0) connectList(socket);
-	});
+	};
+	// What scrolls a page would carry the view to the end of its space.
+	root.onkeydown = event => {
+		const {key, target} = event;
+		const scrolls = /^(Page|Home|End)/.test(key) || (key === " " && target instanceof HTMLAnchorElement);
+		if (scrolls && target instanceof Element && !target.matches("input, select, textarea")) event.preventDefault();
+	};
 	document.addEventListener("keydown", event => (isSpaceDown ||= event.code === "Space" && document.activeElement === document.body));
 	document.addEventListener("keyup", event => (isSpaceDown &&= event.code !== "Space"));
 
-	/** @type {GesturesFn.searchAt} */
+	/** @type {Fn.searchAt} */
 	function searchAt(event, end) {
 		openSearch(app, {at: {x: event.clientX, y: event.clientY}, place: toWorld(camera(), at(event)), end});
 	}
 
-	/** @type {GesturesFn.begin} */
+	/** @type {Fn.begin} */
 	function begin(event, target, point) {
 		if (event.button === 1 || (isSpaceDown && event.button === 0)) return pan(point);
 		if (event.button !== 0) return null;
@@ -100,7 +106,7 @@ export function mountGestures({root, app, wires, lasso, boxOf, setCamera}) {
 		return pan(point);
 	}
 
-	/** @type {GesturesFn.pan} */
+	/** @type {Fn.pan} */
 	function pan(start, onClick = () => {}) {
 		const {x, y, scale} = camera();
 		const cancel = () => void delete root.dataset.gesture;
@@ -130,7 +136,7 @@ export function mountGestures({root, app, wires, lasso, boxOf, setCamera}) {
 		return {move, end: () => {}};
 	}
 
-	/** @type {GesturesFn.dragNodes} */
+	/** @type {Fn.dragNodes} */
 	function dragNodes(id, start, event) {
 		const {selection} = store.state;
 		if (isMore(event)) editor.select(selection.includes(id) ? selection.filter(other => other !== id) : [...selection, id]);
@@ -156,7 +162,7 @@ export function mountGestures({root, app, wires, lasso, boxOf, setCamera}) {
 		};
 	}
 
-	/** @type {GesturesFn.drawBox} */
+	/** @type {Fn.drawBox} */
 	function drawBox(start, event) {
 		const before = event.shiftKey ? store.state.selection : [];
 		const cancel = () => void (lasso.hidden = true);
@@ -174,7 +180,7 @@ export function mountGestures({root, app, wires, lasso, boxOf, setCamera}) {
 		};
 	}
 
-	/** A wire by one end. One that is in an input already is taken out of it. @type {GesturesFn.dragWire} */
+	/** A wire by one end. One that is in an input already is taken out of it. @type {Fn.dragWire} */
 	function dragWire(socket, start) {
 		const {end, side} = socket;
 		const kind = editor.graph.nodes[end.node]?.kind ?? "note";
@@ -182,7 +188,7 @@ export function mountGestures({root, app, wires, lasso, boxOf, setCamera}) {
 		/** @type {SocketEnd} */
 		const fixed = held ? {end: held.from, side: "out"} : socket;
 		const type = typeAt(editor.graph, fixed.end, fixed.side) ?? "text";
-		/** @template T @param {T} other @returns {[T | End, T | End]} from, to */
+		/** @type {Fn.ordered} */
 		const ordered = other => (fixed.side === "out" ? [fixed.end, other] : [other, fixed.end]);
 		let isMoved = false;
 		const clean = () => {
@@ -222,7 +228,7 @@ export function mountGestures({root, app, wires, lasso, boxOf, setCamera}) {
 		};
 	}
 
-	/** The end under the pointer that a wire fits: the socket, or the first one of the node that does. @type {GesturesFn.targetAt} */
+	/** The end under the pointer that a wire fits: the socket, or the first one of the node that does. @type {Fn.targetAt} */
 	function targetAt(event, fixed, type) {
 		const element = document.elementFromPoint(event.clientX, event.clientY);
 		const id = element && nodeAt(element);
@@ -237,7 +243,7 @@ export function mountGestures({root, app, wires, lasso, boxOf, setCamera}) {
 		return whyNoWire(editor.graph, from, to) ? null : end;
 	}
 
-	/** Sockets that a wire fits stand out. @type {GesturesFn.markFitting} */
+	/** Sockets that a wire fits stand out. @type {Fn.markFitting} */
 	function markFitting(fixed, type) {
 		for (const socket of root.querySelectorAll(".socket")) {
 			const fits = fixed !== null && socket.getAttribute("data-type") === type && socket.getAttribute("data-side") !== fixed.side;
@@ -278,7 +284,7 @@ const isMore = ({shiftKey, ctrlKey, metaKey}) => shiftKey || ctrlKey || metaKey;
 /** @param {Element} target */
 const isGround = target => !target.closest(".node, [data-wire], .canvas-tools, .minimap");
 
-/** @param {Element} target @returns {SocketEnd | null} */
+/** @type {Fn.socketAt} */
 function socketAt(target) {
 	const socket = target.closest(".socket");
 	const node = socket && nodeAt(socket);
@@ -289,13 +295,13 @@ function socketAt(target) {
 /** @param {Element} target */
 const nodeAt = target => target.closest(".node")?.getAttribute("data-node") ?? null;
 
-/** @param {Point} a @param {Point} b */
+/** @type {Fn.distance} */
 const distance = (a, b) => Math.hypot(a.x - b.x, a.y - b.y);
 
-/** @param {Point} a @param {Point} b */
+/** @type {Fn.middle} */
 const middle = (a, b) => ({x: (a.x + b.x) / 2, y: (a.y + b.y) / 2});
 
-/** @param {Point} a @param {Point} b @returns {Box} */
+/** @type {Fn.boxBetween} */
 function boxBetween(a, b) {
 	return {x: Math.min(a.x, b.x), y: Math.min(a.y, b.y), width: Math.abs(a.x - b.x), height: Math.abs(a.y - b.y)};
 }

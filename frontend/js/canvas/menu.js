@@ -52,7 +52,7 @@ export function openMenu({at, label, items, search = false}) {
 		const rows = [...list.querySelectorAll("[data-index]")];
 		rows.forEach((each, index) => {
 			each.setAttribute("data-current", String(index === current));
-			if (search) each.setAttribute("aria-selected", String(index === current)); // an option has it, an item of a menu the focus
+			if (search) each.ariaSelected = String(index === current); // an option has it, an item of a menu the focus
 		});
 		const now = rows[current];
 		now?.scrollIntoView({block: "nearest"});
@@ -60,32 +60,30 @@ export function openMenu({at, label, items, search = false}) {
 		else if (now instanceof HTMLElement) now.focus({preventScroll: true});
 	};
 
-	/** @type {MenuFn.row} */
+	/** @type {Fn.menuRow} */
 	function row(item, index) {
 		const {type, words, hint, keys} = item;
-		const element = make(
+		const point = () => {
+			if (current === index) return;
+			current = index;
+			mark();
+		};
+		return make(
 			"li",
 			{role: search ? "option" : "menuitem", id: newId(), "data-index": index, tabindex: -1, "data-type": type ?? false},
-			...(type ? [make("span.dot")] : item.icon ? [icon(item.icon)] : hasMarks ? [make("span.icon")] : []),
+			{onclick: () => choose(item), onpointermove: point},
+			type ? make("span.dot") : item.icon ? icon(item.icon) : hasMarks && make("span.icon"),
 			make("span.menu-words", words),
-			...(hint ? [make("small", hint)] : []),
-			...(keys ? [make("kbd", keys)] : [])
+			hint ? make("small", hint) : "",
+			keys ? make("kbd", keys) : ""
 		);
-		element.addEventListener("click", () => choose(item));
-		element.addEventListener("pointermove", () => {
-			if (current !== index) {
-				current = index;
-				mark();
-			}
-		});
-		return element;
 	}
 
-	filter.addEventListener("input", () => {
+	filter.oninput = () => {
 		current = 0;
 		render();
-	});
-	menu.addEventListener("keydown", event => {
+	};
+	menu.onkeydown = event => {
 		const step = {ArrowDown: 1, ArrowUp: -1}[event.key];
 		if (step) {
 			current = (current + step + shown.length) % Math.max(1, shown.length);
@@ -95,7 +93,7 @@ export function openMenu({at, label, items, search = false}) {
 		else return;
 		event.preventDefault();
 		event.stopPropagation();
-	});
+	};
 	document.body.append(menu);
 	closeOpen = close;
 	render();

@@ -6,7 +6,7 @@ import {nodesOf, whyNoWire, wiresInto, wiresOutOf} from "../graph/graph.js";
 import {NODE_KINDS, NODE_TYPES, mainType} from "../graph/table.js";
 import {openMenu} from "./menu.js";
 
-/** Search for a node to add; with `end` only those that fit, and wired at once. @type {MenusFn.openSearch} */
+/** Search for a node to add; with `end` only those that fit, and wired at once. @type {Fn.openSearch} */
 export function openSearch(app, {at, place, end}) {
 	const isOut = end?.side === "out";
 	/** @param {NodeKind} kind */
@@ -33,7 +33,7 @@ export function openSearch(app, {at, place, end}) {
 	});
 }
 
-/** Everything a socket can be wired to, and its wires to cut. @type {MenusFn.openConnect} */
+/** Everything a socket can be wired to, and its wires to cut. @type {Fn.openConnect} */
 export function openConnect(app, socket, at, place) {
 	const {end, side, type} = socket;
 	const {graph} = app.editor;
@@ -63,7 +63,7 @@ export function openConnect(app, socket, at, place) {
 	openMenu({at, label: "Wire", items: [...cuts, ...offers, {words: "Add a node …", icon: "plus", act: () => openSearch(app, {at, place, end: socket})}]});
 }
 
-/** @type {MenusFn.openNodeMenu} */
+/** @type {Fn.openNodeMenu} */
 export function openNodeMenu(app, {at, boxOf}) {
 	const {editor, store, runs} = app;
 	const ids = store.state.selection;

@@ -9,7 +9,7 @@ const MARGIN_PX = 8;
 /** Seen from the corner of the eye: it need not move at every frame. */
 const BETWEEN_MS = 80;
 
-/** @type {MinimapFn.mountMinimap} */
+/** @type {Fn.mountMinimap} */
 export function mountMinimap({canvas, root, app, boxOf, setCamera}) {
 	const pen = canvas.getContext("2d");
 	let view = {x: 0, y: 0, scale: 1};
@@ -24,11 +24,11 @@ export function mountMinimap({canvas, root, app, boxOf, setCamera}) {
 		const y = (event.clientY - top - view.y) / view.scale;
 		setCamera({scale, x: root.clientWidth / 2 - x * scale, y: root.clientHeight / 2 - y * scale});
 	};
-	canvas.addEventListener("pointerdown", event => {
+	canvas.onpointerdown = event => {
 		canvas.setPointerCapture(event.pointerId);
 		go(event);
-	});
-	canvas.addEventListener("pointermove", event => void (canvas.hasPointerCapture(event.pointerId) && go(event)));
+	};
+	canvas.onpointermove = event => void (canvas.hasPointerCapture(event.pointerId) && go(event));
 
 	const ask = () => {
 		if (isAsked) return;

@@ -10,18 +10,18 @@ import {onScreen, overlap} from "./geometry.js";
 const MANY_NODES = 60;
 /** Below this words are too small to read. */
 const FAR_SCALE = 0.5;
-/** What is worth a look however small. */
-const PICTURES = "img[src], [data-complete=true]";
 /** Nodes this near are woken before they come into sight, px. */
 const NEAR_PX = 160;
 /** What a frame has time for. */
 const WOKEN_A_FRAME = 3;
 const RESTED_A_FRAME = 12;
 
-/** @type {RestFn.mountRest} */
+/** @type {Fn.mountRest} */
 export function mountRest({root, layer, app, boxOf, isZoomed}) {
 	let isAsked = false;
 	let wasNew = false;
+	/** What may be worth a look however small: these lists follow the document. */
+	const [images, stages] = [layer.getElementsByTagName("img"), layer.getElementsByClassName("compare-stage")];
 	// What has the focus must be there.
 	layer.addEventListener("focusin", ({target}) => {
 		const node = target instanceof Element && target.closest(".node");
@@ -40,8 +40,9 @@ export function mountRest({root, layer, app, boxOf, isZoomed}) {
 
 	function step() {
 		const nodes = /** @type {HTMLElement[]} */ ([...layer.children]);
-		const woken = nodes.filter(node => node.dataset.resting && isWhole(node, nodes.length));
-		const rested = nodes.filter(node => !node.dataset.resting && !isWhole(node, nodes.length));
+		const isWhole = whole(nodes.length);
+		const woken = nodes.filter(node => node.dataset.resting && isWhole(node));
+		const rested = nodes.filter(node => !node.dataset.resting && !isWhole(node));
 		const isNew = rested.length > nodes.length / 2; // a frame in which so many came is a long one anyway
 		// A node that was never laid out would not keep its height.
 		const isTooEarly = isNew && !wasNew;
@@ -52,11 +53,16 @@ export function mountRest({root, layer, app, boxOf, isZoomed}) {
 		if (woken.length + rested.length) ask();
 	}
 
-	/** @type {RestFn.isWhole} */
-	function isWhole(node, count) {
+	/** What holds for all nodes is asked once: a frame has no time for two hundred questions. @type {Fn.whole} */
+	function whole(count) {
+		if (count <= MANY_NODES) return () => true;
 		const {camera} = app.camera.state;
 		const near = {x: -NEAR_PX, y: -NEAR_PX, width: root.clientWidth + 2 * NEAR_PX, height: root.clientHeight + 2 * NEAR_PX};
-		if (count <= MANY_NODES || node.contains(document.activeElement)) return true;
-		return overlap(onScreen(boxOf(node.dataset.node ?? ""), camera), near) && (camera.scale >= FAR_SCALE || node.querySelector(PICTURES) !== null);
+		const focused = document.activeElement?.closest(".node");
+		const pictures = [...images].filter(image => image.hasAttribute("src"));
+		const complete = [...stages].filter(stage => stage.matches("[data-complete=true]"));
+		const shown = new Set([...pictures, ...complete].map(element => element.closest(".node")));
+		const isNear = (/** @type {HTMLElement} */ node) => overlap(onScreen(boxOf(node.dataset.node ?? ""), camera), near);
+		return node => node === focused || (isNear(node) && (camera.scale >= FAR_SCALE || shown.has(node)));
 	}
 }

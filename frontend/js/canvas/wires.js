@@ -19,7 +19,7 @@ export class Wires {
 		layer.append(this.#loose);
 	}
 
-	/** @type {WiresFn.draw} */
+	/** @type {Fn.wiresDraw} */
 	draw(graph, selected) {
 		for (const [id, {group}] of this.#drawn) {
 			if (!(id in graph.wires)) {
@@ -43,13 +43,13 @@ export class Wires {
 		}
 	}
 
-	/** A wire whose one end is at the pointer; null: none. @type {WiresFn.drawLoose} */
+	/** A wire whose one end is at the pointer; null: none. @type {Fn.drawLoose} */
 	drawLoose(loose) {
 		this.#loose.setAttribute("d", loose ? pathBetween(loose.from, loose.to) : "");
 		this.#loose.dataset.type = loose?.type ?? "";
 	}
 
-	/** @param {Wire} wire @param {Graph} graph */
+	/** @type {Fn.wiresAdd} */
 	#add(wire, graph) {
 		const group = document.createElementNS(SVG, "g");
 		group.setAttribute("class", "wire-group");

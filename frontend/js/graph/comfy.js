@@ -62,7 +62,7 @@ export function fromComfy(data) {
 	return {wanted, leftOut: [...new Set(left.map(({type}) => type))]};
 }
 
-class Reader {
+export class Reader {
 	/** What a part of the request was read from. @type {Set<string>} */
 	used = new Set();
 
@@ -71,7 +71,7 @@ class Reader {
 		this.nodes = nodes;
 	}
 
-	/** What is wired to an input, through reroutes. @param {ComfyNode | null} node @param {string} input @returns {ComfyNode | null} */
+	/** What is wired to an input, through reroutes. @type {Fn.source} */
 	source(node, input) {
 		const value = node?.inputs[input];
 		const found = isLink(value) ? (this.nodes.get(value.from) ?? null) : null;
@@ -81,7 +81,7 @@ class Reader {
 		return through === undefined ? found : this.source(found, through);
 	}
 
-	/** A value, typed in or of a primitive node that is wired to it. @param {ComfyNode | null} node @param {string} input */
+	/** A value, typed in or of a primitive node that is wired to it. @type {Fn.value} */
 	value(node, input) {
 		const source = this.source(node, input);
 		return source ? Object.values(source.inputs).find(value => !isLink(value)) : node?.inputs[input];
@@ -94,7 +94,7 @@ class Reader {
 	}
 }
 
-/** @param {Reader} reader @param {ComfyNode} sampler @returns {Wanted} */
+/** @type {Fn.samplerRequest} */
 function samplerRequest(reader, sampler) {
 	const cfg = reader.number(sampler, "cfg");
 	const positive = conditioning(reader, reader.source(sampler, "positive"));
@@ -109,7 +109,7 @@ function samplerRequest(reader, sampler) {
 	};
 }
 
-/** @param {Reader} reader @param {ComfyNode} sampler @returns {Wanted} */
+/** @type {Fn.customRequest} */
 function customRequest(reader, sampler) {
 	const guider = reader.source(sampler, "guider");
 	return {
@@ -121,7 +121,7 @@ function customRequest(reader, sampler) {
 	};
 }
 
-/** @param {Reader} reader @param {ComfyNode | null} node @returns {Wanted} */
+/** @type {Fn.conditioning} */
 function conditioning(reader, node) {
 	const guidance = () => ({guidance_scale: reader.number(node, "guidance")});
 	const text = (/** @type {string} */ input) => ({prompt: String(reader.value(node, input) ?? "")});
@@ -130,12 +130,12 @@ function conditioning(reader, node) {
 	return node?.type === "CLIPTextEncode" ? text("text") : {};
 }
 
-/** @param {Reader} reader @param {ComfyNode | null} node @returns {Wanted} */
+/** @type {Fn.latent} */
 function latent(reader, node) {
 	return {width: reader.number(node, "width"), height: reader.number(node, "height"), num_images: reader.number(node, "batch_size") ?? 1};
 }
 
-/** Loaders of LoRAs up to the loader of the model. @param {Reader} reader @param {ComfyNode | null} node @returns {Wanted} */
+/** Loaders of LoRAs up to the loader of the model. @type {Fn.modelChain} */
 function modelChain(reader, node) {
 	const loras = [];
 	let file;
@@ -151,14 +151,14 @@ function modelChain(reader, node) {
 	return {...model, ...(loras.length && {loras})};
 }
 
-/** @param {unknown} data @returns {Map<string, ComfyNode>} */
+/** @type {Fn.nodesFrom} */
 function nodesFrom(data) {
 	const file = asObject(data);
 	const nodes = Array.isArray(file.nodes) && Array.isArray(file.links) ? savedNodes(file.nodes, file.links) : sentNodes(file);
 	return new Map(nodes.map(node => [node.id, node]));
 }
 
-/** @param {Record<string, unknown>} file @returns {ComfyNode[]} */
+/** @type {Fn.sentNodes} */
 function sentNodes(file) {
 	return Object.entries(file).flatMap(([id, data]) => {
 		const {class_type: type, inputs} = asObject(data);
@@ -167,7 +167,7 @@ function sentNodes(file) {
 	});
 }
 
-/** @param {readonly unknown[]} nodes @param {readonly unknown[]} links @returns {ComfyNode[]} */
+/** @type {Fn.savedNodes} */
 function savedNodes(nodes, links) {
 	/** @type {Map<unknown, string>} */
 	const origins = new Map(links.flatMap(link => (Array.isArray(link) ? [[link[0], String(link[1])]] : [])));
@@ -187,7 +187,7 @@ function savedNodes(nodes, links) {
 	});
 }
 
-/** @param {unknown} value @returns {value is {from: string}} */
+/** @type {Fn.isLink} */
 function isLink(value) {
 	return typeof value === "object" && value !== null && "from" in value;
 }

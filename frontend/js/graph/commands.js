@@ -9,17 +9,17 @@ import {NODE_TYPES, faultOf, inputOf} from "./table.js";
 
 const GAP = 32;
 
-/** @param {Graph} graph @param {Command} command */
+/** @type {Fn.execute} */
 export function execute(graph, {changes}) {
 	return applied(graph, changes, "after");
 }
 
-/** @param {Graph} graph @param {Command} command */
+/** @type {Fn.revert} */
 export function revert(graph, {changes}) {
 	return applied(graph, changes, "before");
 }
 
-/** Two commands, one after the other, as one. @type {CommandsFn.joined} */
+/** Two commands, one after the other, as one. @type {Fn.joined} */
 export function joined(first, second) {
 	/** @type {Map<string, Change>} */
 	const changes = new Map();
@@ -31,7 +31,7 @@ export function joined(first, second) {
 	return {...second, changes: [...changes.values()]};
 }
 
-/** Several commands, each made for the graph that the ones before leave, as one. @type {CommandsFn.together} */
+/** Several commands, each made for the graph that the ones before leave, as one. @type {Fn.together} */
 export function together(label, graph, makers) {
 	/** @type {Command | null} */
 	let all = null;
@@ -50,7 +50,7 @@ export function addNode(node) {
 	return commandOf(`add ${NODE_TYPES[node.kind].title}`, [nodeChange(null, node)]);
 }
 
-/** Nodes and every wire at them. @param {Graph} graph @param {readonly string[]} ids */
+/** Nodes and every wire at them. @type {Fn.removeNodes} */
 export function removeNodes(graph, ids) {
 	const gone = ids.flatMap(id => graph.nodes[id] ?? []);
 	const wires = wiresOf(graph).filter(({from, to}) => ids.includes(from.node) || ids.includes(to.node));
@@ -59,7 +59,7 @@ export function removeNodes(graph, ids) {
 	return commandOf(gone.length === 1 ? "delete a node" : `delete ${gone.length} nodes`, changes);
 }
 
-/** @type {CommandsFn.moveNodes} */
+/** @type {Fn.moveNodes} */
 export function moveNodes(graph, places, series) {
 	const move = (/** @type {GraphNode} */ node) => {
 		const {x, y} = places[node.id] ?? node;
@@ -68,7 +68,7 @@ export function moveNodes(graph, places, series) {
 	return changeNodes(graph, Object.keys(places), "move", move, series);
 }
 
-/** @type {CommandsFn.setValues} */
+/** @type {Fn.setValues} */
 export function setValues(graph, id, values, series) {
 	const node = graph.nodes[id];
 	if (!node) return null;
@@ -83,12 +83,12 @@ export function setValues(graph, id, values, series) {
 	return changeNodes(graph, [id], `change ${names.join(", ").replaceAll("_", " ")}`, change, series);
 }
 
-/** @param {Graph} graph @param {readonly string[]} ids @param {boolean} collapsed */
+/** @type {Fn.collapse} */
 export function collapse(graph, ids, collapsed) {
 	return changeNodes(graph, ids, collapsed ? "collapse" : "open", node => ({...node, collapsed}));
 }
 
-/** A wire; it takes the place of the one that an input for one has. @param {Graph} graph @param {End} from @param {End} to */
+/** A wire; it takes the place of the one that an input for one has. @type {Fn.connect} */
 export function connect(graph, from, to) {
 	const old = wiresInto(graph, to.node, to.socket);
 	if (old.some(wire => wire.from.node === from.node && wire.from.socket === from.socket)) return null;
@@ -98,12 +98,12 @@ export function connect(graph, from, to) {
 	return commandOf("connect", [...replaced, wireChange(null, {id: freeIds(graph, "wires")(), from, to})]);
 }
 
-/** For `together`. @param {string} from "n1.model" @param {string} to */
+/** For `together`. @type {Fn.connecting} */
 export function connecting(from, to) {
 	return (/** @type {Graph} */ graph) => connect(graph, endOf(from), endOf(to));
 }
 
-/** @param {Graph} graph @param {readonly string[]} ids */
+/** @type {Fn.disconnect} */
 export function disconnect(graph, ids) {
 	const wires = ids.flatMap(id => graph.wires[id] ?? []);
 	return wires.length
@@ -114,7 +114,7 @@ export function disconnect(graph, ids) {
 		: null;
 }
 
-/** Another graph in place of this one. @param {Graph} graph @param {Graph} other @param {string} label */
+/** Another graph in place of this one. @type {Fn.replaceAll} */
 export function replaceAll(graph, other, label) {
 	return commandOf(label, [
 		...Object.keys({...graph.nodes, ...other.nodes}).map(id => nodeChange(graph.nodes[id] ?? null, other.nodes[id] ?? null)),
@@ -122,7 +122,7 @@ export function replaceAll(graph, other, label) {
 	]);
 }
 
-/** Nodes and the wires between them, to copy. @param {Graph} graph @param {readonly string[]} ids @returns {Fragment} */
+/** Nodes and the wires between them, to copy. @type {Fn.copy} */
 export function copy(graph, ids) {
 	return {
 		nodes: nodesOf(graph).filter(({id}) => ids.includes(id)),
@@ -130,7 +130,7 @@ export function copy(graph, ids) {
 	};
 }
 
-/** Puts a fragment in, under new ids and moved. @type {CommandsFn.paste} */
+/** Puts a fragment in, under new ids and moved. @type {Fn.paste} */
 export function paste(graph, fragment, by, label = "paste") {
 	if (!fragment.nodes.length) return null;
 	const nodeId = freeIds(graph, "nodes");
@@ -143,13 +143,13 @@ export function paste(graph, fragment, by, label = "paste") {
 	return {command: commandOf(label, changes), ids: nodes.map(({id}) => id)};
 }
 
-/** A copy beside the original, with the wires that lead into it from elsewhere. @param {Graph} graph @param {readonly string[]} ids @param {Point} by */
+/** A copy beside the original, with the wires that lead into it from elsewhere. @type {Fn.duplicate} */
 export function duplicate(graph, ids, by) {
 	const {nodes} = copy(graph, ids);
 	return paste(graph, {nodes, wires: wiresOf(graph).filter(({to}) => ids.includes(to.node))}, by, "duplicate");
 }
 
-/** @type {CommandsFn.align} */
+/** @type {Fn.align} */
 export function align(graph, ids, how, boxOf) {
 	const boxes = ids.filter(id => graph.nodes[id]).map(id => ({id, ...boxOf(id)}));
 	const left = Math.min(...boxes.map(({x}) => x));
@@ -165,7 +165,7 @@ export function align(graph, ids, how, boxOf) {
 	return moveNodes(graph, places);
 }
 
-/** @type {CommandsFn.changeNodes} */
+/** @type {Fn.changeNodes} */
 function changeNodes(graph, ids, label, change, series) {
 	const changes = ids.flatMap(id => {
 		const before = graph.nodes[id];
@@ -175,7 +175,7 @@ function changeNodes(graph, ids, label, change, series) {
 	return changes.length ? commandOf(label, changes, series) : null;
 }
 
-/** @type {CommandsFn.applied} */
+/** @type {Fn.applied} */
 function applied(graph, changes, side) {
 	// What no change is about stays the same object: who watches it need not look.
 	const copied = (/** @type {Change["part"]} */ part, /** @type {Record<string, any>} */ old) => {
@@ -191,27 +191,23 @@ function applied(graph, changes, side) {
 	return {nodes: copied("node", graph.nodes), wires: copied("wire", graph.wires)};
 }
 
-/** @param {string} label @param {readonly Change[]} changes @returns {Command} */
+/** @type {Fn.commandOf} */
 function commandOf(label, changes, series = "") {
 	return {label, changes, series};
 }
 
-/** @param {GraphNode | null} before @param {GraphNode | null} after @returns {Change} */
-function nodeChange(before, after) {
-	return {part: "node", id: (before ?? after)?.id ?? "", before, after};
-}
+/** @type {Fn.changeOf<"node", GraphNode>} */
+const nodeChange = (before, after) => ({part: "node", id: (before ?? after)?.id ?? "", before, after});
 
-/** @param {Wire | null} before @param {Wire | null} after @returns {Change} */
-function wireChange(before, after) {
-	return {part: "wire", id: (before ?? after)?.id ?? "", before, after};
-}
+/** @type {Fn.changeOf<"wire", Wire>} */
+const wireChange = (before, after) => ({part: "wire", id: (before ?? after)?.id ?? "", before, after});
 
-/** @param {GraphNode} a @param {GraphNode} b */
+/** @type {Fn.isSameNode} */
 function isSameNode(a, b) {
 	return a.x === b.x && a.y === b.y && a.collapsed === b.collapsed && a.values === b.values;
 }
 
-/** @param {Value | undefined} a @param {Value | undefined} b */
+/** @type {Fn.isSame} */
 function isSame(a, b) {
 	return a === b || (Array.isArray(a) && Array.isArray(b) && JSON.stringify(a) === JSON.stringify(b));
 }

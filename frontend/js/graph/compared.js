@@ -8,14 +8,7 @@ import {Builder} from "./restore.js";
 
 const GAP = 36;
 
-/**
- * A graph in which a sampler has a twin on the other service, with the same seed, and both lead into
- * a Compare node; null when it has no model. A twin that is there already is used again.
- * @param {Graph} graph
- * @param {string} samplerId
- * @param {number} seed for a sampler without a fixed one
- * @param {(id: string) => Box} boxOf where the nodes are: what is new goes beside them
- */
+/** A graph in which a sampler has a twin on the other service, with the same seed, and both lead into a Compare node; null when it has no model. A twin that is there already is used again. @type {Fn.withTwin} */
 export function withTwin(graph, samplerId, seed, boxOf) {
 	const plan = planOf(graph, samplerId);
 	if (!plan?.model) return null;
@@ -42,7 +35,7 @@ export function withTwin(graph, samplerId, seed, boxOf) {
 	return {graph: builder.graph, samplers: [samplerId, twin]};
 }
 
-/** @param {Graph} graph @param {string} samplerId @param {string} service */
+/** @type {Fn.twinOf} */
 function twinOf(graph, samplerId, service) {
 	for (const {to} of wiresOutOf(graph, samplerId)) {
 		const twin = graph.nodes[to.node]?.kind === "compare" ? sourceOf(graph, to.node, to.socket === "a" ? "b" : "a") : null;

@@ -9,7 +9,7 @@ const SIGMA = 1.5;
 const C1 = (0.01 * 255) ** 2;
 const C2 = (0.03 * 255) ** 2;
 
-/** Decibels; Infinity for equal pictures. @param {Pixels} a @param {Pixels} b */
+/** Decibels; Infinity for equal pictures. @type {Fn.psnr} */
 export function psnr(a, b) {
 	requireSameSize(a, b);
 	let sum = 0;
@@ -20,19 +20,15 @@ export function psnr(a, b) {
 	return mean === 0 ? Infinity : 10 * Math.log10(255 ** 2 / mean);
 }
 
-/** -1 to 1; 1 for equal pictures. @param {Pixels} a @param {Pixels} b */
+/** -1 to 1; 1 for equal pictures. @type {Fn.ssim} */
 export function ssim(a, b) {
 	requireSameSize(a, b);
 	const {width, height} = a;
 	if (width < WINDOW || height < WINDOW) throw new Error(`the pictures are smaller than the window of ${WINDOW} px`);
 	const [x, y] = [luma(a), luma(b)];
-	/** @param {Float64Array} first @param {Float64Array} second */
+	/** @type {Fn.meanOfProducts} */
 	const meanOfProducts = (first, second) =>
-		blur(
-			first.map((value, i) => value * Number(second[i])),
-			width,
-			height
-		);
+		blur(first.map((value, i) => value * Number(second[i])), width, height);
 	const [meanX, meanY] = [blur(x, width, height), blur(y, width, height)];
 	const [squareX, squareY, product] = [meanOfProducts(x, x), meanOfProducts(y, y), meanOfProducts(x, y)];
 	let sum = 0;
@@ -45,7 +41,7 @@ export function ssim(a, b) {
 	return sum / meanX.length;
 }
 
-/** Where they differ: black where they agree, brighter the more they do not (`gain` times). @param {Pixels} a @param {Pixels} b */
+/** Where they differ: black where they agree, brighter the more they do not (`gain` times). @type {Fn.differenceMap} */
 export function differenceMap(a, b, gain = 8) {
 	requireSameSize(a, b);
 	return {...sizeOf(a), data: a.data.map((value, i) => (i % 4 < 3 ? gain * Math.abs(value - Number(b.data[i])) : 255))};
@@ -59,13 +55,13 @@ function luma({data}) {
 	);
 }
 
-/** Gaussian means where the whole window lies inside. @param {Float64Array} values @param {number} width @param {number} height */
+/** Gaussian means where the whole window lies inside. @type {Fn.blur} */
 function blur(values, width, height) {
 	const rows = weighted(values, width - WINDOW + 1, height, width, 1);
 	return weighted(rows, width - WINDOW + 1, height - WINDOW + 1, width - WINDOW + 1, width - WINDOW + 1);
 }
 
-/** Sums along rows (`step` 1) or columns (`step` the width). @type {DifferenceFn.weighted} */
+/** Sums along rows (`step` 1) or columns (`step` the width). @type {Fn.weighted} */
 function weighted(values, width, height, stride, step) {
 	const result = new Float64Array(width * height);
 	for (let y = 0; y < height; y++) {

@@ -5,18 +5,18 @@ import {NODE_TYPES, initialValues, inputOf, outputOf} from "./table.js";
 /** @type {Graph} */
 export const EMPTY_GRAPH = {nodes: {}, wires: {}};
 
-/** @type {GraphFn.newNode} */
+/** @type {Fn.newNode} */
 export function newNode(id, kind, {x, y}, values) {
 	return {id, kind, x: Math.round(x), y: Math.round(y), collapsed: false, values: {...initialValues(kind), ...values}};
 }
 
-/** The next free ids: `n7` for nodes, `w7` for wires. @type {GraphFn.freeIds} */
+/** The next free ids: `n7` for nodes, `w7` for wires. @type {Fn.freeIds} */
 export function freeIds(graph, part) {
 	let last = Math.max(0, ...Object.keys(graph[part]).map(numberOf));
 	return () => `${part[0]}${++last}`;
 }
 
-/** @type {GraphFn.endOf} */
+/** @type {Fn.endOf} */
 export function endOf(text) {
 	const [node = "", socket = ""] = text.split(".");
 	return {node, socket};
@@ -35,7 +35,7 @@ export function wiresOf(graph) {
 /** Wires by the nodes at their ends. @type {WeakMap<Graph["wires"], Record<"to" | "from", Map<string, Wire[]>>>} */
 const indexes = new WeakMap();
 
-/** Made once for each state of the wires: every view of a node asks, at every change. @type {GraphFn.wiresAt} */
+/** Made once for each state of the wires: every view of a node asks, at every change. @type {Fn.wiresAt} */
 function wiresAt(graph, end, node, socket) {
 	let index = indexes.get(graph.wires);
 	if (!index) {
@@ -54,23 +54,23 @@ function wiresAt(graph, end, node, socket) {
 /** @type {Wire[]} */
 const NONE = [];
 
-/** Wires into a node, or into one socket of it, oldest first. @type {GraphFn.wiresInto} */
+/** Wires into a node, or into one socket of it, oldest first. @type {Fn.wiresInto} */
 export const wiresInto = (graph, node, socket) => wiresAt(graph, "to", node, socket);
 
-/** @type {GraphFn.wiresOutOf} */
+/** @type {Fn.wiresOutOf} */
 export const wiresOutOf = (graph, node, socket) => wiresAt(graph, "from", node, socket);
 
-/** What is wired to an input, oldest first. @type {GraphFn.sourcesOf} */
+/** What is wired to an input, oldest first. @type {Fn.sourcesOf} */
 export function sourcesOf(graph, node, socket) {
 	return wiresInto(graph, node, socket).flatMap(({from}) => graph.nodes[from.node] ?? []);
 }
 
-/** @type {GraphFn.sourceOf} */
+/** @type {Fn.sourceOf} */
 export function sourceOf(graph, node, socket) {
 	return sourcesOf(graph, node, socket)[0] ?? null;
 }
 
-/** The type of what flows out of a socket, or into it. @type {GraphFn.typeAt} */
+/** The type of what flows out of a socket, or into it. @type {Fn.typeAt} */
 export function typeAt(graph, end, side) {
 	const kind = graph.nodes[end.node]?.kind;
 	return (kind && (side === "out" ? outputOf : inputOf)(kind, end.socket)?.type) ?? null;
@@ -78,7 +78,7 @@ export function typeAt(graph, end, side) {
 
 const CIRCLE = "The wire would lead back to where it starts.";
 
-/** Why a wire cannot go from an output to an input; "" when it can. @type {GraphFn.whyNoWire} */
+/** Why a wire cannot go from an output to an input; "" when it can. @type {Fn.whyNoWire} */
 export function whyNoWire(graph, from, to) {
 	const given = typeAt(graph, from, "out");
 	const taken = typeAt(graph, to, "in");
@@ -87,7 +87,7 @@ export function whyNoWire(graph, from, to) {
 	return from.node === to.node || leadsTo(graph, to.node, from.node) ? CIRCLE : "";
 }
 
-/** Whether wires lead from one node to another. @type {GraphFn.leadsTo} */
+/** Whether wires lead from one node to another. @type {Fn.leadsTo} */
 export function leadsTo(graph, start, end) {
 	const seen = new Set([start]);
 	for (const node of seen) {
@@ -112,7 +112,7 @@ export function inOrder(graph) {
 	return [...ordered];
 }
 
-/** What is wrong with a graph, one sentence each: for tests and for files from elsewhere. @param {Graph} graph @returns {string[]} */
+/** What is wrong with a graph, one sentence each: for tests and for files from elsewhere. @type {Fn.faultsOf} */
 export function faultsOf(graph) {
 	const nodes = Object.entries(graph.nodes).filter(([id, node]) => node.id !== id || !(node.kind in NODE_TYPES));
 	const faults = nodes.map(([id, node]) => `node ${id} has the id ${node.id} and the kind ${node.kind}`);
@@ -137,7 +137,7 @@ export function faultsOf(graph) {
 	return faults;
 }
 
-/** @type {GraphFn.byAge} */
+/** @type {Fn.byAge} */
 const byAge = (a, b) => numberOf(a.id) - numberOf(b.id);
 
 /** @param {string} id */

@@ -5,12 +5,12 @@ import {execute, joined, revert} from "./commands.js";
 /** Enough for an afternoon; each entry holds only what it changed. */
 const MAX_DONE = 2000;
 
-/** @param {Graph} graph @returns {Doc} */
+/** @type {Fn.newDocument} */
 export function newDocument(graph) {
 	return {graph, history: {done: [], undone: []}};
 }
 
-/** @type {HistoryFn.perform} */
+/** @type {Fn.perform} */
 export function perform(document, command, goesOn = false) {
 	if (!command) return document;
 	const {done, undone} = document.history;
@@ -20,16 +20,14 @@ export function perform(document, command, goesOn = false) {
 	return {graph: execute(document.graph, command), history: {done: all.slice(-MAX_DONE), undone: []}};
 }
 
-/** @param {Doc} document @returns {Doc} */
-export function undo(document) {
-	const {done, undone} = document.history;
+/** @type {Fn.step} */
+export function undo({graph, history: {done, undone}}) {
 	const last = done.at(-1);
-	return last ? {graph: revert(document.graph, last), history: {done: done.slice(0, -1), undone: [...undone, last]}} : document;
+	return {graph: last ? revert(graph, last) : graph, history: {done: done.slice(0, -1), undone: last ? [...undone, last] : undone}};
 }
 
-/** @param {Doc} document @returns {Doc} */
-export function redo(document) {
-	const {done, undone} = document.history;
+/** @type {Fn.step} */
+export function redo({graph, history: {done, undone}}) {
 	const next = undone.at(-1);
-	return next ? {graph: execute(document.graph, next), history: {done: [...done, next], undone: undone.slice(0, -1)}} : document;
+	return {graph: next ? execute(graph, next) : graph, history: {done: next ? [...done, next] : done, undone: undone.slice(0, -1)}};
 }

@@ -3,7 +3,7 @@
 const LORA = /<lora:([^:<>]+)(?::(-?[\d.]+))?[^<>]*>/g;
 const NEGATIVE = "Negative prompt:";
 
-/** @type {InfotextFn.fromInfotext} */
+/** @type {Fn.fromInfotext} */
 export function fromInfotext(text) {
 	const words = text.trim().split("\n");
 	const facts = words.pop() ?? "";

@@ -6,7 +6,7 @@ const COLUMN_GAP = 72;
 const ROW_GAP = 32;
 const ROW_WIDTH = 1200;
 
-/** @type {LayoutFn.arranged} */
+/** @type {Fn.arranged} */
 export function arranged(graph, sizeOf) {
 	const isWired = (/** @type {string} */ id) => wiresInto(graph, id).length + wiresOutOf(graph, id).length > 0;
 	/** @type {Record<string, Point>} */
@@ -55,7 +55,7 @@ function columnsOf(graph) {
 	return columns;
 }
 
-/** The box around boxes, or null around none. @type {LayoutFn.around} */
+/** The box around boxes, or null around none. @type {Fn.around} */
 export function around(boxes) {
 	if (!boxes.length) return null;
 	const x = Math.min(...boxes.map(box => box.x));

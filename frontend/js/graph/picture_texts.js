@@ -5,7 +5,7 @@ const TOO_LARGE = "a text in the PNG file is too large";
 const MARK = "\nflux_api: ";
 const [EXIF_IFD, USER_COMMENT] = [0x8769, 0x9286];
 
-/** Texts by keyword; none in a picture that has none. Throws for a file that is no such picture or is cut off. @type {PictureTextsFn.pictureTexts} */
+/** Texts by keyword; none in a picture that has none. Throws for a file that is no such picture or is cut off. @type {Fn.pictureTexts} */
 export async function pictureTexts(data) {
 	const head = latin1(new Uint8Array(data, 0, Math.min(12, data.byteLength)));
 	if (head.startsWith("\x89PNG\r\n\x1a\n")) return pngTexts(new DataView(data));
@@ -60,7 +60,7 @@ function webpExif(view) {
 	return null;
 }
 
-/** @type {PictureTextsFn.exifTexts} */
+/** @type {Fn.exifTexts} */
 function exifTexts(tiff) {
 	const comment = tiff && userComment(new DataView(tiff.buffer, tiff.byteOffset, tiff.byteLength));
 	if (!comment) return {};
@@ -82,7 +82,7 @@ function userComment(view) {
 	return new TextDecoder(words[0] !== 0 && words[1] === 0 ? "utf-16le" : "utf-16be").decode(words);
 }
 
-/** An entry of a directory. @param {DataView} view @param {boolean} isLittle @param {number} at @param {number} tag */
+/** An entry of a directory. @type {Fn.entry} */
 function entry(view, isLittle, at, tag) {
 	const count = at > 0 && at + 2 <= view.byteLength ? view.getUint16(at, isLittle) : 0;
 	for (let place = at + 2; place < at + 2 + 12 * count && place + 12 <= view.byteLength; place += 12) {
@@ -91,19 +91,19 @@ function entry(view, isLittle, at, tag) {
 	return null;
 }
 
-/** As far as the file goes. @param {Bytes} view @param {number} at @param {number} length */
+/** As far as the file goes. @type {Fn.bytesOf} */
 function bytesOf(view, at, length) {
 	const start = Math.min(at, view.byteLength);
 	return new Uint8Array(view.buffer, view.byteOffset + start, Math.max(0, Math.min(length, view.byteLength - start)));
 }
 
-/** At the first zero byte. @param {Uint8Array<ArrayBuffer>} bytes @returns {[Uint8Array<ArrayBuffer>, Uint8Array<ArrayBuffer>]} */
+/** At the first zero byte. @type {Fn.split} */
 function split(bytes) {
 	const zero = bytes.indexOf(0);
 	return zero < 0 ? [bytes, new Uint8Array()] : [bytes.subarray(0, zero), bytes.subarray(zero + 1)];
 }
 
-/** @param {Uint8Array<ArrayBuffer>} bytes */
+/** @type {Fn.inflated} */
 async function inflated(bytes) {
 	const reader = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate")).getReader();
 	const chunks = [];

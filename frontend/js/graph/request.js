@@ -3,14 +3,14 @@
 import {planOf, originOf} from "./plan.js";
 import {MAX_LORAS} from "./table.js";
 
-/** What a sampler asks for. Left to the model is what was left open; values are judged by the service. @type {RequestFn.orderOf} */
+/** What a sampler asks for. Left to the model is what was left open; values are judged by the service. @type {Fn.orderOf} */
 export function orderOf(graph, samplerId) {
 	const plan = planOf(graph, samplerId);
 	if (!plan) return null;
 	const {sampler, model, prompt, negative, loras} = plan;
 	/** @type {Fault[]} */
 	const faults = [];
-	/** @type {RequestFn.fault} */
+	/** @type {Fn.fault} */
 	const fault = (node, field, message) => faults.push({node, field, message});
 	if (!model) fault(samplerId, "model", "Wire a Model node to this input.");
 	if (!prompt) fault(samplerId, "prompt", "Wire a Prompt node to this input.");
@@ -34,7 +34,7 @@ export function orderOf(graph, samplerId) {
 	return {sampler: samplerId, service: String(model?.values.service ?? ""), body, parts, faults};
 }
 
-/** @type {RequestFn.samplerValues} */
+/** @type {Fn.samplerValues} */
 function samplerValues({values}) {
 	const numbers = ["width", "height", "num_inference_steps", "guidance_scale"].filter(name => typeof values[name] === "number");
 	return {
@@ -50,11 +50,11 @@ function loraOf({values: {name, weight, trigger_word}}) {
 	return {name: String(name), weight: Number(weight ?? 1), ...(typeof trigger_word === "string" && {trigger_word})};
 }
 
-/** @type {RequestFn.partsOf} */
+/** @type {Fn.partsOf} */
 function partsOf(graph, samplerId, fault) {
 	/** @type {Part[]} */
 	const parts = [];
-	/** @param {GraphNode} node @param {PartField} field @param {Value | undefined} source @param {string} message */
+	/** @type {Fn.requestAdd} */
 	const add = (node, field, source, message) => {
 		if (typeof source === "string") parts.push({field, source, sampler: null});
 		else fault(node.id, field, `${message}, or cut the wire.`);
@@ -70,7 +70,7 @@ function partsOf(graph, samplerId, fault) {
 	return [...parts, ...images.map(source => /** @type {Part} */ ({field: "reference_images", source, sampler: null}))];
 }
 
-/** @param {GraphNode | null} node */
+/** @type {Fn.textOf} */
 function textOf(node) {
 	return String(node?.values.text ?? "");
 }

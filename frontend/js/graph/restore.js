@@ -15,7 +15,7 @@ export class Builder {
 		this.#wireId = freeIds(graph, "wires");
 	}
 
-	/** @param {NodeKind} kind @param {number} x @param {number} y @param {Record<string, Value>} [values] @returns {string} its id */
+	/** @type {Fn.node} */
 	node(kind, x, y, values, collapsed = false) {
 		const id = this.#nodeId();
 		this.graph = {...this.graph, nodes: {...this.graph.nodes, [id]: {...newNode(id, kind, {x, y}, values), collapsed}}};
@@ -30,7 +30,7 @@ export class Builder {
 	}
 }
 
-/** The graph of one request. @type {RestoreFn.graphOf} */
+/** The graph of one request. @type {Fn.graphOf} */
 export function graphOf(wanted, service) {
 	const {
 		loras = [],
@@ -57,7 +57,7 @@ export function graphOf(wanted, service) {
 		builder.wire(`${builder.node("lora", 0, index * 370, {name, weight, trigger_word})}.lora`, `${model}.loras`);
 	});
 	let y = 840;
-	/** Below the prompt. @type {RestoreFn.add} */
+	/** Below the prompt. @type {Fn.restoreAdd} */
 	const add = (kind, values, output, input, height) => {
 		const node = builder.node(kind, left, y, values);
 		builder.wire(`${node}.${output}`, `${sampler}.${input}`);
@@ -75,7 +75,7 @@ export function graphOf(wanted, service) {
 /** Below the Model node. */
 const PROMPT_TOP = 436;
 
-/** Values of a request as a client or a file gives it; what is of the wrong type is left out. @param {unknown} data @returns {Wanted} */
+/** Values of a request as a client or a file gives it; what is of the wrong type is left out. @type {Fn.wantedFrom} */
 export function wantedFrom(data) {
 	const given = asObject(data);
 	/** @type {Record<string, unknown>} */
@@ -102,7 +102,7 @@ function loraFrom(data) {
 	return [{name, weight: typeof weight === "number" ? weight : 1, ...(typeof word === "string" && {trigger_word: word})}];
 }
 
-/** What of a file is an object; else one without values. @param {unknown} value @returns {Record<string, unknown>} */
+/** What of a file is an object; else one without values. @type {Fn.asObject} */
 export function asObject(value) {
 	return typeof value === "object" && value !== null && !Array.isArray(value) ? {...value} : {};
 }

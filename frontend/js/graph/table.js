@@ -124,17 +124,17 @@ export const NODE_TYPES = {
 
 export const NODE_KINDS = /** @type {NodeKind[]} */ (Object.keys(NODE_TYPES));
 
-/** The values of a new node. @type {TableFn.initialValues} */
+/** The values of a new node. @type {Fn.initialValues} */
 export function initialValues(kind) {
 	return Object.fromEntries(Object.entries(NODE_TYPES[kind].values).map(([name, spec]) => [name, spec.initial]));
 }
 
-/** @param {NodeKind} kind @param {string} name */
+/** @type {Fn.inputOf} */
 export function inputOf(kind, name) {
 	return NODE_TYPES[kind].inputs.find(socket => socket.name === name);
 }
 
-/** @param {NodeKind} kind @param {string} name */
+/** @type {Fn.outputOf} */
 export function outputOf(kind, name) {
 	return NODE_TYPES[kind].outputs.find(socket => socket.name === name);
 }
@@ -144,7 +144,7 @@ export function mainType(kind) {
 	return (NODE_TYPES[kind].outputs[0] ?? NODE_TYPES[kind].inputs[0])?.type;
 }
 
-/** What is wrong with a value, or "". Only what can never be right: a number out of a model's range is judged by the service. @param {ValueSpec} spec @param {unknown} value */
+/** What is wrong with a value, or "". Only what can never be right: a number out of a model's range is judged by the service. @type {Fn.faultOf} */
 export function faultOf(spec, value) {
 	switch (spec.kind) {
 		case "text":

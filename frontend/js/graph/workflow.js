@@ -11,7 +11,7 @@ const MOST_NODES = 2000;
 /** The file is not a workflow; the message says where. */
 export class BadWorkflow extends Error {}
 
-/** @param {Graph} graph @param {string} name */
+/** @type {Fn.serialise} */
 export function serialise(graph, name) {
 	const wires = wiresOf(graph).map(({id, from, to}) => ({id, from: `${from.node}.${from.socket}`, to: `${to.node}.${to.socket}`}));
 	return {format: FORMAT, version: VERSION, name, nodes: nodesOf(graph), wires};
@@ -22,7 +22,7 @@ export function isWorkflow(data) {
 	return asObject(data).format === FORMAT;
 }
 
-/** @param {unknown} data @returns {{graph: Graph, name: string}} */
+/** @type {Fn.parse} */
 export function parse(data) {
 	const file = asObject(data);
 	require(file.format === FORMAT, "format", file.format, `, not "${FORMAT}": this file is another program's`);
@@ -36,7 +36,7 @@ export function parse(data) {
 	return {graph, name: typeof file.name === "string" ? file.name.slice(0, 100) : ""};
 }
 
-/** @param {unknown} data @param {number} index @returns {GraphNode} */
+/** @type {Fn.nodeFrom} */
 function nodeFrom(data, index) {
 	const {id, kind, x, y, collapsed, values} = asObject(data);
 	const where = `nodes[${index}]`;
@@ -53,7 +53,7 @@ function nodeFrom(data, index) {
 	};
 }
 
-/** @param {NodeKind} kind @param {Record<string, unknown>} given @param {string} where */
+/** @type {Fn.valuesFrom} */
 function valuesFrom(kind, given, where) {
 	for (const [name, value] of Object.entries(given)) {
 		const spec = NODE_TYPES[kind].values[name];
@@ -63,7 +63,7 @@ function valuesFrom(kind, given, where) {
 	return {...initialValues(kind), .../** @type {Record<string, Value>} */ (given)};
 }
 
-/** @param {unknown} data @param {number} index @returns {Wire} */
+/** @type {Fn.wireFrom} */
 function wireFrom(data, index) {
 	const {id, from, to} = asObject(data);
 	const where = `wires[${index}]`;
@@ -71,31 +71,31 @@ function wireFrom(data, index) {
 	return {id: String(id), from: endFrom(from, `${where}.from`), to: endFrom(to, `${where}.to`)};
 }
 
-/** @param {unknown} text @param {string} where */
+/** @type {Fn.endFrom} */
 function endFrom(text, where) {
 	require(/^[^.]+\.[^.]+$/.test(String(text)), where, text, "; an end is written n1.model");
 	return endOf(String(text));
 }
 
-/** @param {unknown} value @param {string} where */
+/** @type {Fn.place} */
 function place(value, where) {
 	require(Number.isFinite(value) && Math.abs(Number(value)) <= 1e6, where, value, ", no place on the canvas");
 	return Math.round(Number(value));
 }
 
-/** @param {unknown} id @param {"n" | "w"} letter */
+/** @type {Fn.isId} */
 function isId(id, letter) {
 	return typeof id === "string" && id[0] === letter && /^[1-9]\d{0,8}$/.test(id.slice(1));
 }
 
-/** @param {Record<string, unknown>} file @param {string} name @returns {unknown[]} */
+/** @type {Fn.listOf} */
 function listOf(file, name) {
 	const list = file[name];
 	if (!Array.isArray(list) || list.length > MOST_NODES) throw new BadWorkflow(`${name} is no list of at most ${MOST_NODES}`);
 	return list;
 }
 
-/** @param {boolean} holds @param {string} where @param {unknown} value @param {string} words */
+/** @type {Fn.require} */
 function require(holds, where, value, words) {
 	if (!holds) throw new BadWorkflow(`${where} is ${JSON.stringify(value)?.slice(0, 80)}${words}`);
 }

@@ -24,7 +24,7 @@ export function mountCompare(body, context) {
 	const view = segments(context, {name: "view", label: "How to compare", choices});
 	const figures = make("dl.figures");
 	const large = button({label: "Look at the comparison closely", icon: "expand", kind: "bare", act: () => app.store.set({compared: context.id})});
-	slider.addEventListener("input", () => stage.style.setProperty("--cut", `${slider.value}%`));
+	slider.oninput = () => stage.style.setProperty("--cut", `${slider.value}%`);
 	watchValue(context, "view", value => void (stage.dataset.view = String(value)));
 	body.append(make("div.row.apart", view, large), stage, figures);
 
@@ -52,7 +52,7 @@ export function mountCompare(body, context) {
 		}
 	);
 
-	/** @type {CompareNodeFn.draw} */
+	/** @type {Fn.compareDraw} */
 	async function draw(first, second, key) {
 		try {
 			const [one, two] = await Promise.all([pixelsOf(first), pixelsOf(second)]);
@@ -95,7 +95,7 @@ export function mountCompare(body, context) {
 	}
 }
 
-/** @type {CompareNodeFn.sideOf} */
+/** @type {Fn.sideOf} */
 function sideOf(app, state, nodeId, socket) {
 	const origin = originOf(state.document.graph, nodeId, socket);
 	const name = origin?.kind === "image-input" ? String(origin.values.image ?? "") : "";
@@ -126,7 +126,7 @@ async function pixelsOf(side) {
 	return pen.getImageData(0, 0, bitmap.width, bitmap.height);
 }
 
-/** @type {CompareNodeFn.put} */
+/** @type {Fn.comparePut} */
 function put(canvas, {width, height, data}) {
 	[canvas.width, canvas.height] = [width, height];
 	canvas.getContext("2d")?.putImageData(new ImageData(new Uint8ClampedArray(data), width, height), 0, 0);

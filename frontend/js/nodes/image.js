@@ -21,12 +21,12 @@ export function mountImage(body, context) {
 	const step = make("span.run-step");
 	const detail = make("p.run-detail");
 	const bar = make("progress", {max: 1, value: 0, "aria-label": "Progress"});
-	const cancel = button({label: "Cancel", words: "Cancel", act: () => void runs.cancel(runNow(now())?.key ?? "")});
-	const again = button({label: "Try again", words: "Try again", act: () => runs.retry(runNow(now())?.key ?? "")});
+	const cancel = button({words: "Cancel", act: () => void runs.cancel(runNow(now())?.key ?? "")});
+	const again = button({words: "Try again", act: () => runs.retry(runNow(now())?.key ?? "")});
 	const state = make("div.run", make("p.run-status", stage, step), make("div.run-buttons", cancel, again), bar, detail);
 
 	const picture = make("img.picture-now", {alt: ""});
-	const opener = make("button.picture", {"aria-label": "Look at the picture closely", hidden: true}, picture);
+	const opener = make("button.picture", {"aria-label": "Look at the picture closely", hidden: true, onclick: look}, picture);
 	const preview = make("img.preview", {alt: "How far the picture is", hidden: true});
 	const ghost = make("div.ghost", {hidden: true});
 	const placeholder = make("p.placeholder");
@@ -36,71 +36,54 @@ export function mountImage(body, context) {
 	const actions = actionsFor(app, pictureNow, {compact: context.place === "canvas"});
 	body.append(frame, strip, state, facts, actions.row);
 
-	opener.addEventListener("click", () => void look());
-	picture.addEventListener("error", () => {
+	picture.onerror = () => {
 		if (picture.getAttribute("src")) picture.alt = "This picture is not on disk any more.";
-	});
+	};
 
-	context.watch(
-		all => [shownOf(all), runNow(all)],
-		(shown, run) => {
-			const image = imageOf(shown);
-			const isDrawing = run !== undefined && isOpen(run.phase);
-			const isSeen = isDrawing && Boolean(run.preview);
-			opener.hidden = !image || isSeen;
-			preview.hidden = !isSeen;
-			ghost.hidden = !isDrawing || isSeen || Boolean(image);
-			placeholder.hidden = Boolean(image) || isDrawing;
-			placeholder.textContent = samplerOf(now()) ? "Your picture appears here" : "Wire a Sampler to this node";
-			if (isSeen) preview.src = run.preview;
-			else preview.removeAttribute("src");
-			if (isDrawing) [preview, ghost].forEach(element => setRatio(element, sizeOf(run)));
+	context.watch(all => [shownOf(all), runNow(all)], (shown, run) => {
+		const image = imageOf(shown);
+		const isDrawing = run !== undefined && isOpen(run.phase);
+		const isSeen = isDrawing && Boolean(run.preview);
+		opener.hidden = !image || isSeen;
+		preview.hidden = !isSeen;
+		ghost.hidden = !isDrawing || isSeen || Boolean(image);
+		placeholder.hidden = Boolean(image) || isDrawing;
+		placeholder.textContent = samplerOf(now()) ? "Your picture appears here" : "Wire a Sampler to this node";
+		if (isSeen) preview.src = run.preview;
+		else preview.removeAttribute("src");
+		if (isDrawing) [preview, ghost].forEach(element => setRatio(element, sizeOf(run)));
+	});
+	context.watch(all => [shownOf(all)], shown => {
+		const images = shown?.job.result?.images ?? [];
+		const image = imageOf(shown);
+		strip.hidden = images.length < 2;
+		keep(strip, images, ({id}) => id, stripButton, (element, {id}) => element.ariaPressed = String(id === image?.id));
+		if (!shown || !image) return clear(picture);
+		picture.alt = shown.job.request.prompt;
+		setRatio(opener, image);
+		void show(picture, image.image_url, app.connections[shown.service]);
+		actions.update();
+	});
+	context.watch(all => [shownOf(all), runNow(all), all.services[runNow(all)?.service ?? FIRST_SERVICE]?.phase], (shown, run, phase) => {
+		const image = imageOf(shown);
+		const isDrawing = run !== undefined && isOpen(run.phase);
+		state.dataset.phase = run?.phase ?? "idle";
+		cancel.hidden = !isDrawing;
+		cancel.disabled = run?.isCancelling ?? false;
+		again.hidden = !run || isDrawing;
+		const {images = [], failed_images: failed = []} = shown?.job.result ?? {};
+		detail.textContent = run ? run.error : failedWords(failed);
+		actions.row.hidden = facts.hidden = !image;
+		facts.textContent = shown && image ? factsOf(shown, image) : "";
+		showProgress(bar, run);
+		if (run) {
+			stage.textContent = run.phase === "unsent" && phase === "down" ? "Waiting for the service" : runStatus(run);
+			step.textContent = [runStep(run), eta(run)].filter(Boolean).join(" · ");
+		} else {
+			stage.textContent = failed.length ? `${images.length} of ${images.length + failed.length} pictures` : image ? "Finished" : "Ready";
+			step.textContent = image && shown?.job.result ? `in ${duration(shown.job.result.generation_time_ms)}` : "";
 		}
-	);
-	context.watch(
-		all => [shownOf(all)],
-		shown => {
-			const images = shown?.job.result?.images ?? [];
-			const image = imageOf(shown);
-			strip.hidden = images.length < 2;
-			keep(
-				strip,
-				images,
-				({id}) => id,
-				stripButton,
-				(element, {id}) => element.setAttribute("aria-pressed", String(id === image?.id))
-			);
-			if (!shown || !image) return clear(picture);
-			picture.alt = shown.job.request.prompt;
-			setRatio(opener, image);
-			const connection = app.connections[shown.service];
-			if (connection) void show(picture, image.image_url, connection);
-			actions.update();
-		}
-	);
-	context.watch(
-		all => [shownOf(all), runNow(all), all.services[runNow(all)?.service ?? FIRST_SERVICE]?.phase],
-		(shown, run, phase) => {
-			const image = imageOf(shown);
-			const isDrawing = run !== undefined && isOpen(run.phase);
-			state.dataset.phase = run?.phase ?? "idle";
-			cancel.hidden = !isDrawing;
-			cancel.disabled = run?.isCancelling ?? false;
-			again.hidden = !run || isDrawing;
-			const {images = [], failed_images: failed = []} = shown?.job.result ?? {};
-			detail.textContent = run ? run.error : failedWords(failed);
-			actions.row.hidden = facts.hidden = !image;
-			facts.textContent = shown && image ? factsOf(shown, image) : "";
-			showProgress(bar, run);
-			if (run) {
-				stage.textContent = run.phase === "unsent" && phase === "down" ? "Waiting for the service" : runStatus(run);
-				step.textContent = [runStep(run), eta(run)].filter(Boolean).join(" · ");
-			} else {
-				stage.textContent = failed.length ? `${images.length} of ${images.length + failed.length} pictures` : image ? "Finished" : "Ready";
-				step.textContent = image && shown?.job.result ? `in ${duration(shown.job.result.generation_time_ms)}` : "";
-			}
-		}
-	);
+	});
 
 	/** @returns {Picture | null} */
 	function pictureNow() {
@@ -134,15 +117,13 @@ export function mountImage(body, context) {
 	/** @param {JobImage} image */
 	function stripButton({id, seed, image_url}) {
 		const thumbnail = make("img", {alt: "", width: 48, height: 48});
-		const connection = app.connections[shownOf(now())?.service ?? FIRST_SERVICE];
-		if (connection) void show(thumbnail, `${image_url}/thumbnail`, connection);
-		const element = make("button", {"aria-label": `Seed ${seed}`}, thumbnail);
-		element.addEventListener("click", () => {
+		void show(thumbnail, `${image_url}/thumbnail`, app.connections[shownOf(now())?.service ?? FIRST_SERVICE]);
+		const choose = () => {
 			const current = shownOf(now());
 			const index = current?.job.result?.images.findIndex(image => image.id === id) ?? -1;
 			if (current && index >= 0) store.set({shown: {...now().shown, [samplerOf(now())]: {...current, index}}});
-		});
-		return element;
+		};
+		return make("button", {"aria-label": `Seed ${seed}`, onclick: choose}, thumbnail);
 	}
 
 	async function look() {
@@ -157,12 +138,12 @@ export function mountImage(body, context) {
 	}
 }
 
-/** @param {Shown | undefined} shown */
+/** @type {Fn.imageOf} */
 function imageOf(shown) {
 	return shown?.job.result?.images[shown.index];
 }
 
-/** @param {Shown} shown @param {JobImage} image */
+/** @type {Fn.imageFactsOf} */
 function factsOf({job: {result, request}}, image) {
 	const loras = (result?.loras_applied ?? []).map(
 		({name, matched_keys: matched, unmatched_keys: rest}) => `${name}${rest ? ` (${matched} of ${matched + rest} layers)` : ""}`
@@ -179,7 +160,7 @@ function factsOf({job: {result, request}}, image) {
 		.join(" · ");
 }
 
-/** @param {HTMLElement} element @param {Extent} size px */
+/** @type {Fn.setRatio} */
 function setRatio(element, {width, height}) {
 	element.style.setProperty("--ratio", String(width / height || 1));
 	element.style.setProperty("--widest", `${LARGEST_SCALE * (width || 256)}px`);

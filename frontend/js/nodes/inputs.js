@@ -18,7 +18,7 @@ export function mountImageInput(body, context) {
 		hint.hidden = source !== null;
 		await showSource(picture, context.app, String(source ?? ""));
 	});
-	const choose = button({label: "Choose a picture", words: "Choose a picture", icon: "upload", act: async () => take(await chooseFiles("image/*"))});
+	const choose = button({words: "Choose a picture", icon: "upload", act: async () => take(await chooseFiles("image/*"))});
 	body.append(
 		field(context, {name: "image", label: "Picture", control: drop, wide: true}),
 		make("div.row", choose),
@@ -38,7 +38,7 @@ export function mountReferences(body, context) {
 		context.set({images: [...names(), ...added].slice(0, MAX_REFERENCES)});
 	};
 	takeDrops(drop, take);
-	const choose = button({label: "Choose pictures", words: "Choose pictures", icon: "upload", act: async () => take(await chooseFiles("image/*", true))});
+	const choose = button({words: "Choose pictures", icon: "upload", act: async () => take(await chooseFiles("image/*", true))});
 	watchValue(context, "images", () => {
 		keep(list, names(), String, thumb);
 		hint.hidden = choose.hidden = names().length >= MAX_REFERENCES;

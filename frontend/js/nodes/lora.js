@@ -11,10 +11,10 @@ import {field, rangeField, watchValue, write} from "./fields.js";
 export function mountLora(body, context) {
 	const {library, store, editor} = context.app;
 	const select = make("select");
-	select.addEventListener("change", () => context.set({name: select.value || null, trigger_word: null}));
+	select.onchange = () => context.set({name: select.value || null, trigger_word: null});
 	const word = make("input", {type: "text", maxlength: 50, spellcheck: "false"});
-	word.addEventListener("input", () => context.set({trigger_word: word.value || null}));
-	word.addEventListener("blur", () => editor.endSeries());
+	word.oninput = () => context.set({trigger_word: word.value || null});
+	word.onblur = () => editor.endSeries();
 	const facts = make("p.hint");
 	const misfit = make("p.error");
 	const bar = make("progress", {max: 1, value: 0, "aria-label": "Upload"});
@@ -23,49 +23,35 @@ export function mountLora(body, context) {
 		const [file] = await chooseFiles(".safetensors");
 		if (file) await library.fill(context.id, file);
 	};
-	const choose = button({label: "Choose a file", words: "Choose a file", icon: "upload", act: fill});
-	const again = button({label: "Try again", words: "Try again", act: () => void library.again(context.id)});
+	const choose = button({words: "Choose a file", icon: "upload", act: fill});
+	const again = button({words: "Try again", act: () => void library.again(context.id)});
 	const nameBox = field(context, {name: "name", label: "File", control: select, errors: ["loras", "lora_name"], wide: true});
 
-	context.watch(
-		state => [lorasFor(state), context.node().values.name],
-		(loras, name) => {
-			keep(
-				select,
-				[{name: ""}, ...loras],
-				lora => lora.name,
-				lora => make("option", {value: lora.name}, lora.name || "Choose one …")
-			);
-			const lora = loras.find(each => each.name === name);
-			if (typeof name === "string" && !lora) select.append(make("option", {value: name, "data-key": name}, `${name} (not here)`));
-			select.value = String(name ?? "");
-			word.placeholder = lora?.trigger_words?.join(", ") || "none";
-			facts.textContent = lora ? factsOf(lora) : "";
-		}
-	);
-	context.watch(
-		state => [whyNot(state)],
-		why => {
-			misfit.textContent = why;
-			misfit.hidden = !why;
-		}
-	);
+	context.watch(state => [lorasFor(state), context.node().values.name], (loras, name) => {
+		keep(select, [{name: ""}, ...loras], lora => lora.name, lora => make("option", {value: lora.name}, lora.name || "Choose one …"));
+		const lora = loras.find(each => each.name === name);
+		if (typeof name === "string" && !lora) select.append(make("option", {value: name, "data-key": name}, `${name} (not here)`));
+		select.value = String(name ?? "");
+		word.placeholder = lora?.trigger_words?.join(", ") || "none";
+		facts.textContent = lora ? factsOf(lora) : "";
+	});
+	context.watch(state => [whyNot(state)], why => {
+		misfit.textContent = why;
+		misfit.hidden = !why;
+	});
 	const isSending = () => store.state.uploads[context.id]?.phase === "sending";
-	context.watch(
-		({uploads}) => [uploads[context.id]],
-		now => {
-			upload.hidden = !now;
-			nameBox.hidden = Boolean(now);
-			choose.hidden = isSending() || context.node().values.name !== null;
-			again.hidden = now?.phase !== "failed";
-			if (!now) return;
-			const progress = isSending() ? `${Math.round(100 * now.fraction)} %${now.to ? ` to ${precision(now.to)}` : ""}` : "";
-			find(".upload-name", upload).textContent = [now.filename, fileSize(now.size), progress].filter(Boolean).join(" · ");
-			bar.hidden = !isSending();
-			bar.value = now.fraction;
-			find(".error", upload).textContent = now.error;
-		}
-	);
+	context.watch(({uploads}) => [uploads[context.id]], now => {
+		upload.hidden = !now;
+		nameBox.hidden = Boolean(now);
+		choose.hidden = isSending() || context.node().values.name !== null;
+		again.hidden = now?.phase !== "failed";
+		if (!now) return;
+		const progress = isSending() ? `${Math.round(100 * now.fraction)} %${now.to ? ` to ${precision(now.to)}` : ""}` : "";
+		find(".upload-name", upload).textContent = [now.filename, fileSize(now.size), progress].filter(Boolean).join(" · ");
+		bar.hidden = !isSending();
+		bar.value = now.fraction;
+		find(".error", upload).textContent = now.error;
+	});
 	watchValue(context, "name", name => void (choose.hidden = name !== null || isSending()));
 	watchValue(context, "trigger_word", value => write(word, String(value ?? "")));
 	body.append(
@@ -97,7 +83,7 @@ export function mountLora(body, context) {
 		return "";
 	}
 
-	/** Of the services that the wire leads to; of all where there is none. @param {State} state @returns {readonly Lora[]} */
+	/** Of the services that the wire leads to; of all where there is none. @type {Fn.lorasFor} */
 	function lorasFor(state) {
 		const services = [...modelsAfter(state).map(({values}) => serviceNamed(state, values.service)), ...Object.values(state.services)];
 		return services.find(service => service?.loras.length)?.loras ?? NONE;

@@ -13,34 +13,31 @@ export function mountMask(body, context) {
 	const hint = make("p.hint", "Wire a picture to this node, then paint on it");
 	const pen = surface.getContext("2d", {willReadFrequently: true});
 
-	context.watch(
-		state => [sourceOf(state)],
-		source => {
-			hint.hidden = Boolean(source);
-			picture.hidden = surface.hidden = !source;
-			void showSource(picture, context.app, source);
-		}
-	);
-	picture.addEventListener("load", () => {
+	context.watch(state => [sourceOf(state)], source => {
+		hint.hidden = Boolean(source);
+		picture.hidden = surface.hidden = !source;
+		void showSource(picture, context.app, source);
+	});
+	picture.onload = () => {
 		const {naturalWidth: width, naturalHeight: height} = picture;
 		if (surface.width !== width || surface.height !== height) {
 			[surface.width, surface.height] = [width, height];
 			void restore(context.node().values.mask);
 		}
-	});
+	};
 	watchValue(context, "mask", mask => void restore(mask));
 
-	surface.addEventListener("pointerdown", event => {
+	surface.onpointerdown = event => {
 		if (event.button === 0) {
 			event.stopPropagation();
 			surface.setPointerCapture(event.pointerId);
 			paint(event);
 		}
-	});
-	surface.addEventListener("pointermove", event => {
+	};
+	surface.onpointermove = event => {
 		if (surface.hasPointerCapture(event.pointerId)) paint(event);
-	});
-	surface.addEventListener("pointerup", () => void save());
+	};
+	surface.onpointerup = () => void save();
 	body.append(
 		field(context, {name: "mask", label: "Mask", control: make("div.drop.paint", picture, surface, hint), wide: true}),
 		rangeField(context, {name: "brush", label: "Brush, px"}),
@@ -48,7 +45,7 @@ export function mountMask(body, context) {
 		whyNotUsed(context, "mask")
 	);
 
-	/** @param {PointerEvent} event */
+	/** @type {Fn.paint} */
 	function paint({clientX, clientY}) {
 		if (!pen) return;
 		const {left, top, width} = surface.getBoundingClientRect();

@@ -18,8 +18,8 @@ export function mountModel(body, context) {
 	});
 	const backend = make("select");
 	const model = make("select");
-	backend.addEventListener("change", () => context.set({backend: backend.value || null, model: null}));
-	model.addEventListener("change", () => context.set({model: model.value || null}));
+	backend.onchange = () => context.set({backend: backend.value || null, model: null});
+	model.onchange = () => context.set({model: model.value || null});
 	const why = make("p.hint");
 	const about = make("p.hint.about");
 	const price = make("p.hint.warning");
@@ -28,50 +28,38 @@ export function mountModel(body, context) {
 	const absentBox = make("details.absent", absentCount, absent);
 	const backendBox = field(context, {name: "backend", label: "Backend", control: backend, wide: true});
 
-	context.watch(
-		state => [serviceOf(state)?.models ?? NONE, context.node().values],
-		(models, {backend: wantedBackend, model: wanted}) => {
-			const backends = [...new Set(models.filter(({available}) => available).map(each => each.backend))];
-			if (wantedBackend && !backends.includes(String(wantedBackend))) backends.push(String(wantedBackend));
-			backendBox.hidden = backends.length < 2;
-			keep(backend, ["", ...backends], String, value => make("option", {value}, value || "any"));
-			backend.value = String(wantedBackend ?? "");
-			const offered = models.filter(each => (!wantedBackend || each.backend === wantedBackend) && (each.available || each.id === wanted));
-			const standard = models.find(({is_default}) => is_default);
-			const open = wantedBackend ? "the backend’s default" : standard ? `${standard.title} (default)` : "the service’s default";
-			/** @type {Pick<Model, "id" | "title" | "available" | "price">[]} */
-			const options = [{id: "", title: open, available: true}, ...offered];
-			if (wanted && !offered.some(({id}) => id === wanted)) options.push({id: String(wanted), title: `${wanted} (not here)`, available: true});
-			keep(
-				model,
-				options,
-				({id}) => id,
-				({id}) => make("option", {value: id}),
-				(option, {title, available, price}) => {
-					option.textContent = available ? `${title}${price ? ` · ${priceOf({price})}` : ""}` : `${title} (cannot run here)`;
-				}
-			);
-			model.value = String(wanted ?? "");
-			const others = models.filter(({available}) => !available);
-			absentBox.hidden = !others.length;
-			absentCount.textContent = `${others.length} more cannot run here`;
-			keep(
-				absent,
-				byReason(others),
-				([reason, titles]) => `${reason} ${titles}`,
-				([reason, titles]) => make("li", make("strong", titles), `: ${reason}`)
-			);
-		}
-	);
-	context.watch(
-		state => [modelOf(state, context.node()), serviceOf(state)?.phase, serviceOf(state)?.reason],
-		(chosen, phase, _reason) => {
-			why.textContent = wordsOf(serviceOf(store.state), chosen);
-			about.textContent = phase === "ready" ? (chosen?.description ?? "") : "";
-			about.title = about.textContent;
-			price.textContent = chosen?.price ? `Each picture costs ${chosen.price}.` : "";
-		}
-	);
+	context.watch(state => [serviceOf(state)?.models ?? NONE, context.node().values], (models, {backend: wantedBackend, model: wanted}) => {
+		const backends = [...new Set(models.filter(({available}) => available).map(each => each.backend))];
+		if (wantedBackend && !backends.includes(String(wantedBackend))) backends.push(String(wantedBackend));
+		backendBox.hidden = backends.length < 2;
+		keep(backend, ["", ...backends], String, value => make("option", {value}, value || "any"));
+		backend.value = String(wantedBackend ?? "");
+		const offered = models.filter(each => (!wantedBackend || each.backend === wantedBackend) && (each.available || each.id === wanted));
+		const standard = models.find(({is_default}) => is_default);
+		const open = wantedBackend ? "the backend’s default" : standard ? `${standard.title} (default)` : "the service’s default";
+		/** @type {Pick<Model, "id" | "title" | "available" | "price">[]} */
+		const options = [{id: "", title: open, available: true}, ...offered];
+		if (wanted && !offered.some(({id}) => id === wanted)) options.push({id: String(wanted), title: `${wanted} (not here)`, available: true});
+		keep(model, options, ({id}) => id, ({id}) => make("option", {value: id}), (option, {title, available, price}) => {
+			option.textContent = available ? `${title}${price ? ` · ${priceOf({price})}` : ""}` : `${title} (cannot run here)`;
+		});
+		model.value = String(wanted ?? "");
+		const others = models.filter(({available}) => !available);
+		absentBox.hidden = !others.length;
+		absentCount.textContent = `${others.length} more cannot run here`;
+		keep(
+			absent,
+			byReason(others),
+			([reason, titles]) => `${reason} ${titles}`,
+			([reason, titles]) => make("li", make("strong", titles), `: ${reason}`)
+		);
+	});
+	context.watch(state => [modelOf(state, context.node()), serviceOf(state)?.phase, serviceOf(state)?.reason], (chosen, phase, _reason) => {
+		why.textContent = wordsOf(serviceOf(store.state), chosen);
+		about.textContent = phase === "ready" ? (chosen?.description ?? "") : "";
+		about.title = about.textContent;
+		price.textContent = chosen?.price ? `Each picture costs ${chosen.price}.` : "";
+	});
 	for (const name of all) {
 		context.watch(
 			state => [state.services[name]?.phase],
@@ -97,7 +85,7 @@ export function mountModel(body, context) {
 /** The same each time, so that nothing seems to change. @type {readonly Model[]} */
 const NONE = [];
 
-/** Reasons, each once, with the models that it holds for. @type {ModelNodeFn.byReason} */
+/** Reasons, each once, with the models that it holds for. @type {Fn.byReason} */
 function byReason(models) {
 	/** @type {Map<string, string[]>} */
 	const titles = new Map();
@@ -109,7 +97,7 @@ function byReason(models) {
 	return [...titles].map(([reason, all]) => [reason, all.join(", ")]);
 }
 
-/** @type {ModelNodeFn.wordsOf} */
+/** @type {Fn.wordsOf} */
 function wordsOf(service, model) {
 	if (!service) return "This page knows no such service.";
 	const fetched = model?.available && model.downloaded === false && !model.price ? "It is fetched when it is first used" : "";

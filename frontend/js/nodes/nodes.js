@@ -21,7 +21,7 @@ const MOUNTS = {
 	note: () => import("./words.js").then(({mountNote}) => mountNote)
 };
 
-/** Fills the body of a node. The view follows the state until it is ended. @type {NodesNodeFn.mountNode} */
+/** Fills the body of a node. The view follows the state until it is ended. @type {Fn.mountNode} */
 export function mountNode(app, node, body, place) {
 	const {context, end, isOver} = contextOf(app, node, place);
 	const mount = MOUNTS[node.kind];
@@ -30,7 +30,7 @@ export function mountNode(app, node, body, place) {
 	return end;
 }
 
-/** What a view of a node is given, and how it is ended. @param {App} app @param {GraphNode} node @param {NodeContext["place"]} place */
+/** What a view of a node is given, and how it is ended. @type {Fn.contextOf} */
 export function contextOf(app, node, place) {
 	const {id} = node;
 	/** @type {(() => void)[]} */

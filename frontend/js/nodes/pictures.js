@@ -8,7 +8,7 @@ import {show} from "../pictures.js";
 /** What a service calls a picture that it began with. */
 const KEPT = /^[0-9a-f]{64}$/;
 
-/** Shows a picture of the page, or one of a service by its id; "" shows none. @type {PicturesNodeFn.showSource} */
+/** Shows a picture of the page, or one of a service by its id; "" shows none. @type {Fn.showSource} */
 export async function showSource(image, app, source) {
 	if (image.dataset.source === source) return;
 	image.dataset.source = source;
@@ -24,25 +24,24 @@ export async function showSource(image, app, source) {
 		image.alt = `The picture ${source.slice(0, 8)}…, as the service keeps it for a while`;
 	} else if (source) {
 		const known = app.store.state.gallery.images.find(({id}) => id === source);
-		const connection = known ? app.connections[known.service] : Object.values(app.connections)[0];
-		if (connection) await show(image, `/images/${encodeURIComponent(source)}`, connection);
+		await show(image, `/images/${encodeURIComponent(source)}`, known ? app.connections[known.service] : Object.values(app.connections)[0]);
 	}
 }
 
-/** Pictures that are dropped on an element are its own. @type {PicturesNodeFn.takeDrops} */
+/** Pictures that are dropped on an element are its own. @type {Fn.takeDrops} */
 export function takeDrops(element, take) {
-	element.addEventListener("dragover", event => event.preventDefault());
-	element.addEventListener("drop", event => {
+	element.ondragover = event => event.preventDefault();
+	element.ondrop = event => {
 		const files = [...(event.dataTransfer?.files ?? [])].filter(({type}) => type.startsWith("image/"));
 		if (files.length) {
 			event.preventDefault();
 			event.stopPropagation();
 			take(files);
 		}
-	});
+	};
 }
 
-/** Says when the model that a node leads to takes no such pictures, and which do. @type {PicturesNodeFn.whyNotUsed} */
+/** Says when the model that a node leads to takes no such pictures, and which do. @type {Fn.whyNotUsed} */
 export function whyNotUsed(context, way) {
 	const words = make("p.hint.warning");
 	context.watch(

@@ -15,27 +15,23 @@ export function mountPrompt(body, context) {
 	});
 	area.dataset.role = "prompt";
 	area.enterKeyHint = "go";
-	area.addEventListener("keydown", event => {
+	area.onkeydown = event => {
 		const isPlain = !event.shiftKey && !event.altKey && !event.ctrlKey && !event.metaKey && !event.isComposing;
 		if (event.key === "Enter" && isPlain) {
 			event.preventDefault();
 			context.app.runs.start();
 		}
-	});
+	};
 	const examples = make("div.examples", {role: "group", "aria-label": "Example prompts"});
-	context.watch(
-		state => [modelAfter(state, context.id)],
-		model => keep(examples, model?.example_prompts.slice(0, 3) ?? [], String, example)
-	);
+	context.watch(state => [modelAfter(state, context.id)], model => keep(examples, model?.example_prompts.slice(0, 3) ?? [], String, example));
 	body.append(box, examples, make("p.hint.keys", "Enter draws · Shift+Enter begins a new line"));
 
 	/** @param {string} text */
 	function example(text) {
-		const button = make("button.example", text);
-		button.addEventListener("click", () => {
+		const use = () => {
 			context.set({text});
 			area.focus({preventScroll: true});
-		});
-		return button;
+		};
+		return make("button.example", {onclick: use}, text);
 	}
 }

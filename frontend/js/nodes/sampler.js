@@ -9,17 +9,14 @@ import {field, numberField, onNumber, segments, watchValue, write} from "./field
 /** @type {MountNode} */
 export function mountSampler(body, context) {
 	const {store} = context.app;
-	/** @type {SamplerNodeFn.numberOf} */
+	/** @type {Fn.numberOf} */
 	const number = (name, label) => numberField(context, {name, label, fallback: state => modelOfSampler(state, context.id)?.defaults[name] ?? null});
 	const [guidance, steps, seedBox] = [number("guidance_scale", "Guidance"), number("num_inference_steps", "Steps"), seed()];
-	context.watch(
-		state => [modelOfSampler(state, context.id)],
-		model => {
-			guidance.hidden = !model?.uses_guidance_scale;
-			steps.hidden = model?.uses_steps === false;
-			seedBox.hidden = model?.uses_seed === false;
-		}
-	);
+	context.watch(state => [modelOfSampler(state, context.id)], model => {
+		guidance.hidden = !model?.uses_guidance_scale;
+		steps.hidden = model?.uses_steps === false;
+		seedBox.hidden = model?.uses_seed === false;
+	});
 	const swap = () => {
 		const {width, height} = sidesNow(store.state);
 		context.set({width: height, height: width});
@@ -40,21 +37,18 @@ export function mountSampler(body, context) {
 
 	function shapes() {
 		const row = make("div.shapes", {role: "group", "aria-label": "Shape"});
-		context.watch(
-			state => [modelOfSampler(state, context.id), context.node().values],
-			(model, _values) => {
-				const now = sidesNow(store.state);
-				const isNow = (/** @type {Size} */ {width, height}) => String(now.width === width && now.height === height);
-				const sizes = model ? presets(model) : [];
-				keep(
-					row,
-					sizes,
-					({name, width, height}) => `${name} ${width} ${height}`,
-					shape,
-					(element, size) => element.setAttribute("aria-pressed", isNow(size))
-				);
-			}
-		);
+		context.watch(state => [modelOfSampler(state, context.id), context.node().values], (model, _values) => {
+			const now = sidesNow(store.state);
+			const isNow = (/** @type {Size} */ {width, height}) => String(now.width === width && now.height === height);
+			const sizes = model ? presets(model) : [];
+			keep(
+				row,
+				sizes,
+				({name, width, height}) => `${name} ${width} ${height}`,
+				shape,
+				(element, size) => element.setAttribute("aria-pressed", isNow(size))
+			);
+		});
 		return row;
 	}
 
@@ -65,14 +59,12 @@ export function mountSampler(body, context) {
 		const unit = (name === "Large" ? 22 : 18) / Math.max(width, height);
 		drawing.style.width = `${width * unit}px`;
 		drawing.style.height = `${height * unit}px`;
-		const element = make("button.shape-button", {title: words, "aria-label": words}, drawing);
-		element.addEventListener("click", () => context.set({width, height}));
-		return element;
+		return make("button.shape-button", {title: words, "aria-label": words, onclick: () => context.set({width, height})}, drawing);
 	}
 
 	function format() {
 		const select = make("select", ...["png", "jpeg", "webp"].map(name => make("option", {value: name}, name.toUpperCase())));
-		select.addEventListener("change", () => context.set({output_format: select.value}));
+		select.onchange = () => context.set({output_format: select.value});
 		watchValue(context, "output_format", value => void (select.value = String(value)));
 		return field(context, {name: "output_format", label: "File", control: select});
 	}
@@ -94,13 +86,10 @@ export function mountSampler(body, context) {
 			],
 			onChoose: value => (value === "fixed" ? fix(Number(context.node().values.seed ?? drawn() ?? newSeed())) : context.set({seed_mode: value}))
 		});
-		context.watch(
-			({shown}) => [context.node().values, shown[context.id]],
-			(values, _shown) => {
-				write(input, values.seed_mode === "fixed" ? String(values.seed ?? "") : "");
-				input.placeholder = drawn() === undefined ? "any" : `last: ${drawn()}`;
-			}
-		);
+		context.watch(({shown}) => [context.node().values, shown[context.id]], (values, _shown) => {
+			write(input, values.seed_mode === "fixed" ? String(values.seed ?? "") : "");
+			input.placeholder = drawn() === undefined ? "any" : `last: ${drawn()}`;
+		});
 		const dice = button({label: "Another seed", icon: "seed", kind: "bare", act: () => fix(newSeed())});
 		return field(context, {name: "seed", label: "Seed", control: make("div.seed", mode, input, dice), wide: true});
 	}

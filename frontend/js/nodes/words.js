@@ -15,13 +15,10 @@ export function mountNegative(body, context) {
 	});
 	const fallback = (/** @type {State} */ state) => modelAfter(state, context.id)?.defaults.true_cfg_scale ?? null;
 	const misfit = make("p.hint.warning");
-	context.watch(
-		state => [modelAfter(state, context.id)],
-		model => {
-			misfit.hidden = model?.takes_negative_prompt !== false;
-			misfit.textContent = `${model?.title} takes no negative prompt.`;
-		}
-	);
+	context.watch(state => [modelAfter(state, context.id)], model => {
+		misfit.hidden = model?.takes_negative_prompt !== false;
+		misfit.textContent = `${model?.title} takes no negative prompt.`;
+	});
 	body.append(box, misfit, numberField(context, {name: "true_cfg_scale", label: "Strength (true CFG)", fallback}));
 }
 

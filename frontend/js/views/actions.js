@@ -7,14 +7,14 @@ import {mainSampler} from "../graph/plan.js";
 import * as commands from "../graph/commands.js";
 import {download} from "../pictures.js";
 
-/** @type {ActionsViewFn.actionsFor} */
+/** @type {Fn.actionsFor} */
 export function actionsFor(app, choose, {compact = false, onUsed = () => {}} = {}) {
 	const {store, editor, opener} = app;
 	const link = make("a.quiet", {"aria-label": "Download", title: "Download"}, icon("download"), compact ? "" : "Download");
-	link.addEventListener("click", event => {
+	link.onclick = event => {
 		const connection = app.connections[choose()?.service ?? FIRST_SERVICE];
 		if (connection) download(event, connection).catch(() => store.say("Not downloaded: the service did not send it."));
-	});
+	};
 	const row = make(
 		compact ? "div.actions.compact" : "div.actions",
 		link,
@@ -46,7 +46,7 @@ export function actionsFor(app, choose, {compact = false, onUsed = () => {}} = {
 		}
 	};
 
-	/** @type {ActionsViewFn.action} */
+	/** @type {Fn.action} */
 	function action(label, icon, act) {
 		return button({
 			label,

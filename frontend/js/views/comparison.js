@@ -4,10 +4,10 @@ import {find} from "../dom.js";
 import {mountCompare} from "../nodes/compare.js";
 import {contextOf} from "../nodes/nodes.js";
 
-/** @param {App} app @param {string} id of the node */
+/** @type {Fn.showComparison} */
 export function showComparison(app, id) {
 	const node = app.editor.graph.nodes[id];
-	const dialog = find("#comparison", document, HTMLDialogElement);
+	const dialog = find("dialog#comparison");
 	const body = find("#comparison-body");
 	if (!node || dialog.open) return;
 	const {context, end} = contextOf(app, node, "form");

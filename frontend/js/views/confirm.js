@@ -2,9 +2,9 @@
 
 import {find} from "../dom.js";
 
-/** @param {string} question @returns {Promise<boolean>} */
+/** @type {Fn.confirmed} */
 export function confirmed(question) {
-	const dialog = find("#confirm", document, HTMLDialogElement);
+	const dialog = find("dialog#confirm");
 	find("#confirm-text").textContent = question;
 	dialog.returnValue = "no";
 	dialog.showModal();

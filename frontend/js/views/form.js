@@ -38,7 +38,7 @@ export function mountForm(app) {
 			return button({label: `Add ${title}`, icon: "plus", words: title, kind: "chip", act: () => addWired(kind, output, input)});
 		})
 	);
-	find("#form-run").addEventListener("click", () => app.runs.start() && bringIntoView(find("#form-results")));
+	find("#form-run").onclick = () => app.runs.start() && bringIntoView(find("#form-results"));
 
 	store.watch(
 		({document, view}) => [
@@ -62,14 +62,11 @@ export function mountForm(app) {
 			find("#form-empty").hidden = nodes.some(({kind}) => kind === "sampler");
 		}
 	);
-	store.watch(
-		({document, faults, services}) => [document.graph, faults, services],
-		(graph, faults, _services) => {
-			const settings = nodesOf(graph).filter(({kind}) => kind === "model" || kind === "sampler");
-			find("#form-summary").textContent = summaryOf(store.state);
-			find("#form-more", document, HTMLDetailsElement).open ||= settings.some(({id}) => Object.values(faults[id] ?? {}).some(Boolean));
-		}
-	);
+	store.watch(({document, faults, services}) => [document.graph, faults, services], (graph, faults, _services) => {
+		const settings = nodesOf(graph).filter(({kind}) => kind === "model" || kind === "sampler");
+		find("#form-summary").textContent = summaryOf(store.state);
+		find("details#form-more").open ||= settings.some(({id}) => Object.values(faults[id] ?? {}).some(Boolean));
+	});
 
 	/** @param {GraphNode} node */
 	function card(node) {
@@ -83,7 +80,7 @@ export function mountForm(app) {
 		return element;
 	}
 
-	/** @type {FormViewFn.addWired} */
+	/** @type {Fn.addWired} */
 	function addWired(kind, output, input) {
 		const {graph} = editor;
 		const sampler = mainSampler(graph);

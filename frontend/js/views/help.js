@@ -55,13 +55,13 @@ const KEYS = [
 ];
 
 export function showHelp() {
-	const dialog = find("#help", document, HTMLDialogElement);
+	const dialog = find("dialog#help");
 	find("#help-keys").replaceChildren(
 		...KEYS.map(([title, rows]) =>
 			make("section", make("h3", title), make("dl", ...rows.map(([keys, words]) => make("div", make("dt", ...keysOf(keys)), make("dd", words)))))
 		)
 	);
-	find("#help-close", document, HTMLButtonElement).onclick = () => dialog.close();
+	find("button#help-close").onclick = () => dialog.close();
 	dialog.showModal();
 }
 

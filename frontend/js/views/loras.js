@@ -7,7 +7,7 @@ import {factsOf} from "../nodes/lora.js";
 import {servicesOf} from "../services.js";
 import {confirmed} from "./confirm.js";
 
-/** @param {App} app @param {HTMLElement} panel */
+/** @type {Fn.mountLoras} */
 export function mountLoras({store, library}, panel) {
 	const search = make("input", {type: "search", placeholder: "Search LoRAs", "aria-label": "Search LoRAs"});
 	const choose = async () => {
@@ -16,7 +16,7 @@ export function mountLoras({store, library}, panel) {
 	};
 	const list = make("ul.library");
 	const note = make("p.hint.empty");
-	panel.append(make("div.row.apart", search, button({label: "Add files", words: "Add files", icon: "upload", act: choose})), note, list);
+	panel.append(make("div.row.apart", search, button({words: "Add files", icon: "upload", act: choose})), note, list);
 	/** The one whose name is being changed. */
 	let edited = "";
 
@@ -32,7 +32,7 @@ export function mountLoras({store, library}, panel) {
 		note.textContent = found.length ? "" : none;
 		note.hidden = found.length > 0;
 	};
-	search.addEventListener("input", render);
+	search.oninput = render;
 	store.watch(({services}) => [services], render);
 	// A file may have come from elsewhere since.
 	store.watch(
@@ -40,7 +40,7 @@ export function mountLoras({store, library}, panel) {
 		now => now === "loras" && servicesOf(store.state).forEach(service => void (isReachable(service) && library.refresh(service.name)))
 	);
 
-	/** On each service that has it: those that share a folder know of a change already. @type {LorasViewFn.onEach} */
+	/** On each service that has it: those that share a folder know of a change already. @type {Fn.onEach} */
 	async function onEach(name, act) {
 		const entry = entriesOf(store.state).find(({lora}) => lora.name === name);
 		for (const service of entry?.services ?? []) {
@@ -99,7 +99,7 @@ export function mountLoras({store, library}, panel) {
 	}
 }
 
-/** @param {HTMLElement} element @param {LoraEntry} entry */
+/** @type {Fn.updateCard} */
 function updateCard(element, {lora, services}) {
 	const {trigger_words: words = [], compatible_models: fits, refusal, builtin} = lora;
 	find(".lora-facts", element).textContent = `${factsOf(lora)} · ${services.map(precision).join(", ")}`;
@@ -114,7 +114,7 @@ function updateCard(element, {lora, services}) {
 	find(".lora-edit", element).hidden = find(".lora-delete", element).hidden = Boolean(builtin) || !fits;
 }
 
-/** @param {State} state @returns {LoraEntry[]} */
+/** @type {Fn.entriesOf} */
 function entriesOf(state) {
 	/** @type {Map<string, LoraEntry>} */
 	const entries = new Map();

@@ -6,19 +6,19 @@ import {isReachable} from "../connection.js";
 import {servicesOf} from "../services.js";
 import {describe} from "./topbar.js";
 
-/** @param {App} app @param {HTMLElement} panel */
+/** @type {Fn.mountMachine} */
 export function mountMachine({store, connections}, panel) {
 	/** Services that load or unload now, with what they are told. @type {Map<ServiceName, "load" | "unload">} */
 	const busy = new Map();
 	const render = () => keep(panel, servicesOf(store.state), ({name}) => name, block, updateBlock);
 	store.watch(({services}) => [services], render);
 
-	/** @param {ServiceState} service */
+	/** @type {Fn.machineBlock} */
 	function block({name, address}) {
 		const select = make("select", {"aria-label": `Model to load on ${precision(name)}`});
-		const load = button({label: "Load", words: "Load", kind: "quiet load", act: () => void change("load", select.value)});
-		const unload = button({label: "Unload", words: "Unload", kind: "quiet unload", act: () => void change("unload", "")});
-		const key = button({label: "Enter the key", words: "Enter the key", kind: "quiet key", act: () => store.set({keyAsked: name})});
+		const load = button({words: "Load", kind: "quiet load", act: () => void change("load", select.value)});
+		const unload = button({words: "Unload", kind: "quiet unload", act: () => void change("unload", "")});
+		const key = button({words: "Enter the key", kind: "quiet key", act: () => store.set({keyAsked: name})});
 		return make(
 			"section.block",
 			{"data-service": name},
@@ -30,7 +30,7 @@ export function mountMachine({store, connections}, panel) {
 			make("progress", {max: 1, "aria-label": "Loading", hidden: true})
 		);
 
-		/** @type {MachineViewFn.change} */
+		/** @type {Fn.change} */
 		async function change(what, model) {
 			busy.set(name, what);
 			render();
@@ -46,7 +46,7 @@ export function mountMachine({store, connections}, panel) {
 		}
 	}
 
-	/** @type {MachineViewFn.updateBlock} */
+	/** @type {Fn.machineUpdateBlock} */
 	function updateBlock(element, service) {
 		const {name, models, info, gpus, queue} = service;
 		const isUp = isReachable(service);
@@ -54,22 +54,17 @@ export function mountMachine({store, connections}, panel) {
 		element.dataset.phase = service.phase;
 		find(".health", element).textContent = `${words[0]?.toUpperCase()}${words.slice(1)}`;
 		const usable = models.filter(({available}) => available);
-		const select = find("select", element, HTMLSelectElement);
+		const select = find("select", element);
 		const chosen = select.value;
-		keep(
-			select,
-			usable,
-			({id}) => id,
-			({id, title}) => make("option", {value: id}, title)
-		);
+		keep(select, usable, ({id}) => id, ({id, title}) => make("option", {value: id}, title));
 		select.value = chosen || (info?.default_model ?? "");
-		find(".load", element, HTMLButtonElement).disabled = busy.has(name) || !usable.length;
-		find(".unload", element, HTMLButtonElement).disabled = busy.has(name) || !gpus.some(({model}) => model);
+		find("button.load", element).disabled = busy.has(name) || !usable.length;
+		find("button.unload", element).disabled = busy.has(name) || !gpus.some(({model}) => model);
 		find(".key", element).hidden = service.phase !== "locked";
 		for (const part of ["select", ".load", ".unload"]) find(part, element).hidden = !isUp;
 		// A fetch of many gigabytes is told by the workers.
 		const loading = queue?.workers.find(worker => worker.loading)?.loading;
-		const bar = find("progress", element, HTMLProgressElement);
+		const bar = find("progress", element);
 		bar.hidden = !isUp || (!loading && busy.get(name) !== "load");
 		if (loading?.fraction) bar.value = loading.fraction;
 		else bar.removeAttribute("value");
@@ -80,13 +75,7 @@ export function mountMachine({store, connections}, panel) {
 				? `Draws with ${model.title} unless asked otherwise: ${inShort(info.default_model_reason)}.`
 				: "";
 		find(".about", element).textContent = isUp ? about : "";
-		keep(
-			find(".devices", element),
-			isUp ? gpus : [],
-			({worker}) => worker,
-			device,
-			(row, gpu) => updateDevice(row, gpu, models)
-		);
+		keep(find(".devices", element), isUp ? gpus : [], ({worker}) => worker, device, (row, gpu) => updateDevice(row, gpu, models));
 	}
 }
 
@@ -101,13 +90,13 @@ function device({worker}) {
 	);
 }
 
-/** @type {MachineViewFn.updateDevice} */
+/** @type {Fn.updateDevice} */
 function updateDevice(row, {worker, cards, model, memory_mib, state}, models) {
 	const total = cards.reduce((sum, {memory_total_mib}) => sum + memory_total_mib, 0);
 	const used = cards.reduce((sum, {memory_used_mib}) => sum + (memory_used_mib ?? 0), 0) || (memory_mib ?? 0);
 	const load = cards[0]?.utilization_percent ?? null;
 	const memory = used && `${(used / 1024).toFixed(1)}${total ? ` of ${(total / 1024).toFixed(0)}` : ""} GiB`;
-	const bar = find("meter", row, HTMLMeterElement);
+	const bar = find("meter", row);
 	bar.hidden = !total;
 	bar.value = total ? used / total : 0;
 	find(".device-name", row).textContent = cards.map(({index, name}) => `GPU ${index}: ${name}`).join(" + ") || `CPU (worker ${worker})`;

@@ -21,19 +21,13 @@ export function mountMessage(store) {
 	document.addEventListener("close", lift, true);
 	/** @type {Timer} */
 	let timer;
-	store.watch(
-		({message}) => [message],
-		message => {
-			clearTimeout(timer);
-			lift();
-			line.textContent = message?.text ?? "";
-			timer = setTimeout(() => (line.textContent = ""), SHOWN_MS + PER_CHARACTER_MS * line.textContent.length);
-		}
-	);
-	store.watch(
-		({announcement}) => [announcement],
-		text => void (find("#announcement").textContent = text)
-	);
+	store.watch(({message}) => [message], message => {
+		clearTimeout(timer);
+		lift();
+		line.textContent = message?.text ?? "";
+		timer = setTimeout(() => (line.textContent = ""), SHOWN_MS + PER_CHARACTER_MS * line.textContent.length);
+	});
+	store.watch(({announcement}) => [announcement], text => void (find("#announcement").textContent = text));
 	// Stages are read out, single steps are not.
 	store.watch(
 		({runs}) => {

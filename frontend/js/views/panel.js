@@ -4,7 +4,7 @@ import {button, find, make} from "../dom.js";
 import {whenRead} from "../lazy.js";
 import {PANELS} from "./topbar.js";
 
-/** @type {PanelViewFn.mountPanel} */
+/** @type {Fn.mountPanel} */
 export function mountPanel(app, onOpened, parts) {
 	const {store} = app;
 	const panel = find("#panel");
@@ -16,16 +16,13 @@ export function mountPanel(app, onOpened, parts) {
 		panel.append(make("section.part", {id: `panel-${name}`, "aria-label": words, hidden: true}, make("header.panel-head", make("h2", words), close), body));
 		bodies.set(name, body);
 	}
-	store.watch(
-		state => [state.panel],
-		now => {
-			panel.hidden = now === null;
-			const body = now && bodies.get(now);
-			if (body) {
-				bodies.delete(now);
-				whenRead(store, parts[now](), mount => mount(app, body, onOpened));
-			}
-			for (const part of panel.children) part.toggleAttribute("hidden", part.id !== `panel-${now}`);
+	store.watch(state => [state.panel], now => {
+		panel.hidden = now === null;
+		const body = now && bodies.get(now);
+		if (body) {
+			bodies.delete(now);
+			whenRead(store, parts[now](), mount => mount(app, body, onOpened));
 		}
-	);
+		for (const part of panel.children) part.toggleAttribute("hidden", part.id !== `panel-${now}`);
+	});
 }

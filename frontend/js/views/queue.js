@@ -5,12 +5,11 @@ import {eta, messageOf, precision, runStatus, runStep, showProgress} from "../fo
 import {isOpen} from "../runs.js";
 import {servicesOf} from "../services.js";
 
-/** @param {App} app @param {HTMLElement} panel */
+/** @type {Fn.mountQueue} */
 export function mountQueue({store, runs, connections}, panel) {
 	const blocks = make("div.blocks");
 	const words = "Tell me when a picture is finished";
 	const allow = button({
-		label: words,
 		words,
 		act: async () => {
 			const answer = await Notification.requestPermission();
@@ -20,12 +19,9 @@ export function mountQueue({store, runs, connections}, panel) {
 	});
 	allow.hidden = !("Notification" in window) || Notification.permission !== "default";
 	panel.append(blocks, allow);
-	store.watch(
-		state => [state.services, state.runs],
-		() => keep(blocks, servicesOf(store.state), ({name}) => name, block, updateBlock)
-	);
+	store.watch(state => [state.services, state.runs], () => keep(blocks, servicesOf(store.state), ({name}) => name, block, updateBlock));
 
-	/** @param {ServiceState} service */
+	/** @type {Fn.queueBlock} */
 	function block({name}) {
 		const ask = async (/** @type {"pause" | "resume" | "clear"} */ what) => {
 			try {
@@ -45,27 +41,27 @@ export function mountQueue({store, runs, connections}, panel) {
 		return make("section.block", {"data-service": name}, make("header", make("h3", precision(name)), make("p.hint.state"), pause, clear), make("ul.runs"));
 	}
 
-	/** @type {QueueViewFn.updateBlock} */
+	/** @type {Fn.queueUpdateBlock} */
 	function updateBlock(element, {name, queue, phase}) {
 		const mine = store.state.runs.filter(({service}) => service === name);
 		const open = mine.filter(run => isOpen(run.phase));
 		const others = Math.max(0, (queue?.queued ?? 0) + (queue?.running.length ?? 0) - open.filter(({id}) => id !== null).length);
 		const state = [phase === "down" && "no answer", queue?.paused ? "paused" : queue?.held, others > 0 && `${others} from elsewhere`].filter(Boolean);
 		find(".state", element).textContent = state.join(" · ") || (open.length ? "" : "nothing waits");
-		const pause = find(".pause", element, HTMLButtonElement);
+		const pause = find("button.pause", element);
 		const label = `${queue?.paused ? "Go on with" : "Pause"} ${precision(name)}`;
 		if (pause.title !== label) {
 			pause.title = label;
-			pause.setAttribute("aria-label", label);
+			pause.ariaLabel = label;
 			pause.replaceChildren(icon(queue?.paused ? "run" : "pause"));
 		}
-		pause.disabled = find(".clear", element, HTMLButtonElement).disabled = phase === "down";
+		pause.disabled = find("button.clear", element).disabled = phase === "down";
 		keep(find(".runs", element), mine, ({key}) => key, row, updateRow);
 	}
 
 	/** @param {Run} run */
 	function row({key, body: {prompt}}) {
-		/** @type {QueueViewFn.tool} */
+		/** @type {Fn.queueTool} */
 		const tool = (label, icon, name, act) => button({label: `${label}: ${prompt}`, icon, kind: `bare ${name}`, act});
 		return make(
 			"li",
@@ -83,15 +79,15 @@ export function mountQueue({store, runs, connections}, panel) {
 	}
 }
 
-/** @param {HTMLElement} element @param {Run} run */
+/** @type {Fn.updateRow} */
 function updateRow(element, run) {
 	const open = isOpen(run.phase);
 	element.dataset.phase = run.phase;
 	find(".run-words", element).textContent = run.error || [runStatus(run), runStep(run), eta(run)].filter(Boolean).join(" · ");
-	const bar = find("progress", element, HTMLProgressElement);
+	const bar = find("progress", element);
 	bar.hidden = run.phase !== "running";
 	showProgress(bar, run);
-	const preview = find(".run-preview", element, HTMLImageElement);
+	const preview = find("img.run-preview", element);
 	preview.hidden = !run.preview;
 	if (run.preview) preview.src = run.preview;
 	find(".cancel", element).hidden = !open;

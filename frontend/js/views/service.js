@@ -5,37 +5,34 @@ import {find} from "../dom.js";
 import {precision} from "../format.js";
 import {servicesOf} from "../services.js";
 
-/** @type {ServiceViewFn.mountNotice} */
+/** @type {Fn.mountNotice} */
 export function mountNotice({store}, refused) {
 	const bar = find("#notice");
 	const [title, text, enter] = [find("#notice-title"), find("#notice-text"), find("#notice-key")];
 	/** @type {ServiceName | null} */
 	let locked = null;
-	enter.addEventListener("click", () => store.set({keyAsked: locked}));
-	store.watch(
-		state => [state.keyAsked, state.services, SERVICE_NAMES.map(name => isUsed(state, name)).join()],
-		(keyAsked, _services, _used) => {
-			const notice = keyAsked ? null : noticeOf(store.state, refused);
-			bar.hidden = notice === null;
-			bar.dataset.phase = notice?.phase ?? "";
-			locked = notice?.phase === "locked" ? notice.service : null;
-			enter.hidden = locked === null;
-			// An alert is read out each time it is written: a number that goes up and down is no news.
-			if (notice && wordsOf(`${title.textContent}${text.textContent}`) !== wordsOf(notice.title + notice.text))
-				[title.textContent, text.textContent] = [notice.title, notice.text];
-		}
-	);
+	enter.onclick = () => store.set({keyAsked: locked});
+	store.watch(state => [state.keyAsked, state.services, SERVICE_NAMES.map(name => isUsed(state, name)).join()], (keyAsked, _services, _used) => {
+		const notice = keyAsked ? null : noticeOf(store.state, refused);
+		bar.hidden = notice === null;
+		bar.dataset.phase = notice?.phase ?? "";
+		locked = notice?.phase === "locked" ? notice.service : null;
+		enter.hidden = locked === null;
+		// An alert is read out each time it is written: a number that goes up and down is no news.
+		if (notice && wordsOf(`${title.textContent}${text.textContent}`) !== wordsOf(notice.title + notice.text))
+			[title.textContent, text.textContent] = [notice.title, notice.text];
+	});
 }
 
 /** @param {string} text */
 const wordsOf = text => text.replace(/\d+/g, "");
 
-/** Whether a Model node draws with it. @param {State} state @param {ServiceName} name */
+/** Whether a Model node draws with it. @type {Fn.isUsed} */
 function isUsed({document}, name) {
 	return Object.values(document.graph.nodes).some(({kind, values}) => kind === "model" && values.service === name);
 }
 
-/** @type {ServiceViewFn.noticeOf} */
+/** @type {Fn.noticeOf} */
 function noticeOf(state, refused) {
 	const services = servicesOf(state);
 	const ready = services.find(({phase}) => phase === "ready");
@@ -46,7 +43,7 @@ function noticeOf(state, refused) {
 	return {title: `The address ${refused} was not taken.`, text: "Only services on this machine are.", phase: "refused", service: null};
 }
 
-/** @param {ServiceState} service @param {ServiceState | undefined} other one that draws */
+/** @type {Fn.wordsFor} */
 function wordsFor({name, phase, reason, address}, other) {
 	const title = `The ${precision(name)} service`;
 	const instead = other ? ` ${precision(other.name)} still draws.` : "";
@@ -59,10 +56,10 @@ function wordsFor({name, phase, reason, address}, other) {
 
 /** @param {App} app */
 export function mountKeyDialog({store, connections}) {
-	const dialog = find("#key-dialog", document, HTMLDialogElement);
-	const field = find("#key", document, HTMLInputElement);
+	const dialog = find("dialog#key-dialog");
+	const field = find("input#key");
 	const error = find("#key-error");
-	find("#key-form").addEventListener("submit", event => {
+	find("#key-form").onsubmit = event => {
 		event.preventDefault();
 		const key = field.value.trim();
 		const {keyAsked} = store.state;
@@ -70,21 +67,18 @@ export function mountKeyDialog({store, connections}) {
 			field.value = "";
 			connections[keyAsked]?.useKey(key);
 		} else store.set({keyError: key ? "A key has letters, digits and signs without spaces." : "Enter the key."});
-	});
-	dialog.addEventListener("close", () => store.set({keyAsked: null}));
-	store.watch(
-		({keyAsked, keyError}) => [keyAsked, keyError],
-		(keyAsked, keyError) => {
-			error.textContent = keyError;
-			error.hidden = !keyError;
-			field.setAttribute("aria-invalid", String(Boolean(keyError)));
-			if (!keyAsked) return dialog.open && dialog.close();
-			find("#key-title").textContent = `The ${precision(keyAsked)} service needs a key`;
-			find("#key-address").textContent = store.state.services[keyAsked]?.address ?? "";
-			if (!dialog.open) {
-				dialog.showModal();
-				field.focus();
-			}
+	};
+	dialog.onclose = () => store.set({keyAsked: null});
+	store.watch(({keyAsked, keyError}) => [keyAsked, keyError], (keyAsked, keyError) => {
+		error.textContent = keyError;
+		error.hidden = !keyError;
+		field.ariaInvalid = String(Boolean(keyError));
+		if (!keyAsked) return dialog.open && dialog.close();
+		find("#key-title").textContent = `The ${precision(keyAsked)} service needs a key`;
+		find("#key-address").textContent = store.state.services[keyAsked]?.address ?? "";
+		if (!dialog.open) {
+			dialog.showModal();
+			field.focus();
 		}
-	);
+	});
 }

@@ -13,74 +13,55 @@ import {servicesOf} from "../services.js";
 /** @type {Readonly<Record<Panel, string>>} */
 export const PANELS = {gallery: "Gallery", loras: "LoRAs", queue: "Queue", machine: "Machine", workflows: "Workflows"};
 export const THEME = "flux theme";
+/** @type {State["view"][]} */
+const VIEWS = ["canvas", "form"];
 
-/** @type {TopbarViewFn.mountTopbar} */
+/** @type {Fn.mountTopbar} */
 export function mountTopbar(app, canvas, openHelp) {
 	const {store, runs} = app;
 	const stop = find("#stop");
 	const open = (/** @type {Panel} */ panel) => () => togglePanel(app, panel);
-	find("#run").addEventListener("click", () => void runs.start());
-	stop.addEventListener("click", () => runs.cancelAll());
-	find("#compare").addEventListener("click", () => whenRead(store, import("../graph/compared.js"), ({withTwin}) => compare(app, canvas, withTwin)));
-	find("#workflow").addEventListener("click", open("workflows"));
-	for (const radio of document.querySelectorAll("[name=view]")) {
-		radio.addEventListener("change", () => store.set({view: radio.getAttribute("value") === "form" ? "form" : "canvas"}));
-	}
-	store.watch(
-		({view}) => [view],
-		view => {
-			find(`[name=view][value=${view}]`, document, HTMLInputElement).checked = true;
-			document.body.dataset.view = view;
-		}
-	);
-	store.watch(
-		({runs: all}) => [all.filter(({phase}) => isOpen(phase)).length],
-		count => {
-			stop.hidden = count === 0;
-			find("#run-count").textContent = count ? String(count) : "";
-		}
-	);
-	store.watch(
-		({workflow}) => [workflow],
-		name => void (find("#workflow-name").textContent = name || "Untitled")
-	);
+	find("#run").onclick = () => void runs.start();
+	stop.onclick = () => runs.cancelAll();
+	find("#compare").onclick = () => whenRead(store, import("../graph/compared.js"), ({withTwin}) => compare(app, canvas, withTwin));
+	find("#workflow").onclick = open("workflows");
+	for (const view of VIEWS) find(`input[name=view][value=${view}]`).onchange = () => store.set({view});
+	store.watch(({view}) => [view], view => {
+		find(`input[name=view][value=${view}]`).checked = true;
+		document.body.dataset.view = view;
+	});
+	store.watch(({runs: all}) => [all.filter(({phase}) => isOpen(phase)).length], count => {
+		stop.hidden = count === 0;
+		find("#run-count").textContent = count ? String(count) : "";
+	});
+	store.watch(({workflow}) => [workflow], name => void (find("#workflow-name").textContent = name || "Untitled"));
 
 	const tabs = /** @type {[Panel, string][]} */ (Object.entries(PANELS)).map(([panel, words]) => {
-		const tab = make("button.tab", {"data-panel": panel, "aria-label": words, title: words}, icon(panel), make("span.tab-words", words));
-		tab.addEventListener("click", open(panel));
-		return tab;
+		return make("button.tab", {"data-panel": panel, "aria-label": words, title: words, onclick: open(panel)}, icon(panel), make("span.tab-words", words));
 	});
 	find("#panels").append(...tabs);
-	store.watch(
-		({panel}) => [panel],
-		panel => {
-			document.body.dataset.panel = panel ?? "";
-			for (const tab of tabs) tab.setAttribute("aria-pressed", String(tab.dataset.panel === panel));
-		}
-	);
+	store.watch(({panel}) => [panel], panel => {
+		document.body.dataset.panel = panel ?? "";
+		for (const tab of tabs) tab.ariaPressed = String(tab.dataset.panel === panel);
+	});
 	const pills = find("#services");
-	store.watch(
-		state => [state.services],
-		() => keep(pills, servicesOf(store.state), ({name}) => name, pill, updatePill)
-	);
+	store.watch(state => [state.services], () => keep(pills, servicesOf(store.state), ({name}) => name, pill, updatePill));
 	find("#corner").append(
 		button({label: "Dark or light", icon: "theme", kind: "bare", act: () => switchTheme(store)}),
 		button({label: "Help and keys", icon: "help", kind: "bare", act: openHelp})
 	);
 
-	/** @param {ServiceState} service */
+	/** @type {Fn.pill} */
 	function pill({name}) {
-		const element = make("button.pill", {"data-service": name}, make("span.dot"), precision(name));
-		element.addEventListener("click", open("machine"));
-		return element;
+		return make("button.pill", {"data-service": name, onclick: open("machine")}, make("span.dot"), precision(name));
 	}
 }
 
-/** @type {TopbarViewFn.updatePill} */
+/** @type {Fn.updatePill} */
 function updatePill(element, service) {
 	element.dataset.phase = service.phase;
 	element.title = `${precision(service.name)}: ${describe(service)}`;
-	element.setAttribute("aria-label", element.title);
+	element.ariaLabel = element.title;
 }
 
 /** @param {Store} store */
@@ -97,12 +78,12 @@ function switchTheme(store) {
 	}
 }
 
-/** @param {App} app @param {Panel} panel */
+/** @type {Fn.togglePanel} */
 export function togglePanel({store}, panel) {
 	store.set({panel: store.state.panel === panel ? null : panel});
 }
 
-/** The same prompt and seed at both precisions, side by side. @type {TopbarViewFn.compare} */
+/** The same prompt and seed at both precisions, side by side. @type {Fn.compare} */
 function compare({store, editor, runs, connections}, canvas, withTwin) {
 	const missing = SERVICE_NAMES.find(name => !connections[name]);
 	if (missing) return store.say(`This page knows no ${missing.toUpperCase()} service to compare with.`);
@@ -116,7 +97,7 @@ function compare({store, editor, runs, connections}, canvas, withTwin) {
 	runs.start(twin.samplers);
 }
 
-/** @param {ServiceState} service */
+/** @type {Fn.describe} */
 export function describe({phase, reason, info, address}) {
 	const names = info?.devices.map(({name}) => name) ?? [];
 	const machine = names.length > 1 ? `${names.length} × ${names[0]}` : names[0];

@@ -9,20 +9,20 @@ import {confirmed} from "./confirm.js";
 /** @param {App} app */
 export function mountViewer(app) {
 	const {store, connections, gallery} = app;
-	const dialog = find("#viewer", document, HTMLDialogElement);
-	const picture = find("#viewer-picture", document, HTMLImageElement);
+	const dialog = find("dialog#viewer");
+	const picture = find("img#viewer-picture");
 	const [previous, next, facts] = [find("#viewer-previous"), find("#viewer-next"), find("#viewer-facts")];
 	const close = () => store.set({viewed: null});
 	const actions = actionsFor(app, () => imageAt(0), {onUsed: close});
-	const pin = button({label: "Pin", words: "Pin", icon: "pin", act: togglePin});
+	const pin = button({words: "Pin", icon: "pin", act: togglePin});
 	pin.title = "Cleanup leaves pinned pictures";
-	actions.row.append(pin, button({label: "Delete", words: "Delete", icon: "delete", act: () => void askAndDelete()}));
+	actions.row.append(pin, button({words: "Delete", icon: "delete", act: () => void askAndDelete()}));
 	find("#viewer-actions").append(actions.row);
-	find("#viewer-close").addEventListener("click", close);
-	previous.addEventListener("click", () => void go(-1));
-	next.addEventListener("click", () => void go(1));
-	dialog.addEventListener("close", close);
-	dialog.addEventListener("keydown", event => {
+	find("#viewer-close").onclick = close;
+	previous.onclick = () => void go(-1);
+	next.onclick = () => void go(1);
+	dialog.onclose = close;
+	dialog.onkeydown = event => {
 		/** @type {Record<string, () => unknown>} */
 		const keys = {ArrowLeft: () => go(-1), ArrowRight: () => go(1), Delete: askAndDelete, p: togglePin};
 		const act = keys[event.key];
@@ -30,7 +30,7 @@ export function mountViewer(app) {
 			event.preventDefault();
 			act();
 		}
-	});
+	};
 
 	store.watch(
 		({viewed, gallery: {images, isComplete}, services}) => [viewed, isComplete, images, services],
@@ -44,26 +44,19 @@ export function mountViewer(app) {
 				return;
 			}
 			// Not `disabled`: a disabled button would keep the focus and swallow the next arrow key.
-			previous.setAttribute("aria-disabled", String(!imageAt(-1)));
-			next.setAttribute("aria-disabled", String(!imageAt(1) && isComplete));
+			previous.ariaDisabled = String(!imageAt(-1));
+			next.ariaDisabled = String(!imageAt(1) && isComplete);
 			picture.alt = find("#viewer-prompt").textContent = image.prompt;
 			picture.style.setProperty("--ratio", String(image.width / image.height));
 			picture.style.setProperty("--widest", `${4 * image.width}px`);
 			const rows = factsOf(image, modelTitle(image.request.model, store.state.services[image.service]?.models ?? []));
-			keep(
-				facts,
-				rows,
-				([name]) => name,
-				([name]) => make("div", make("dt", name), make("dd")),
-				(row, [, value]) => {
-					const cell = find("dd", row);
-					if (cell.textContent !== value) cell.textContent = value;
-				}
-			);
+			keep(facts, rows, ([name]) => name, ([name]) => make("div", make("dt", name), make("dd")), (row, [, value]) => {
+				const cell = find("dd", row);
+				if (cell.textContent !== value) cell.textContent = value;
+			});
 			actions.update();
-			pin.setAttribute("aria-pressed", String(image.pinned));
-			const connection = connections[image.service];
-			if (connection) void show(picture, image.image_url, connection);
+			pin.ariaPressed = String(image.pinned);
+			void show(picture, image.image_url, connections[image.service]);
 			if (!dialog.open) dialog.showModal();
 		}
 	);
@@ -78,7 +71,7 @@ export function mountViewer(app) {
 		return place < 0 ? null : (images[place + distance] ?? null);
 	}
 
-	/** @param {number} distance */
+	/** @type {Fn.go} */
 	async function go(distance) {
 		if (distance > 0 && !imageAt(distance)) await gallery.loadMore();
 		const image = imageAt(distance);
@@ -99,7 +92,7 @@ export function mountViewer(app) {
 	}
 }
 
-/** @type {ViewerViewFn.factsOf} */
+/** @type {Fn.viewerFactsOf} */
 function factsOf({seed, width, height, request, precision: name, engine, size_bytes, created_at, generation_time_ms}, model) {
 	const facts = {
 		Seed: String(seed),

@@ -10,18 +10,18 @@ import {confirmed} from "./confirm.js";
 
 const PREFIX = "flux workflow ";
 
-/** @type {WorkflowsViewFn.mountWorkflows} */
+/** @type {Fn.mountWorkflows} */
 export function mountWorkflows({store, editor, opener}, panel, onOpened) {
 	const title = "Name of this workflow";
 	const name = make("input", {type: "text", maxlength: 100, placeholder: title, "aria-label": title});
 	const list = make("ul.library", {id: "saved-workflows"});
 	const note = make("p.hint");
 	const form = make("form.row", name, make("button.quiet", {type: "submit"}, "Save"));
-	form.addEventListener("submit", event => {
+	form.onsubmit = event => {
 		event.preventDefault();
 		keepHere(name.value.trim() || "Untitled");
-	});
-	/** @type {WorkflowsViewFn.open} */
+	};
+	/** @type {Fn.open} */
 	const open = (build, label, workflow) => {
 		editor.replace(build(firstService(store.state)), label, workflow);
 		onOpened();
@@ -33,9 +33,9 @@ export function mountWorkflows({store, editor, opener}, panel, onOpened) {
 		form,
 		make(
 			"div.row",
-			button({label: "New", words: "New", icon: "plus", act: () => open(firstGraph, "new workflow")}),
-			button({label: "Open a file", words: "Open a file", icon: "upload", act: async () => opener.open(await chooseFiles(".json,.png,.jpg,.jpeg,.webp"))}),
-			button({label: "Save as a file", words: "Save as a file", icon: "download", act: saveFile})
+			button({words: "New", icon: "plus", act: () => open(firstGraph, "new workflow")}),
+			button({words: "Open a file", icon: "upload", act: async () => opener.open(await chooseFiles(".json,.png,.jpg,.jpeg,.webp"))}),
+			button({words: "Save as a file", icon: "download", act: saveFile})
 		),
 		make("h3", "In this browser"),
 		note,
@@ -43,10 +43,7 @@ export function mountWorkflows({store, editor, opener}, panel, onOpened) {
 		make("h3", "Examples"),
 		make("ul.library", ...examples)
 	);
-	store.watch(
-		({workflow}) => [workflow],
-		now => void (name.value = now)
-	);
+	store.watch(({workflow}) => [workflow], now => void (name.value = now));
 	render();
 
 	/** @param {string} workflow */
@@ -64,16 +61,10 @@ export function mountWorkflows({store, editor, opener}, panel, onOpened) {
 	function render() {
 		const saved = savedWorkflows();
 		note.textContent = saved.length ? "" : "Saved workflows are listed here.";
-		keep(
-			list,
-			saved,
-			each => each.title,
-			card,
-			(element, {when, count}) => void (find(".hint", element).textContent = `${count} nodes · ${when}`)
-		);
+		keep(list, saved, each => each.title, card, (element, {when, count}) => void (find(".hint", element).textContent = `${count} nodes · ${when}`));
 	}
 
-	/** @param {{title: string}} saved */
+	/** @type {Fn.card} */
 	function card({title: words}) {
 		const openIt = async () => {
 			try {
@@ -92,12 +83,12 @@ export function mountWorkflows({store, editor, opener}, panel, onOpened) {
 	}
 }
 
-/** @type {WorkflowsViewFn.row} */
+/** @type {Fn.workflowsRow} */
 function row(title, about, act, ...more) {
 	return make("li.lora", make("p.lora-name", title), make("p.hint", about), make("div.row", button({label: `Open ${title}`, words: "Open", act}), ...more));
 }
 
-/** @type {WorkflowsViewFn.savedWorkflows} */
+/** @type {Fn.savedWorkflows} */
 function savedWorkflows() {
 	try {
 		const keys = Object.keys(localStorage)

@@ -1,64 +1,59 @@
 /** What functions of js/canvas/ take and return, where that is too long to stand beside them. */
 
-/** js/canvas/geometry.js */
-declare namespace GeometryFn {
+declare namespace Fn {
+	/* js/canvas/canvas.js */
+	type boxOf = (id: string) => Box;
+	type canvasTool = (label: string, icon: string, act: () => void) => HTMLButtonElement;
+	type mountCanvas = (app: App) => Canvas;
+
+	/* js/canvas/frame.js */
+	type frameOf = (app: App, node: GraphNode) => HTMLElement;
+	type socketButton = (socket: Socket, side: Way) => HTMLButtonElement;
+	type updateFrame = (app: App, element: HTMLElement, node: GraphNode) => void;
+
+	/* js/canvas/geometry.js */
 	type anchorAt = (graph: Graph, end: End, side: Way) => Point;
+	type fitted = (box: Box, room: Extent, /** how high they are */ tools?: number) => Camera;
+	type onScreen = (box: Box, camera: Camera) => Box; // on the canvas element
+	type overlap = (a: Box, b: Box) => boolean;
 	type pathBetween = (from: Point, to: Point) => string; // the path of a wire
 	type toWorld = (camera: Camera, /** of the canvas element */ point: Point) => Point;
-	type onScreen = (box: Box, camera: Camera) => Box; // on the canvas element
 	type zoomed = (camera: Camera, point: Point, factor: number) => Camera;
-	type fitted = (box: Box, room: Extent, /** how high they are */ tools?: number) => Camera;
-}
 
-/** js/canvas/frame.js */
-declare namespace FrameFn {
-	type updateFrame = (app: App, element: HTMLElement, node: GraphNode) => void;
-}
+	/* js/canvas/gestures.js */
+	type begin = (event: PointerEvent, target: Element, point: Point) => Gesture | null;
+	type boxBetween = (a: Point, b: Point) => Box;
+	type distance = (a: Point, b: Point) => number;
+	type dragNodes = (id: string, start: Point, event: PointerEvent) => Gesture;
+	type dragWire = (socket: SocketEnd, start: Point) => Gesture;
+	type drawBox = (start: Point, event: PointerEvent) => Gesture;
+	type gesturesAt = (event: {clientX: number, clientY: number}) => Point;
+	type markFitting = (fixed: SocketEnd | null, type: SocketType) => void;
+	type middle = (a: Point, b: Point) => { x: number; y: number; };
+	type mountGestures = (options: CanvasParts & {wires: Wires, lasso: HTMLElement}) => void;
+	type ordered = <T>(other: T) => [T | End, T | End]; // from, to
+	type pan = (start: Point, onClick?: () => void) => Gesture;
+	type searchAt = (event: MouseEvent, end?: SocketEnd & {type: SocketType}) => void;
+	type socketAt = (target: Element) => SocketEnd | null;
+	type targetAt = (event: PointerEvent, fixed: SocketEnd, type: SocketType) => End | null;
 
-/** js/canvas/menu.js */
-declare namespace MenuFn {
-	type row = (item: MenuItem, index: number) => HTMLLIElement;
-}
+	/* js/canvas/menu.js */
+	type menuRow = (item: MenuItem, index: number) => HTMLLIElement;
 
-/** js/canvas/menus.js */
-declare namespace MenusFn {
-	type openSearch = (app: App, options: {at: Point, place: Point, end?: SocketEnd & {type: SocketType}}) => void;
+	/* js/canvas/menus.js */
 	type openConnect = (app: App, socket: SocketEnd & {type: SocketType}, at: Point, place: Point) => void;
 	type openNodeMenu = (app: App, options: {at: Point, boxOf: (id: string) => Box}) => void;
-}
+	type openSearch = (app: App, options: {at: Point, place: Point, end?: SocketEnd & {type: SocketType}}) => void;
 
-/** js/canvas/gestures.js */
-declare namespace GesturesFn {
-	type at = (event: {clientX: number, clientY: number}) => Point;
-	type searchAt = (event: MouseEvent, end?: SocketEnd & {type: SocketType}) => void;
-	type begin = (event: PointerEvent, target: Element, point: Point) => Gesture | null;
-	type pan = (start: Point, onClick?: () => void) => Gesture;
-	type dragNodes = (id: string, start: Point, event: PointerEvent) => Gesture;
-	type drawBox = (start: Point, event: PointerEvent) => Gesture;
-	type dragWire = (socket: SocketEnd, start: Point) => Gesture;
-	type targetAt = (event: PointerEvent, fixed: SocketEnd, type: SocketType) => End | null;
-	type markFitting = (fixed: SocketEnd | null, type: SocketType) => void;
-	type mountGestures = (options: CanvasParts & {wires: Wires, lasso: HTMLElement}) => void;
-}
-
-/** js/canvas/minimap.js */
-declare namespace MinimapFn {
+	/* js/canvas/minimap.js */
 	type mountMinimap = (options: CanvasParts & {canvas: HTMLCanvasElement}) => () => void; // draws it
-}
 
-/** js/canvas/rest.js */
-declare namespace RestFn {
-	type isWhole = (node: HTMLElement, /** of all nodes */ count: number) => boolean;
+	/* js/canvas/rest.js */
 	type mountRest = (options: {root: HTMLElement, layer: HTMLElement, app: App, boxOf: (id: string) => Box, isZoomed: () => boolean}) => () => void; // call it when the view or the nodes have changed
-}
+	type whole = (/** of all nodes */ count: number) => (node: HTMLElement) => boolean;
 
-/** js/canvas/wires.js */
-declare namespace WiresFn {
-	type draw = (graph: Graph, selected: string | null) => void;
+	/* js/canvas/wires.js */
 	type drawLoose = (loose: {from: Point, to: Point, type: string} | null) => void;
-}
-
-/** js/canvas/canvas.js */
-declare namespace CanvasFn {
-	type tool = (label: string, icon: string, act: () => void) => HTMLButtonElement;
+	type wiresAdd = (wire: Wire, graph: Graph) => { group: SVGGElement; paths: SVGPathElement[]; seen: string; };
+	type wiresDraw = (graph: Graph, selected: string | null) => void;
 }

@@ -1,83 +1,53 @@
 /** What functions of js/graph/ take and return, where that is too long to stand beside them. */
 
-/** js/graph/table.js */
-declare namespace TableFn {
-	type initialValues = (kind: NodeKind) => Record<string, Value>;
-}
+declare namespace Fn {
+	/* js/graph/comfy.js */
+	type conditioning = (reader: Reader, node: ComfyNode | null) => Wanted;
+	type customRequest = (reader: Reader, sampler: ComfyNode) => Wanted;
+	type isLink = (value: unknown) => value is {from: string};
+	type latent = (reader: Reader, node: ComfyNode | null) => Wanted;
+	type modelChain = (reader: Reader, node: ComfyNode | null) => Wanted;
+	type nodesFrom = (data: unknown) => Map<string, ComfyNode>;
+	type samplerRequest = (reader: Reader, sampler: ComfyNode) => Wanted;
+	type savedNodes = (nodes: readonly unknown[], links: readonly unknown[]) => ComfyNode[];
+	type sentNodes = (file: Record<string, unknown>) => ComfyNode[];
+	type source = (node: ComfyNode | null, input: string) => ComfyNode | null;
+	type value = (node: ComfyNode | null, input: string) => unknown;
 
-/** js/graph/graph.js */
-declare namespace GraphFn {
-	type newNode = (id: string, kind: NodeKind, place: Point, values?: Record<string, Value>) => GraphNode;
-	type freeIds = (graph: Graph, part: "nodes" | "wires") => () => string;
-	type endOf = (/** "n1.model" */ text: string) => End;
-	type wiresAt = (graph: Graph, end: "to" | "from", node: string, socket?: string) => Wire[];
-	type wiresInto = (graph: Graph, node: string, socket?: string) => Wire[];
-	type wiresOutOf = (graph: Graph, node: string, socket?: string) => Wire[];
-	type sourcesOf = (graph: Graph, node: string, socket: string) => GraphNode[];
-	type sourceOf = (graph: Graph, node: string, socket: string) => GraphNode | null;
-	type typeAt = (graph: Graph, end: End, side: Way) => SocketType | null;
-	type whyNoWire = (graph: Graph, from: End, to: End) => string;
-	type leadsTo = (graph: Graph, start: string, end: string) => boolean;
-	type byAge = (a: {id: string}, b: {id: string}) => number;
-}
-
-/** js/graph/commands.js */
-declare namespace CommandsFn {
-	type joined = (first: Command, second: Command) => Command;
-	type together = (label: string, graph: Graph, makers: readonly ((graph: Graph) => Command | null)[]) => Command | null;
-	type moveNodes = (graph: Graph, places: Readonly<Record<string, Point>>, series?: string) => Command | null;
-	type setValues = (graph: Graph, id: string, values: Readonly<Record<string, Value>>, series?: string) => Command | null;
-	type paste = (graph: Graph, fragment: Fragment, by: Point, label?: string) => {command: Command; ids: string[]} | null;
+	/* js/graph/commands.js */
 	type align = (graph: Graph, ids: readonly string[], how: "left" | "top" | "row" | "column", boxOf: (id: string) => Box) => Command | null;
-	type changeNodes = (graph: Graph, ids: readonly string[], label: string, change: (node: GraphNode) => GraphNode, series?: string) => Command | null;
 	type applied = (graph: Graph, changes: readonly Change[], side: "before" | "after") => Graph;
-}
+	type changeNodes = (graph: Graph, ids: readonly string[], label: string, change: (node: GraphNode) => GraphNode, series?: string) => Command | null;
+	type changeOf<P extends "node" | "wire", T> = (before: T | null, after: T | null) => {part: P; id: string; before: T | null; after: T | null};
+	type collapse = (graph: Graph, ids: readonly string[], collapsed: boolean) => Command | null;
+	type commandOf = (label: string, changes: readonly Change[], series?: string) => Command;
+	type connect = (graph: Graph, from: End, to: End) => Command | null;
+	type connecting = (/** "n1.model" */ from: string, to: string) => (graph: Graph) => Command | null;
+	type copy = (graph: Graph, ids: readonly string[]) => Fragment;
+	type disconnect = (graph: Graph, ids: readonly string[]) => Command | null;
+	type duplicate = (graph: Graph, ids: readonly string[], by: Point) => { command: Command; ids: string[]; } | null;
+	type execute = (graph: Graph, command: Command) => Graph;
+	type isSame = (a: Value | undefined, b: Value | undefined) => boolean;
+	type isSameNode = (a: GraphNode, b: GraphNode) => boolean;
+	type joined = (first: Command, second: Command) => Command;
+	type moveNodes = (graph: Graph, places: Readonly<Record<string, Point>>, series?: string) => Command | null;
+	type paste = (graph: Graph, fragment: Fragment, by: Point, label?: string) => {command: Command; ids: string[]} | null;
+	type removeNodes = (graph: Graph, ids: readonly string[]) => Command | null;
+	type replaceAll = (graph: Graph, other: Graph, label: string) => Command;
+	type revert = (graph: Graph, command: Command) => Graph;
+	type setValues = (graph: Graph, id: string, values: Readonly<Record<string, Value>>, series?: string) => Command | null;
+	type together = (label: string, graph: Graph, makers: readonly ((graph: Graph) => Command | null)[]) => Command | null;
 
-/** js/graph/history.js */
-declare namespace HistoryFn {
-	type perform = (document: Doc, command: Command | null, /** whether it may be joined with the last one, when both are of one series */ goesOn?: boolean) => Doc;
-}
+	/* js/graph/compared.js */
+	type twinOf = (graph: Graph, samplerId: string, service: string) => GraphNode | null;
+	type withTwin = (graph: Graph, samplerId: string, /** for a sampler without a fixed one */ seed: number, /** where the nodes are: what is new goes beside them */ boxOf: (id: string) => Box) => { graph: { nodes: { [x: string]: GraphNode | { values: { seed_mode: string; seed: string | number | boolean | readonly string[]; num_images: number; }; id: string; kind: NodeKind; x: number; y: number; collapsed: boolean; } | { values: { seed_mode: string; seed: string | number | boolean | readonly string[]; num_images: number; }; id: string; kind: NodeKind; x: number; y: number; collapsed: boolean; }; }; wires: Readonly<Record<string, Wire>>; }; samplers: string[]; } | null;
 
-/** js/graph/restore.js */
-declare namespace RestoreFn {
-	type add = (kind: NodeKind, values: Record<string, Value>, output: string, input: string, height: number) => string;
-	type graphOf = (wanted: Wanted, service: string) => Graph;
-}
-
-/** js/graph/plan.js */
-declare namespace PlanFn {
-	type planOf = (graph: Graph, samplerId: string) => Plan | null;
-	type mainSampler = (graph: Graph, wanted?: string | null) => GraphNode | null;
-	type originOf = (graph: Graph, nodeId: string, socket: string) => GraphNode | null;
-}
-
-/** js/graph/request.js */
-declare namespace RequestFn {
-	type fault = (node: string, field: string, message: string) => number;
-	type orderOf = (graph: Graph, samplerId: string) => Order | null;
-	type partsOf = (graph: Graph, samplerId: string, fault: (node: string, field: string, message: string) => void) => Part[];
-	type samplerValues = (sampler: GraphNode) => Partial<GenerateBody>;
-}
-
-/** js/graph/layout.js */
-declare namespace LayoutFn {
-	type arranged = (graph: Graph, sizeOf: (id: string) => {width: number, height: number}) => Record<string, Point>;
-	type around = (boxes: readonly Box[]) => Box | null;
-}
-
-/** js/graph/picture_texts.js */
-declare namespace PictureTextsFn {
-	type pictureTexts = (data: ArrayBuffer) => Promise<Record<string, string>>;
-	type exifTexts = (tiff: Uint8Array<ArrayBuffer> | null) => Record<string, string>;
-}
-
-/** js/graph/infotext.js */
-declare namespace InfotextFn {
-	type fromInfotext = (text: string) => Wanted | null; // null when it is no such text
-}
-
-/** js/graph/difference.js */
-declare namespace DifferenceFn {
+	/* js/graph/difference.js */
+	type blur = (values: Float64Array, width: number, height: number) => Float64Array<ArrayBufferLike>;
+	type differenceMap = (a: Pixels, b: Pixels, gain?: number) => { data: Uint8ClampedArray<ArrayBuffer>; width: number; height: number; };
+	type meanOfProducts = (first: Float64Array, second: Float64Array) => Float64Array<ArrayBufferLike>;
+	type psnr = (a: Pixels, b: Pixels) => number;
+	type ssim = (a: Pixels, b: Pixels) => number;
 	type weighted = (
 		values: Float64Array,
 		/** of the result */ width: number,
@@ -85,4 +55,81 @@ declare namespace DifferenceFn {
 		/** of a row */ stride: number,
 		step: number
 	) => Float64Array;
+
+	/* js/graph/graph.js */
+	type byAge = (a: {id: string}, b: {id: string}) => number;
+	type endOf = (/** "n1.model" */ text: string) => End;
+	type faultsOf = (graph: Graph) => string[];
+	type freeIds = (graph: Graph, part: "nodes" | "wires") => () => string;
+	type leadsTo = (graph: Graph, start: string, end: string) => boolean;
+	type newNode = (id: string, kind: NodeKind, place: Point, values?: Record<string, Value>) => GraphNode;
+	type sourceOf = (graph: Graph, node: string, socket: string) => GraphNode | null;
+	type sourcesOf = (graph: Graph, node: string, socket: string) => GraphNode[];
+	type typeAt = (graph: Graph, end: End, side: Way) => SocketType | null;
+	type whyNoWire = (graph: Graph, from: End, to: End) => string;
+	type wiresAt = (graph: Graph, end: "to" | "from", node: string, socket?: string) => Wire[];
+	type wiresInto = (graph: Graph, node: string, socket?: string) => Wire[];
+	type wiresOutOf = (graph: Graph, node: string, socket?: string) => Wire[];
+
+	/* js/graph/history.js */
+	type newDocument = (graph: Graph) => Doc;
+	type perform = (document: Doc, command: Command | null, /** whether it may be joined with the last one, when both are of one series */ goesOn?: boolean) => Doc;
+	type step = (document: Doc) => Doc;
+
+	/* js/graph/infotext.js */
+	type fromInfotext = (text: string) => Wanted | null; // null when it is no such text
+
+	/* js/graph/layout.js */
+	type around = (boxes: readonly Box[]) => Box | null;
+	type arranged = (graph: Graph, sizeOf: (id: string) => {width: number, height: number}) => Record<string, Point>;
+
+	/* js/graph/picture_texts.js */
+	type bytesOf = (view: Bytes, at: number, length: number) => Uint8Array<ArrayBuffer>;
+	type entry = (view: DataView, isLittle: boolean, at: number, tag: number) => { count: number; value: number; } | null;
+	type exifTexts = (tiff: Uint8Array<ArrayBuffer> | null) => Record<string, string>;
+	type inflated = (bytes: Uint8Array<ArrayBuffer>) => Promise<Uint8Array<ArrayBuffer>>;
+	type pictureTexts = (data: ArrayBuffer) => Promise<Record<string, string>>;
+	type split = (bytes: Uint8Array<ArrayBuffer>) => [Uint8Array<ArrayBuffer>, Uint8Array<ArrayBuffer>];
+
+	/* js/graph/plan.js */
+	type mainSampler = (graph: Graph, wanted?: string | null) => GraphNode | null;
+	type originOf = (graph: Graph, nodeId: string, socket: string) => GraphNode | null;
+	type planOf = (graph: Graph, samplerId: string) => Plan | null;
+	type samplersBefore = (graph: Graph, samplerId: string) => string[];
+
+	/* js/graph/request.js */
+	type fault = (node: string, field: string, message: string) => number;
+	type orderOf = (graph: Graph, samplerId: string) => Order | null;
+	type partsOf = (graph: Graph, samplerId: string, fault: (node: string, field: string, message: string) => void) => Part[];
+	type requestAdd = (node: GraphNode, field: PartField, source: Value | undefined, message: string) => void;
+	type samplerValues = (sampler: GraphNode) => Partial<GenerateBody>;
+	type textOf = (node: GraphNode | null) => string;
+
+	/* js/graph/restore.js */
+	type asObject = (value: unknown) => Record<string, unknown>;
+	type graphOf = (wanted: Wanted, service: string) => Graph;
+	type node = (kind: NodeKind, x: number, y: number, values?: Record<string, Value>, collapsed?: boolean) => string; // its id
+	type restoreAdd = (kind: NodeKind, values: Record<string, Value>, output: string, input: string, height: number) => string;
+	type wantedFrom = (data: unknown) => Wanted;
+
+	/* js/graph/starters.js */
+	type firstGraph = (service: string) => Graph;
+
+	/* js/graph/table.js */
+	type faultOf = (spec: ValueSpec, value: unknown) => string;
+	type initialValues = (kind: NodeKind) => Record<string, Value>;
+	type inputOf = (kind: NodeKind, name: string) => Socket | undefined;
+	type outputOf = (kind: NodeKind, name: string) => Socket | undefined;
+
+	/* js/graph/workflow.js */
+	type endFrom = (text: unknown, where: string) => End;
+	type isId = (id: unknown, letter: "n" | "w") => boolean;
+	type listOf = (file: Record<string, unknown>, name: string) => unknown[];
+	type nodeFrom = (data: unknown, index: number) => GraphNode;
+	type parse = (data: unknown) => {graph: Graph, name: string};
+	type place = (value: unknown, where: string) => number;
+	type require = (holds: boolean, where: string, value: unknown, words: string) => void;
+	type serialise = (graph: Graph, name: string) => { format: string; version: number; name: string; nodes: GraphNode[]; wires: { id: string; from: string; to: string; }[]; };
+	type valuesFrom = (kind: NodeKind, given: Record<string, unknown>, where: string) => { [x: string]: Value; };
+	type wireFrom = (data: unknown, index: number) => Wire;
 }

@@ -1,105 +1,150 @@
 /** What functions of js/ take and return, where that is too long to stand beside them. */
 
-/** js/event_stream.js */
-declare namespace EventStreamFn {
-	type readBlock = (block: string, onEvent: (event: StreamEvent) => void) => void;
-}
+/** The element that a selector finds: `dialog#help` a dialog, `#help` some element. */
+type Found<S extends string> = S extends keyof Tags ? Tags[S] : S extends `${infer T}${"#" | "." | "["}${string}` ? (T extends keyof Tags ? Tags[T] : HTMLElement) : HTMLElement;
+type Tags = HTMLElementTagNameMap & Pick<SVGElementTagNameMap, "svg">;
 
-/** js/api.js */
-declare namespace ApiFn {
-	type at = (before: string, /** of what it is about */ name: string, after?: string) => string;
-}
+declare namespace Fn {
+	/* js/api.js */
+	type apiAt = (before: string, /** of what it is about */ name: string, after?: string) => string;
+	type send = (method: string, path: string, body?: object, options?: RequestInit) => Promise<any>;
+	type whileReading = <T>(body: Promise<T>) => Promise<T>;
 
-/** js/assets.js */
-declare namespace AssetsFn {
+	/* js/assets.js */
+	type dataUrl = (blob: Blob) => Promise<string>;
 	type keepAsset = (blob: Blob) => Promise<string>; // its name
 	type readAsset = (name: string) => Promise<Blob | null>;
-}
+	type settled = <T>(request: IDBRequest<T>) => Promise<T>;
+	type within = <T>(mode: IDBTransactionMode, act: (files: IDBObjectStore) => IDBRequest<T>) => Promise<T>;
 
-/** js/format.js */
-declare namespace FormatFn {
+	/* js/config.js */
+	type ownMachine = (text: string, pageHostname: string) => string | null;
+	type serviceAddresses = (page: Location | URL, /** which service serves the page */ own?: ServiceName | null) => { addresses: Partial<Record<ServiceName, string>>; refused: string; };
+
+	/* js/connection.js */
+	type connectionSet = (patch: Partial<ServiceState>) => void;
+	type isReachable = (service: ServiceState | null | undefined) => boolean;
+	type newConnection = (name: ServiceName, client: ServiceClient, store: Store) => Connection;
+
+	/* js/dom.js */
+	type button = (options: ButtonOptions) => HTMLButtonElement;
+	type chooseFiles = (accept: string, many?: boolean) => Promise<File[]>;
+	type find = <S extends string>(selector: S, root?: ParentNode) => Found<S>;
+	type icon = (/** one of icons.js */ name: string, /** to draw it in */ svg?: Element) => Element;
+	type isTyping = (target: EventTarget | null) => boolean;
+	type setAll = (element: Element, attributes: Attributes) => void;
+
+	/* js/drops.js */
+	type mountDrops = (app: App, canvas: Canvas) => void;
+
+	/* js/editor.js */
+	type editorPut = (put: {command: Command, ids: string[]} | null) => void;
+	type newEditor = (store: Store) => Editor;
+	type stepBy = (from: "done" | "undone", by: step, words: string, verb: string) => void;
+
+	/* js/event_stream.js */
+	type readBlock = (block: string, onEvent: (event: StreamEvent) => void) => void;
+	type readEvents = (body: ReadableStream<Uint8Array>, onEvent: (event: StreamEvent) => void) => Promise<void>;
+
+	/* js/format.js */
 	type failedWords = (failed: readonly FailedImage[]) => string;
 	type modelTitle = (modelId: string, models: readonly Model[]) => string;
 	type showProgress = (bar: HTMLProgressElement, run: Run | undefined) => void;
-}
 
-/** js/icons.js */
-declare namespace IconsFn {
-	type ring = (x: number, y: number, r: number) => string;
-}
-
-/** js/dom.js */
-declare namespace DomFn {
-	type setAll = (element: Element, attributes: Record<string, string | number | boolean>) => void;
-	type icon = (/** one of icons.js */ name: string, /** to draw it in */ svg?: Element) => Element;
-	type chooseFiles = (accept: string, many?: boolean) => Promise<File[]>;
-}
-
-/** js/services.js */
-declare namespace ServicesFn {
-	type serviceNamed = (state: State, name: unknown) => ServiceState | null;
-	type connectionTo = (connections: Connections, name: ServiceName) => Connection;
-}
-
-/** js/runs.js */
-declare namespace RunsFn {
-	type onEvent = (service: ServiceName, event: StreamEvent) => undefined;
-	type runOf = (runs: readonly Run[], sampler: string) => Run | undefined;
-	type newRun = (order: Order, /** of the runs of all samplers */ keys: Map<string, string>) => Run;
-}
-
-/** js/session.js */
-declare namespace SessionFn {
-	type restore = () => Partial<State> | null; // null when there is nothing to go on with
-}
-
-/** js/editor.js */
-declare namespace EditorFn {
-	type setValues = (id: string, values: Readonly<Record<string, Value>>) => void;
-	type add = (kind: NodeKind, place: Point, values?: Record<string, Value>) => GraphNode;
-	type replace = (graph: Graph, label: string, /** its name */ workflow?: string) => void;
-	type put = (put: {command: Command, ids: string[]} | null) => void;
-}
-
-/** js/gallery.js */
-declare namespace GalleryFn {
+	/* js/gallery.js */
+	type gallerySet = (patch: Partial<GalleryState>) => void;
 	type load = (service: ServiceName, before: string | undefined, join: (images: GalleryImage[], old: GalleryImage[]) => GalleryImage[]) => Promise<void>;
+	type newGallery = (connections: Connections, store: Store) => Gallery;
 	type without = (shown: Shown, imageId: string) => Shown | null;
-}
 
-/** js/keys.js */
-declare namespace KeysFn {
+	/* js/icons.js */
+	type box = (x: number, y: number, w: number, h?: number, r?: number) => string;
+	type ring = (x: number, y: number, r: number) => string;
+
+	/* js/keys.js */
 	type canvasKey = (key: string, target: EventTarget | null, isLarge: boolean) => Act;
-}
+	type commandKey = (event: KeyboardEvent) => Act;
+	type mountKeys = (app: App, canvas: Canvas, openHelp: () => void) => void;
+	type plainKey = (event: KeyboardEvent) => Act;
 
-/** js/library.js */
-declare namespace LibraryFn {
-	type add = (files: readonly File[], /** of the first; null: left of the Model nodes */ place?: Point | null) => Promise<void>;
-	type change = (service: ServiceName, lora: Lora, changes: LoraChanges) => Promise<string>; // what went wrong, or ""
+	/* js/lazy.js */
+	type whenRead = <T>(store: Store, part: Promise<T>, use: (part: T) => void) => void;
+
+	/* js/library.js */
 	type addNodes = (names: readonly (string | null)[], place: Point | null) => string[]; // ids
+	type libraryAsk = <T>(service: ServiceName, call: Call<T>) => Promise<T>;
+	type newLibrary = (connections: Connections, store: Store, editor: Editor, /** brings nodes into view */ reveal: () => void) => Library;
+	type rename = (before: string, after: string) => void;
 	type setUpload = (nodeId: string, patch: Partial<Upload>) => void;
-}
 
-/** js/models.js */
-declare namespace ModelsFn {
+	/* js/main.js */
+	type fitWhenKnown = (store: Store, camera: Values<{camera: Camera}>, fitSoon: () => void) => void;
+	type ownName = () => Promise<ServiceName | null>;
+
+	/* js/models.js */
+	type modelAfter = (state: State, node: string) => Model | null;
 	type modelOf = (state: State, node: GraphNode | null | undefined) => Model | null;
-}
+	type modelOfSampler = (state: State, sampler: string) => Model | null;
+	type priceOf = (model: Pick<Model, "price"> | null) => string;
 
-/** js/opener.js */
-declare namespace OpenerFn {
-	type open = (files: readonly File[], /** on the canvas */ place?: Point | null) => Promise<void>;
-	type openText = (/** of a workflow */ text: string, name: string) => Promise<void>;
-	type openRequest = (request: unknown, service: ServiceName, /** of one of its pictures */ seed: number) => void;
+	/* js/opener.js */
+	type newOpener = (store: Store, editor: Editor, library: Library, /** another graph is there */ onOpened: () => void) => Opener;
+	type openComfy = (data: unknown, name: string) => Promise<boolean>;
 	type openForeign = (wanted: Wanted, leftOut: readonly string[], name?: string) => void;
-}
+	type openOne = (file: File, place: Point | null) => Promise<void>;
+	type openPicture = (file: File, place: Point | null) => Promise<void>;
+	type parsed = (text: string) => unknown;
+	type replace = (graph: Graph, name: string) => void;
 
-/** js/store.js */
-declare namespace StoreFn {
+	/* js/pause.js */
+	type wait = (/** none: until it is woken */ ms?: number) => Promise<void>;
+
+	/* js/pictures.js */
+	type clear = (image: HTMLImageElement) => void;
+	type download = (event: Event, connection: Connection) => Promise<void>;
+	type save = (blob: Blob, filename: string) => void;
+	type show = (image: HTMLImageElement, path: string, /** none: nothing is shown */ connection: Connection | undefined) => Promise<void>;
+
+	/* js/runs.js */
+	type byNode = (faults: readonly Fault[]) => Record<string, Record<string, string>>;
+	type fail = (key: string, error: string) => void;
+	type failThoseAfter = (key: string, error: string) => void;
+	type isOpen = (phase: Run["phase"]) => boolean;
+	type missingService = (order: Order) => Fault[];
+	type newRun = (order: Order, /** of the runs of all samplers */ keys: Map<string, string>) => Run;
+	type newRuns = (connections: Connections, store: Store, onPicture: (service: ServiceName) => void) => Runs;
+	type onEvent = (service: ServiceName, event: StreamEvent) => undefined;
+	type patch = (key: string, patch: Partial<Run>) => void;
+	type pictureOf = (run: Run, part: RunPart) => Promise<string>;
+	type placeOf = (sampler: string, /** of a request: `width`, `loras.1.name` … */ field: string) => { node: string; field: string; };
+	type refuse = (run: Run, error: unknown) => void;
+	type runOf = (runs: readonly Run[], sampler: string) => Run | undefined;
+	type runsAsk = <T>(service: ServiceName, call: Call<T>) => Promise<T>;
+	type runsShow = (sampler: string, service: ServiceName, job: Job) => void;
+	type sent = (service?: ServiceName) => Run[];
+	type showAgain = (connection: Connection) => Promise<void>;
+	type update = (key: string, job: Job) => void;
+
+	/* js/services.js */
+	type connectionTo = (connections: Connections, name: ServiceName) => Connection;
+	type firstService = (state: State) => ServiceName;
+	type serviceNamed = (state: State, name: unknown) => ServiceState | null;
+	type servicesOf = (state: State) => ServiceState[];
+	type whenUp = (store: Store, connections: Connections, act: (connection: Connection) => void) => void;
+
+	/* js/session.js */
+	type isService = (name: unknown) => name is ServiceName;
+	type readKeys = () => Record<string, string>;
+	type rememberKey = (address: string, key: string) => void;
+	type restore = () => Partial<State> | null; // null when there is nothing to go on with
+	type runFrom = (saved: unknown) => Run[];
+	type sessionWrite = (name: string, values: unknown) => void;
+	type shownFrom = (entry: [string, unknown]) => (string | { service: ServiceName; id: string; })[][];
+
+	/* js/sizes.js */
+	type presets = (model: Model) => Size[];
+
+	/* js/store.js */
 	type initialService = (name: ServiceName, address: string) => ServiceState;
 	type setService = (name: ServiceName, patch: Partial<ServiceState>) => void;
-}
-
-/** js/main.js */
-declare namespace MainFn {
-	type fitWhenKnown = (store: Store, camera: Values<{camera: Camera}>, fitSoon: () => void) => void;
 }
