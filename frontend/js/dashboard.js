@@ -11,7 +11,7 @@ const address = ownService(location) ?? location.origin;
 const client = serviceClient(address, () => readKeys()[address] ?? "");
 
 const state = find("#state");
-const switchOn = find("#on", document, HTMLInputElement);
+const switchOn = find("input#on");
 
 async function look() {
 	try {
@@ -119,7 +119,7 @@ async function after(change) {
 switchOn.addEventListener("change", () => void after(client.switchImages(switchOn.checked)));
 find("#key-form").addEventListener("submit", event => {
 	event.preventDefault();
-	rememberKey(address, find("#key", document, HTMLInputElement).value);
+	rememberKey(address, find("input#key").value);
 	void look();
 });
 
