@@ -13,29 +13,42 @@ main() {
     need systemd systemd-analyze
     # Reads docker-compose.yml; it needs no engine. Docker's own plugin is as good.
     if ! docker compose version > /dev/null 2>&1; then need docker-compose docker-compose; fi
+    need postgresql pg_ctl /usr/lib/postgresql/*/bin/pg_ctl # several front doors of a fleet share one
     need npm npm # and Node.js with it: the page's graph is tested without a browser
 
     # Tests start hundreds of processes: modules are compiled once for all of them.
     unset PYTHONDONTWRITEBYTECODE
 
-    local checks=0
-    scripts/check.sh || checks=$?
-    local tests=0
+    local checks=0 tests=0
     if (($#)); then
+        scripts/check.sh || checks=$?
         .venv/bin/python -m pytest "$@" || tests=$?
     else
+        scripts/page_tools.sh
+        begin_checks
         # One more than a small machine has cores, because much of a test is waiting; a file's tests stay together and share its
         # services. What measures time or fills a GPU comes after, alone.
         .venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not timing and not gpu' || tests=$?
+        wait "$checking" || checks=$?
+        cat "$checked"
         local measured=()
         mapfile -t measured < <(grep -rlE 'mark\.(timing|gpu)' tests --include='test_*.py')
         .venv/bin/python -m pytest -m 'timing or gpu' "${measured[@]}" || tests=$?
     fi
     if ((checks)); then
-        echo "The static checks failed, see above the tests." >&2
+        echo "The static checks failed, see above." >&2
         exit "$checks"
     fi
     exit "$tests"
+}
+
+# The static checks compute while tests wait, and give way to them. What they say is in the file `checked`, because
+# lines of two programs at once are nobody's.
+begin_checks() {
+    checked=$(mktemp)
+    nice -n 19 scripts/check.sh > "$checked" 2>&1 &
+    checking=$!
+    trap 'kill "$checking" 2> /dev/null || true; rm -f "$checked"' EXIT
 }
 
 # need <Debian package> <command, or another one that serves as well...>

@@ -46,6 +46,7 @@ class JobStore:
     def __init__(self, database: Database) -> None:
         self.refusal: str | None = None  # why the last change was not written; None when it was
         self.database = database
+        self.is_closed = False
         self._arrived: list[_Pending] = []  # in this turn of the loop
         self._changes: queue.SimpleQueue[list[_Pending] | None] = queue.SimpleQueue()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-write")
@@ -99,6 +100,7 @@ class JobStore:
 
     async def _let_go(self) -> None:
         """Close what is open: all of it, or what there was when opening failed."""
+        self.is_closed = True
         for executor, name in ((self._writer, "_write_db"), (self._reader, "_read_db")):
             if hasattr(self, name):
                 await self._in(executor, getattr(self, name).close)

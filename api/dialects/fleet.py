@@ -97,6 +97,7 @@ async def machines(services: ServicesDep) -> dict[str, Any]:
         "queued": queue.waiting,
         "running": len(queue.running_ids),
         "held": queue.why_waiting(),
+        "doors": [] if services.doors is None else services.doors.to_json(),
         "nodes": [
             {
                 "node_id": node,

@@ -58,6 +58,7 @@ class PostgresDatabase:
     def __init__(self, url: str, door: str) -> None:
         self.door = door
         self.epoch = 0
+        self.is_shared = False  # others than the store use it, and `end` it
         self._url = url
         self._made: Engine | None = None
         self._making = threading.Lock()
@@ -74,10 +75,10 @@ class PostgresDatabase:
         try:
             self._prepare()
         except ConfigurationError:
-            self.close()
+            self.end()
             raise
         except Exception as error:
-            self.close()
+            self.end()
             if not self.is_refusal(error):
                 raise
             raise ConfigurationError(f"{SETTING}: {why_not(error, self._url)}") from error
@@ -113,6 +114,11 @@ class PostgresDatabase:
         return clean | {"door": self.door, "epoch": self.epoch}
 
     def close(self) -> None:
+        if not self.is_shared:
+            self.end()
+
+    def end(self) -> None:
+        """Close every connection; nobody may be using one."""
         if self._made is not None:
             self._made.dispose()
 

@@ -11,9 +11,10 @@ import asyncio
 import json
 import logging
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from config.errors import FluxError, NotFound
+from config.errors import FluxError, NotFound, StorageUnavailable
 from utils.database import Row
 from utils.database.postgres import PostgresDatabase, PostgresReader
 from utils.fleet.crew import Crew
@@ -49,6 +50,7 @@ class Doors(Others):
         self._word = Word(database, self._heard, self._hurry_all)
         self._hurry = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._looker = ThreadPoolExecutor(1, thread_name_prefix="doors-look")
         self._fetching: asyncio.Task[None] | None = None
         self._ended: set[str] = set()  # ids, heard of and to be read
         self._begun: set[str] = set()
@@ -67,6 +69,7 @@ class Doors(Others):
 
     def share(self, queue: FleetQueue, crew: Crew) -> None:
         self._queue, self._store, self._crew = queue, queue.store, crew
+        self._database.is_shared = True
         queue.share(self, self.files)
         queue.why_not_routing = self.why_not_routing
         crew.routes = False
@@ -74,7 +77,7 @@ class Doors(Others):
         crew.on_away = self._write_away
 
     async def start(self) -> None:
-        self._crew.files.fetch = self.files.fetch
+        self._crew.files.fetch = self._bring
         self._word.start()
         await self._beat()
         self._tasks = [
@@ -84,6 +87,14 @@ class Doors(Others):
             ),
         ]
 
+    async def _bring(self, kind: str, name: str) -> bool:
+        """A file that a job needs which was begun: an outage of the database is waited for."""
+        while True:
+            try:
+                return await self.files.fetch(kind, name)
+            except StorageUnavailable:
+                await asyncio.sleep(BEAT_SECONDS)
+
     async def release(self) -> None:
         """Let another door route. After the queue has stopped."""
         self._is_closing = True
@@ -91,15 +102,19 @@ class Doors(Others):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         try:
-            await asyncio.to_thread(self.lease.give_up)
-            await asyncio.to_thread(
-                self._reader.rows, "forget_doors", {"gone": self._database.door}
-            )
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._looker, self._say_goodbye)
             self._word.tell({"kind": "lease"})
         except Exception as error:
             if not self._database.is_refusal(error):
                 raise  # else it is over by itself in a moment
         await self._word.close()
+        await asyncio.to_thread(self._looker.shutdown)
+        self._database.end()
+
+    def _say_goodbye(self) -> None:
+        self.lease.give_up()
+        self._reader.rows("forget_doors", {"gone": self._database.door})
 
     def why_not_routing(self) -> str | None:
         """Why this door begins no job; None when it does."""
@@ -108,6 +123,18 @@ class Doors(Others):
         if self.lease.epoch is not None:
             return "the job database does not answer"
         return f"the front door {self.lease.holder or 'that comes next'} routes"
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The doors that told of themselves lately, and which of them routes."""
+        router = self.name if self.lease.epoch is not None else self.lease.holder
+        return [
+            {
+                "name": row["name"],
+                "routes": row["name"] == router,
+                "is_this": row["id"] == self._database.door,
+            }
+            for row in self.others
+        ]
 
     @property
     def routes(self) -> bool:
@@ -149,6 +176,8 @@ class Doors(Others):
     # Heard of the others
 
     def _heard(self, message: Message) -> None:
+        if self._store.is_closed:
+            return
         ledger = self._queue.ledger
         match message.get("kind"):
             case "queued":
@@ -176,7 +205,7 @@ class Doors(Others):
             self._fetching = asyncio.create_task(self._fetch_on(), name="doors' rows")
 
     async def _fetch_on(self) -> None:
-        while self._ended or self._begun:
+        while (self._ended or self._begun) and not self._store.is_closed:
             ended, self._ended = self._ended, set()
             begun, self._begun = self._begun, set()
             try:
@@ -210,8 +239,10 @@ class Doors(Others):
         self._own -= self._written
         self._written.clear()
         try:
-            seen = await asyncio.to_thread(self._look)
-            await self._take(seen)
+            loop = asyncio.get_running_loop()
+            seen = await loop.run_in_executor(self._looker, self._look)
+            if not self._store.is_closed:
+                await self._take(seen)
             if self._is_away:
                 log.info("the job database answers again", extra={"action": "database_back"})
             self._is_away = False
@@ -240,6 +271,10 @@ class Doors(Others):
             "sums": rows("sums_of_open_jobs", {})[0],
         }
 
+    def _forget_doors(self) -> None:
+        """Those that ended without a word, long ago."""
+        self._reader.rows("forget_doors", {"gone": ""})
+
     async def _take(self, seen: Mapping[str, Any]) -> None:
         await self._route_or_not()
         self._take_doors(seen["doors"])
@@ -248,6 +283,8 @@ class Doors(Others):
         if self._must_read or self._differ(seen["sums"]) or now - self._read_at > WHOLE_SECONDS:
             self._must_read, self._read_at = False, now
             await self._compare(await self._store.read("open_jobs", {}))
+            if self.routes:
+                await asyncio.to_thread(self._forget_doors)
         elif self._differed:
             self._differed = {}
 
@@ -283,10 +320,11 @@ class Doors(Others):
     # Comparing
 
     def _differ(self, sums: Row) -> bool:
-        line = self._queue.ledger.line
-        running = sum(not waits for waits in self._queue.ledger.open_jobs.values())
-        return (len(line), str(line.sum_of_places), running) != (
-            sums["queued"], sums["places"], sums["running"],
+        ledger = self._queue.ledger
+        running = sum(not waits for waits in ledger.open_jobs.values())
+        seen = {id for worker in self._queue.workers for id in worker.jobs} | ledger.ending
+        return (len(ledger.line), str(ledger.line.sum_of_places), running, len(seen)) != (
+            sums["queued"], sums["places"], sums["running"], sums["running"],
         )  # fmt: skip
 
     async def _compare_line(self, rows: Iterable[Row]) -> None:

@@ -43,17 +43,21 @@ class Word:
         self._told: list[Message] = []
         self._telling: asyncio.Task[None] | None = None
         self._is_closed = False
+        self._listening: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        threading.Thread(target=self._listen, name="doors' word", daemon=True).start()
+        self._listening = threading.Thread(target=self._listen, name="doors' word", daemon=True)
+        self._listening.start()
 
     async def close(self) -> None:
-        """What was told is sent first."""
+        """What was told is sent first, and wakes our own ear, too."""
+        self._is_closed = True
         if self._telling is not None:
             await asyncio.gather(self._telling, return_exceptions=True)
-        self._is_closed = True
+        if self._listening is not None:
+            await asyncio.to_thread(self._listening.join, LISTEN_SECONDS + AGAIN_SECONDS)
 
     def tell(self, message: Message) -> None:
         if self._is_closed or len(self._told) >= KEPT:
@@ -103,7 +107,7 @@ class Word:
             self._in_loop(self._missed)
             try:
                 while not self._is_closed:
-                    for notification in driver.notifies(timeout=LISTEN_SECONDS):
+                    for notification in driver.notifies(timeout=LISTEN_SECONDS, stop_after=1):
                         self._take(notification.payload)
             finally:
                 connection.invalidate()  # nobody else gets a connection that listens
