@@ -7,6 +7,9 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from api import fleet_server  # noqa: E402 (the path comes first)
 from tests import fleet_replica  # noqa: E402
+from utils.fleet import link  # noqa: E402
+
+link.TAKEN_SECONDS = 3.0
 
 fleet_replica.be_a_mac_where_named()
 
