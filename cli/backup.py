@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -43,10 +43,17 @@ def backup(
             with_images=with_images,
             tell=session.say,
         )
+    on_server = _on_server(places.environ)
+    if on_server:
+        session.say(
+            f"NOT in it: a fleet's jobs and pictures, which are in {on_server}; its own program copies them while "
+            "the front doors run: pg_dump --format=custom --file=fleet.dump (docs/fleet.md)"
+        )
     if session.as_json:
         session.emit(
             {
                 "folder": str(folder.resolve()),
+                "not_included": on_server,
                 "files": len(made.files),
                 "size_bytes": made.size_bytes,
                 "schemas": dict(made.schemas),
@@ -65,6 +72,19 @@ def backup(
     if made.gone:
         session.say(f"{len(made.gone)} pictures of jobs were not in the output folder any more")
     session.say("It holds settings and keys in readable form: keep it where only you can read it.")
+
+
+def _on_server(environ: Mapping[str, str]) -> str | None:
+    """The database that a fleet of this machine keeps its jobs in, without its password; None where it is a file."""
+    from config.settings import load_settings
+    from models.precision import FLEET
+
+    url = load_settings(FLEET.name, environ).fleet.database_url.get_secret_value()
+    if not url:
+        return None
+    from utils.database.postgres import shown
+
+    return shown(url)
 
 
 def restore(

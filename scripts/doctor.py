@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from config.errors import ConfigurationError
-from models.precision import known_precisions, profile_of
+from models.precision import FLEET, known_precisions, profile_of
 from scripts.diagnosis import databases, engines, environment, graphics, machine, packages
 from scripts.diagnosis.machine import ROOT, Finding, State, Torch
 from scripts.diagnosis.services import Checkup, Verdict
@@ -92,6 +92,8 @@ def examine() -> Report:
         checkup = Checkup(profile_of(name), cards, torch)
         sections[f"{checkup.profile.title} service"] = checkup.findings
         verdicts.append(checkup.verdict(of_machine))
+    if shared := _shared_database():
+        sections["fleet"] = shared
     sections["page"] = [
         machine.look_at_port("port", "127.0.0.1", PAGE_PORT, page=ROOT / "frontend")
     ]
@@ -122,6 +124,16 @@ def _data_dirs() -> list[Path]:
         with contextlib.suppress(ConfigurationError, OSError, ValueError):
             found.append(load_settings(name).storage.data_dir)
     return list(dict.fromkeys(found))
+
+
+def _shared_database() -> list[Finding]:
+    """Where a fleet of this machine keeps its jobs on a server."""
+    from config.settings import load_settings
+
+    with contextlib.suppress(ConfigurationError, OSError, ValueError):  # told with the services
+        url = load_settings(FLEET.name).fleet.database_url.get_secret_value()
+        return [databases.look_at_server(url)] if url else []
+    return []
 
 
 def _clock() -> list[Finding]:

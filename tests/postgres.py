@@ -18,9 +18,9 @@ from tests.service import free_port
 
 PASSWORD = "s3cret/%"
 ESCAPED = "s3cret%2F%25"
-_OPTIONS = (
-    "fsync=off full_page_writes=off synchronous_commit=off shared_buffers=16MB max_connections=60 "
-    "autovacuum=off log_min_messages=fatal"
+_OPTIONS = "max_connections=60 log_min_messages=fatal"
+_WITHOUT_SYNCS = (
+    "fsync=off full_page_writes=off synchronous_commit=off shared_buffers=16MB autovacuum=off"
 )
 
 
@@ -37,9 +37,13 @@ def programs() -> Path:
 
 
 class PostgresServer:
-    """Listens on a port of loopback, where it asks for a password. `database` gives an empty one."""
+    """Listens on a port of loopback, where it asks for a password. `database` gives an empty one.
 
-    def __init__(self) -> None:
+    `is_safe`: with the syncs that a test does without.
+    """
+
+    def __init__(self, *, is_safe: bool = False) -> None:
+        self._options = _OPTIONS.split() + ([] if is_safe else _WITHOUT_SYNCS.split())
         self.folder = Path(tempfile.mkdtemp(prefix="flux-pg-"))
         self.port = free_port()
         self._free: list[str] = []
@@ -60,7 +64,7 @@ class PostgresServer:
         return f"postgresql://flux:{password}@127.0.0.1:{self.port}/{name}"
 
     def start(self) -> None:
-        options = [word for option in _OPTIONS.split() for word in ("-c", option)]
+        options = [word for option in self._options for word in ("-c", option)]
         self._process = subprocess.Popen(
             [programs() / "postgres", "-D", f"{self.folder}/data", "-p", str(self.port),
              "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={self.folder}", *options],

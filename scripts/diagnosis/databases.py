@@ -9,6 +9,7 @@ from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from config.errors import ConfigurationError
 from scripts.diagnosis.machine import Finding, State
 
 CHECKED_WHOLE_BYTES = 64 * 2**20  # a larger one is checked by the service, beside its work
@@ -82,6 +83,31 @@ def _look_at_one(name: str, path: Path, known: int) -> Finding | None:
     whole = "whole" if size <= CHECKED_WHOLE_BYTES else "opens; the service checks large ones"
     text = f"{path}: {whole}, schema {version}"
     return Finding(name=name, state=State.OK, text=text)
+
+
+def look_at_server(url: str) -> Finding:
+    """The database that a fleet's front doors share (FLUX_DATABASE_URL), as it answers now."""
+    from utils import sql
+    from utils.database.postgres import PostgresDatabase, shown
+
+    name = "fleet's database"
+    try:
+        version, schema = PostgresDatabase(url, "doctor").look()
+        where = shown(url)
+    except ConfigurationError as error:
+        said, _, fix = str(error).partition("; ")
+        fix = fix or "correct FLUX_DATABASE_URL, which .env.example explains"
+        return Finding(name=name, state=State.FAULT, text=said, fix=fix)
+    known = sql.schema_version(sql.POSTGRES)
+    if schema > known:
+        return Finding(
+            name=name,
+            state=State.FAULT,
+            text=f"{where} was written by a newer version (schema {schema}, this one knows {known})",
+            fix="use that version (git pull), or another database",
+        )
+    there = f"schema {schema}" if schema else "its tables are made by the first front door"
+    return Finding(name=name, state=State.OK, text=f"{where}: PostgreSQL {version}, {there}")
 
 
 def look_at_clock(data_dirs: list[Path], checkout: Path, now: datetime) -> Finding:

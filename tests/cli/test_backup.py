@@ -79,6 +79,17 @@ def test_backup_and_restore_say_what_they_did(flux, machine: Path) -> None:
     assert flux("keys", "list", "--json").json["keys"][0]["name"] == "laptop"
 
 
+def test_backup_says_that_a_fleets_jobs_on_a_server_are_not_in_it(
+    flux, machine: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("FLUX_DATABASE_URL", "postgresql://flux:geheim@db.example/flux")
+    told = flux("backup", "backup", "--json").json["not_included"]
+    assert told == "postgresql+psycopg://flux:***@db.example/flux"
+    done = flux("backup", "another")
+    assert done.status == 0 and "NOT in it" in done.err and "pg_dump" in done.err
+    assert told in done.err and "geheim" not in done.err + done.out
+
+
 def test_backup_without_a_database_says_where_it_looked(flux, machine: Path) -> None:
     done = flux("backup", "backup")
     assert done.status == 0 and f"no database was in {machine / 'data'}" in done.err

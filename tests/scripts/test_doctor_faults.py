@@ -21,9 +21,11 @@ from config.settings import ROOT
 from scripts.diagnosis import databases, environment, graphics, packages, running
 from scripts.diagnosis.machine import Card, Cards, Finding, State, Torch, look_at_folder
 from tests.operations.checkout import clean_environment, copy_checkout
+from tests.postgres import PASSWORD, PostgresServer
 from tests.service import RunningService, free_port
 from tests.utils.test_migrations import make_schema_1, upgrade
 from utils import sql
+from utils.database.postgres import PostgresDatabase
 from utils.database.sqlite import RESTORING, take_lock
 
 CARD = Card(
@@ -374,3 +376,24 @@ def test_services_on_one_port_are_named(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FLUX_PORT", "21999")
     found = the(environment.look_at(tmp_path, {}), "ports")
     assert found.state is State.FAULT and "21999" in found.text and "FP4_PORT" in found.fix
+
+
+# A fleet's database on a server
+
+
+def test_fleets_database_that_answers_is_told_with_its_schema(postgres: PostgresServer) -> None:
+    with postgres.database() as url:
+        before = databases.look_at_server(url)
+        prepared = PostgresDatabase(url, "door")
+        prepared.prepare()
+        prepared.end()
+        after = databases.look_at_server(url)
+    assert before.state is after.state is State.OK
+    assert f"schema {sql.schema_version(sql.POSTGRES)}" in after.text
+    assert PASSWORD not in after.text and "flux:***@127.0.0.1" in after.text
+
+
+def test_fleets_database_that_does_not_answer_is_a_fault(postgres: PostgresServer) -> None:
+    found = databases.look_at_server(postgres.url("nowhere"))
+    assert found.state is State.FAULT
+    assert "there is no such database" in found.text and "createdb" in found.fix

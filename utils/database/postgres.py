@@ -113,6 +113,28 @@ class PostgresDatabase:
         }
         return clean | {"door": self.door, "epoch": self.epoch}
 
+    def look(self) -> tuple[str, int]:
+        """The server's version and that of the tables, 0 where there are none yet; nothing is changed.
+
+        Raises ConfigurationError.
+        """
+        try:
+            with self.engine.connect() as connection:
+                driver = connection.connection.driver_connection
+                assert driver is not None
+                _require_server(connection.dialect.server_version_info, driver)
+                [version] = driver.execute("SHOW server_version").fetchone()
+                there = "SELECT to_regclass('flux_schema') IS NOT NULL"
+                if not driver.execute(there).fetchone()[0]:
+                    return version, 0
+                return version, driver.execute("SELECT max(version) FROM flux_schema").fetchone()[0]
+        except Exception as error:
+            if isinstance(error, ConfigurationError) or not self.is_refusal(error):
+                raise
+            raise ConfigurationError(f"{SETTING}: {why_not(error, self._url)}") from error
+        finally:
+            self.end()
+
     def close(self) -> None:
         if not self.is_shared:
             self.end()
