@@ -13,9 +13,14 @@ const client = serviceClient(address, () => readKeys()[address] ?? "");
 const state = find("#state");
 const switchOn = find("input#on");
 
+/** Of the looks and changes: what was asked before the last of them is old when it comes. */
+let turn = 0;
+
 async function look() {
+	const mine = ++turn;
 	try {
 		const [fleet, stats, settings] = await Promise.all([client.fleet(), client.imageStats(), client.fleetSettings()]);
+		if (mine !== turn) return;
 		find("#key-form").hidden = true;
 		switchOn.disabled = false;
 		switchOn.checked = settings.image_generation;
@@ -39,11 +44,11 @@ function showFigures({nodes, queued, running}, stats) {
 		Replicas: replicas.length,
 		Waiting: queued,
 		Running: running,
-		"Pictures today": stats.completed,
-		Failed: stats.failed,
+		"Pictures in 24 h": stats.completed,
+		"Failed in 24 h": stats.failed,
 		"Mean time": stats.completed ? duration(stats.avg_generation_ms) : "–"
 	};
-	find("#figures").replaceChildren(...Object.entries(figures).map(([name, value]) => make("div", make("dt", name), make("dd", String(value)))));
+	find("#figures").replaceChildren(...Object.entries(figures).map(([name, value]) => make("div", make("dt", name), make("dd", typeof value === "number" ? value.toLocaleString("en") : value))));
 }
 
 /** @param {FleetNode[]} nodes */
@@ -66,8 +71,8 @@ function showNodes(nodes) {
 
 /** @param {Replica} each */
 function replica(each) {
-	const phase = {idle: "ready", busy: "ready"}[each.state] ?? "waiting";
-	const doing = each.is_asleep ? "asleep" : each.loading ? each.loading.what : each.job_ids.length ? `draws ${each.job_ids.length}` : each.state;
+	const [phase, doing] = stateOf(each);
+	const kinds = [each.precision.toUpperCase(), ...each.resources.filter(name => name !== each.precision)].join(" + ");
 	const cards = each.cards.flatMap(card => {
 		if (card.memory_used_mib === undefined) return [];
 		const words = `${card.name}: ${(card.memory_used_mib / 1024).toFixed(1)} of ${(card.memory_total_mib / 1024).toFixed(0)} GiB, ${card.utilization_percent ?? "?"} %`;
@@ -76,10 +81,19 @@ function replica(each) {
 	const held = each.models.length ? each.models.join(", ") : "no model loaded";
 	return make(
 		"li",
-		make("p", make("span.dot", {"data-phase": phase}), `${each.name.split("/").at(-1)} · ${each.precision.toUpperCase()} · ${doing}`),
-		make("span.hint", `${held} · ${each.memory_mib ?? 0} MiB · processors ${Math.round(each.processors * 100)} %`),
+		make("p", make("span.dot", {"data-phase": phase}), `${each.name.split("/").at(-1)} · ${kinds} · ${doing}`),
+		!each.is_asleep && make("span.hint", `${held} · ${each.memory_mib ?? 0} MiB · processors ${Math.round(each.processors * 100)} %`),
+		each.deaths_last_10_minutes > 0 && make("span.error", `Its worker ended: ${each.last_death}`),
 		...cards
 	);
+}
+
+/** The dot's phase and the words beside it. @param {Replica} each @returns {[string, string]} */
+function stateOf({state, is_asleep, loading, job_ids}) {
+	if (is_asleep) return ["asleep", "asleep"];
+	if (loading) return ["locked", loading.fraction === null ? `loads ${loading.what}` : `loads ${loading.what}, ${Math.round(loading.fraction * 100)} %`];
+	if (job_ids.length) return ["ready", job_ids.length === 1 ? "draws" : `draws ${job_ids.length} together`];
+	return [{idle: "ready", busy: "ready", starting: "locked", loading: "locked"}[state] ?? "down", state];
 }
 
 /** @param {ImageStats} stats */
@@ -100,13 +114,14 @@ function showRecent(events) {
 	const cell = (/** @type {string} */ text) => make("td", text);
 	find("#recent").replaceChildren(
 		...[...events].reverse().map(each =>
-			make("tr", cell(moment(each.timestamp)), cell(each.model), cell(each.node_id), cell(each.error || duration(each.generation_ms)), cell(`${each.width} × ${each.height}`), cell(each.tags.join(", ")))
+			make("tr", cell(moment(each.timestamp)), cell(each.model), cell(each.node_id), each.error ? make("td.error", each.error) : cell(duration(each.generation_ms)), cell(`${each.width} × ${each.height}`), cell(each.tags.join(", ")))
 		)
 	);
 }
 
 /** @param {Promise<unknown>} change */
 async function after(change) {
+	turn++;
 	try {
 		await change;
 	} catch (error) {

@@ -4,6 +4,10 @@ interface Replica {
 	name: string;
 	state: string;
 	precision: string;
+	/** What it can do: its precision, and mflux where its commands are. */
+	resources: string[];
+	deaths_last_10_minutes: number;
+	last_death: string | null;
 	job_ids: string[];
 	models: string[];
 	loading: {what: string; fraction: number | null} | null;
