@@ -355,7 +355,7 @@ async def running(plan: Plan) -> AsyncIterator[Services]:
     )
     try:
         if doors is not None:
-            doors.share(queue, plan.crew)
+            doors.share(queue, plan.crew, plan.loras)
         await plan.keys.open()
         await plan.loras.start(store, queue.bus)
         await queue.start()

@@ -29,7 +29,7 @@ from utils.lora_pins import LoraPins, pins_folder
 log = logging.getLogger(__name__)
 
 BUILTIN_FOLDER = ROOT / "models" / "embedded-loras"
-_DEFAULTS = "default_loras"  # the key of what is remembered
+DEFAULTS = "default_loras"  # the key of what is remembered
 
 
 class LoraManager:
@@ -64,10 +64,13 @@ class LoraManager:
         """Read the defaults and the library; remove what an earlier process left half-way."""
         self._store, self._bus = store, bus
         self._fetcher.start(bus)
-        stored = await store.read_state(_DEFAULTS)
-        self.defaults = tuple(map(DefaultLora.from_json, json.loads(stored or "[]")))
+        self.set_defaults(await store.read_state(DEFAULTS))
         await self._in_a_thread(self.library.sweep)
         await self.refresh()
+
+    def set_defaults(self, stored: str | None) -> None:
+        """As they stand in the store."""
+        self.defaults = tuple(map(DefaultLora.from_json, json.loads(stored or "[]")))
 
     async def stop(self) -> None:
         await self._fetcher.stop()
@@ -225,7 +228,7 @@ class LoraManager:
         await self._write_defaults(left)
 
     async def _write_defaults(self, defaults: tuple[DefaultLora, ...]) -> None:
-        await self._store.write_state(_DEFAULTS, json.dumps([each.to_json() for each in defaults]))
+        await self._store.write_state(DEFAULTS, json.dumps([each.to_json() for each in defaults]))
         self.defaults = defaults
 
     # Inside

@@ -34,6 +34,7 @@ from utils.job_store import JobStore
 
 RUNS = 3
 AT_ONCE = 32
+CLAIMS = 500
 NOW = "2026-01-31T12:00:00.000Z"
 PICTURE_BYTES = 1_900_000
 REQUEST = GenerationRequest(
@@ -84,7 +85,7 @@ def _run(kind: str, doors: int, jobs: int, url: str) -> tuple[float, float, floa
         fill = 10_000 - jobs
         _appended(where, doors, max(0, fill))
         long = _appended(where, doors, jobs)
-        return empty, long, asyncio.run(_claimed(where, min(jobs, 2000)))
+        return empty, long, asyncio.run(_claimed(where, CLAIMS))
 
 
 def _appended(where: str, doors: int, jobs: int) -> float:

@@ -25,6 +25,7 @@ from utils.fleet.word import Message, Word
 from utils.job import Job, JobStatus
 from utils.job_store import JobStore
 from utils.ledger import Others
+from utils.lora_manager import DEFAULTS, LoraManager
 from utils.queue_manager import PAUSED
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ BEAT_SECONDS = 1.0
 WHOLE_SECONDS = 30.0
 GONE_SECONDS = 5.0  # a door that has not told of itself for so long counts no more
 AWAY = "fleet_away"  # the key of the machines that get nothing new
-STATES = (PAUSED, AWAY)
+STATES = (PAUSED, AWAY, DEFAULTS)
 
 
 class Doors(Others):
@@ -66,9 +67,10 @@ class Doors(Others):
         self._queue: FleetQueue
         self._store: JobStore
         self._crew: Crew
+        self._loras: LoraManager
 
-    def share(self, queue: FleetQueue, crew: Crew) -> None:
-        self._queue, self._store, self._crew = queue, queue.store, crew
+    def share(self, queue: FleetQueue, crew: Crew, loras: LoraManager) -> None:
+        self._queue, self._store, self._crew, self._loras = queue, queue.store, crew, loras
         self._database.is_shared = True
         queue.share(self, self.files)
         queue.why_not_routing = self.why_not_routing
@@ -316,6 +318,8 @@ class Doors(Others):
             self._queue.is_paused = is_paused
             self._queue.bus.publish("queue")
         self._crew.set_away(json.loads(states.get(AWAY, "[]")))
+        if states.get(DEFAULTS) != before.get(DEFAULTS):
+            self._loras.set_defaults(states.get(DEFAULTS))
 
     # Comparing
 

@@ -144,6 +144,15 @@ class PlayedCrew:
             worker.is_draining = worker.node in self.away
 
 
+class PlayedLoras:
+    """What a door's library is told of the defaults."""
+
+    stored: str | None = None
+
+    def set_defaults(self, stored: str | None) -> None:
+        self.stored = stored
+
+
 class Door:
     """A front door with folders of its own. `start`; then `stop`, or `die` as by a kill."""
 
@@ -178,7 +187,8 @@ class Door:
             inputs=self.inputs,
         )  # fmt: skip
         self.crew.files = DoorFiles(self.folder / "pins", self.inputs.folder)
-        self.doors.share(self.queue, self.crew)  # type: ignore[arg-type]
+        self.loras = PlayedLoras()
+        self.doors.share(self.queue, self.crew, self.loras)  # type: ignore[arg-type]
         await self.queue.start()
         self.crew.greet()
         await self.doors.start()

@@ -20,6 +20,7 @@ from utils.fleet import shared_files
 from utils.fleet.word import packed
 from utils.input_pictures import looked_at
 from utils.job import JobStatus
+from utils.lora_manager import DEFAULTS
 
 HANG_SECONDS = 60.0
 PARTS = [b"a" * 10, b"b" * 10, b"c"]
@@ -151,6 +152,14 @@ async def test_machine_set_aside_at_any_door_gets_nothing(
     second.crew.on_away()
     assert (await first.end_of(job)).status is JobStatus.SUCCEEDED
     await until(lambda: first.crew.away == second.crew.away == set())
+
+
+@in_house
+async def test_default_loras_of_one_door_are_those_of_all(
+    house: House, first: Door, second: Door
+) -> None:
+    await first.queue.store.write_state(DEFAULTS, "[]")
+    await until(lambda: second.loras.stored == "[]")
 
 
 def test_bound_of_the_line_holds_over_doors(tmp_path: Path, postgres: PostgresServer) -> None:
