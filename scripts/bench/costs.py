@@ -129,6 +129,7 @@ class Bench:
         service.draw()  # it has a worker now, and the model is loaded
         (worker,) = service.workers()
         self._worker = Path("/proc") / str(worker.pid)
+        self._api = Path("/proc") / str(service.process.pid)
 
     def places(self, all_of_them: Sequence[int]) -> Sequence[int]:
         return all_of_them[:2] if self.quick else all_of_them
@@ -155,8 +156,10 @@ class Bench:
         return sum(took[part] for part in ("encode", "denoise", "decode"))
 
     def _most_mib(self) -> float:
-        lines = (self._worker / "status").read_text().splitlines()
-        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+        return _status_mib(self._worker, "VmHWM")
+
+    def api_mib(self) -> float:
+        return _status_mib(self._api, "VmRSS")
 
 
 def pixels(bench: Bench) -> Growth:
@@ -172,8 +175,8 @@ def pixels(bench: Bench) -> Growth:
         words=[f"{count:.2f}" for count in counts],
         panels=[("ms", {"": times}), ("MiB of the worker", {"": memory})],
         seen=(
-            f"Between the two largest sizes time grows with pixels to the power of {exponent:.2f}: attention, which grows with "
-            f"their square, has a part in it. {sizes[-1]} px take {_median(memory[-1]) - _median(memory[0]):.0f} MiB more than {sizes[0]} px."
+            f"Between the two largest sizes time grows with pixels to the power of {exponent:.2f}"
+            f"{': attention, which grows with their square, has a part in it' if exponent > 1.05 else ''}. {sizes[-1]} px take {_median(memory[-1]) - _median(memory[0]):.0f} MiB more than {sizes[0]} px."
         ),
     )
 
@@ -245,10 +248,11 @@ def queue(bench: Bench) -> Growth:
     client.post("/queue/pause").raise_for_status()
     asked: dict[str, list[list[float]]] = {name: [] for name in ("submit", "a job with its place", "/jobs, a page", "/queue")}  # fmt: skip
     body = {"prompt": PROMPT, "width": 128, "height": 128}
-    waiting = 0
+    waiting, memory = 0, []
     for count in counts:
         submit_many(client, body, count - waiting)
         waiting = count
+        memory.append([bench.api_mib()])
         for found in asked.values():
             found.append([])
         for turn in range(31):
@@ -262,9 +266,8 @@ def queue(bench: Bench) -> Growth:
             if turn:
                 for name, found in asked.items():
                     found[-1].append(took[name])
-    for (
-        found
-    ) in asked.values():  # of thirty the middle half: a stray commit would be all that is seen
+    # Of thirty the middle half: a stray commit would be all that is seen.
+    for found in asked.values():
         found[:] = [_middle_half(values) for values in found]
     client.post("/queue/clear").raise_for_status()
     client.post("/queue/resume").raise_for_status()
@@ -275,10 +278,11 @@ def queue(bench: Bench) -> Growth:
         along="jobs that wait",
         places=counts,
         words=[f"{count:,}" for count in counts],
-        panels=[("ms", asked)],
+        panels=[("MiB of the API's process", {"": memory}), ("ms", asked)],
         seen=(
             f"A submit takes {_median(submit[0]):.1f} ms while nothing waits and {_median(submit[-1]):.1f} ms while {counts[-1]:,} jobs do; "
-            f"the first page of jobs {_median(asked['/jobs, a page'][0]):.1f} and {_median(asked['/jobs, a page'][-1]):.1f} ms."
+            f"the first page of jobs {_median(asked['/jobs, a page'][0]):.1f} and {_median(asked['/jobs, a page'][-1]):.1f} ms. "
+            f"All of them take {memory[-1][0] - memory[0][0]:.0f} MiB of the API's process, or {1024 * (memory[-1][0] - memory[0][0]) / counts[-1]:.1f} KiB each."
         ),
     )
 
@@ -287,12 +291,14 @@ def clients(bench: Bench) -> Growth:
     counts = bench.places(CLIENTS)
     rates: list[list[float]] = [[] for _ in counts]
     p95: list[list[float]] = [[] for _ in counts]
+    memory: list[list[float]] = [[] for _ in counts]
     for turn in range(bench.rounds):
         order = list(enumerate(counts))
         for index, count in order if turn % 2 == 0 else reversed(order):
             rate, late = _load(bench.service.client, count, 2 if bench.quick else max(12, count))
             rates[index].append(rate)
             p95[index].append(late)
+            memory[index].append(bench.api_mib())
     return Growth(
         name="clients",
         title="Clients at once, 256 x 256 px, 4 steps",
@@ -302,6 +308,7 @@ def clients(bench: Bench) -> Growth:
         panels=[
             ("pictures a second", {"": rates}),
             ("ms until a picture is there, p95", {"": p95}),
+            ("MiB of the API's process", {"": memory}),
         ],
         seen=(
             f"One client gets {_median(rates[0]):.2f} pictures a second, {counts[-1]} get {_median(rates[-1]):.2f} together: the machine is "
@@ -309,6 +316,11 @@ def clients(bench: Bench) -> Growth:
             f"{_median(p95[-1]) / 1000:.1f} s with {counts[-1]}."
         ),
     )
+
+
+def _status_mib(process: Path, key: str) -> float:
+    lines = (process / "status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
 
 
 def submit_many(client: httpx2.Client, body: dict[str, Any], count: int) -> None:

@@ -90,7 +90,7 @@ PARTS: Mapping[str, Part] = {
             quick=("--pictures", "2", "--only", "page,cleanup"),
         ),
         Part(
-            name="costs", module=_module("costs"), deadline_seconds=600,
+            name="costs", module=_module("costs"), deadline_seconds=900,
             about="how time and memory grow, as plots in docs/costs", needs=(
                 needs.linux, needs.module("matplotlib", "scripts/setup_env.sh --dev does it"),
             ),
