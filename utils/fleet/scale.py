@@ -11,7 +11,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from config.settings import FleetSettings
@@ -67,7 +67,11 @@ class Scale:
         here = [worker for worker in self._replicas if not worker.is_draining]
         if not here or not self._queue.dispatcher.routes:
             return
-        self._wake_for_stuck(here)
+        kinds = list(self._queue.dispatcher.router.waiting.kinds())
+        can: dict[FleetWorker, list[Kind]] = {}  # what waits that each can draw
+        if kinds and any(worker.is_asleep or worker.is_leaving for worker in here):
+            can = {worker: _drawable(worker, kinds) for worker in here}
+            self._wake_for_stuck(here, kinds, can)
         awake = [worker for worker in here if not worker.is_asleep]
         router = self._queue.dispatcher.router
         # One that starts counts: it is on its way.
@@ -88,8 +92,8 @@ class Scale:
             by_id[scaling.drain].is_leaving = True
             self._say("has nothing to do", by_id[scaling.drain], scaling.reason)
         lacking = scaling.target - sum(not worker.is_leaving for worker in awake)
-        waiting = list(router.waiting.kinds())
-        for worker in sorted(here, key=lambda worker: (-_use(worker, waiting), worker.is_asleep)):
+        use = {worker: sum(map(len, drawable)) for worker, drawable in can.items()}
+        for worker in sorted(here, key=lambda each: (-use.get(each, 0), each.is_asleep)):
             may = worker.is_leaving and worker.replica not in self._making_room
             may |= worker.is_asleep and self._has_room(here)
             if lacking > 0 and may:
@@ -101,11 +105,15 @@ class Scale:
         """Whether one more may be awake; one that is leaving has its memory still."""
         return sum(not worker.is_asleep for worker in here) < self.limits(len(here)).most
 
-    def _wake_for_stuck(self, here: Sequence[FleetWorker]) -> None:
+    def _wake_for_stuck(
+        self,
+        here: Sequence[FleetWorker],
+        kinds: Sequence[Kind],
+        can: Mapping[FleetWorker, Sequence[Kind]],
+    ) -> None:
         """A kind of jobs that no replica awake can draw has one woken, or one set aside to make room for it."""
-        kinds = list(self._queue.dispatcher.router.waiting.kinds())
         for kind in sorted(kinds, key=lambda kind: kind.oldest):
-            able = [worker for worker in here if Profile.of(worker.stats()).can_run(kind.example)]
+            able = [worker for worker in here if kind in can[worker]]
             if not able or any(not (each.is_asleep or each.is_leaving) for each in able):
                 continue
             awake = [worker for worker in here if not worker.is_asleep]
@@ -116,15 +124,18 @@ class Scale:
             if spared or (asleep and self._has_room(here)):
                 self._call_back((spared or asleep)[0], why)
             elif asleep and not any(worker.is_leaving for worker in awake):
-                self._set_one_aside(awake, kind, kinds, why)
+                self._set_one_aside(awake, kind, can, why)
 
     def _set_one_aside(
-        self, awake: Sequence[FleetWorker], stuck: Kind, kinds: Sequence[Kind], why: str
+        self,
+        awake: Sequence[FleetWorker],
+        stuck: Kind,
+        can: Mapping[FleetWorker, Sequence[Kind]],
+        why: str,
     ) -> None:
         """One that draws nothing older: so each gets its turn, and nobody is set aside before it has drawn."""
         for worker in sorted(awake, key=lambda worker: len(worker.jobs)):
-            profile = Profile.of(worker.stats())
-            own = [kind.oldest for kind in kinds if profile.can_run(kind.example)]
+            own = (kind.oldest for kind in can[worker])
             if stuck.oldest < min(own, default=math.inf):
                 worker.is_leaving = True
                 self._making_room.add(worker.replica)
@@ -142,7 +153,6 @@ class Scale:
         log.info("replica %s %s: %s", worker.name, what, why, extra=extra)
 
 
-def _use(worker: FleetWorker, waiting: Sequence[Kind]) -> int:
-    """How many of the jobs that wait it can draw."""
+def _drawable(worker: FleetWorker, kinds: Sequence[Kind]) -> list[Kind]:
     profile = Profile.of(worker.stats())
-    return sum(len(kind) for kind in waiting if profile.can_run(kind.example))
+    return [kind for kind in kinds if profile.can_run(kind.example)]
