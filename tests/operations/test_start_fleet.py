@@ -66,6 +66,12 @@ def test_start_fleet_flags_become_settings(start: Start) -> None:
     }
 
 
+def test_start_fleet_another_door_is_a_front_door_that_joins(start: Start) -> None:
+    port = free_port()
+    settings = settings_of(start("--door", "--join", "192.0.2.10", "-p", str(port)))
+    assert (settings["FLUX_FLEET_JOIN"], settings["FLUX_PORT"]) == ("192.0.2.10", str(port))
+
+
 def test_start_fleet_named_gpus_are_no_cpu_replicas(start: Start) -> None:
     settings = settings_of(start("-g", "0,1"))
     assert settings["FLUX_GPUS"] == "0,1" and "FLUX_FAKE_GPUS" not in settings
@@ -79,6 +85,7 @@ def test_start_fleet_named_gpus_are_no_cpu_replicas(start: Start) -> None:
         (("--port", "0"), "a port from 1 to 65535"),
         (("--join",), "needs a value"),
         (("--join", "10.0.0.1", "--port", "9"), "are the front door's"),
+        (("--door",), "name its first machine with --join ADDRESS"),
         (("--nodes", "3"), "unknown option '--nodes'"),
         (("--precision", "FP4!"), "bf16, fp4"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,8 +17,10 @@ from typing import Any
 import psycopg
 import pytest
 
+from api.services import make_plan
 from config.errors import ConfigurationError, FluxError, QueueFull, StorageUnavailable
-from config.settings import ROOT
+from config.settings import ROOT, load_settings
+from models.precision import profile_of
 from tests.postgres import ESCAPED, PASSWORD, PostgresServer
 from tests.utils.soak.bench import in_loop
 from tests.utils.test_job_store import LATER, NOW, REQUEST, claim_next, result, routing
@@ -396,3 +399,37 @@ async def test_cut_connections_are_made_anew(postgres: PostgresServer) -> None:
             await first.insert("c", REQUEST, NOW)
             assert first.refusal is None
             assert [job_id for _, job_id, *_ in await first.line()] == ["a", "c"]
+
+
+# Who may have one
+
+
+def test_single_service_refuses_a_database_that_is_a_fleets() -> None:
+    settings = load_settings("bf16", {"FLUX_DATABASE_URL": "postgresql://u:geheim@h/d"})
+    with pytest.raises(ConfigurationError, match="is for a fleet's front door") as caught:
+        make_plan(settings, profile_of("bf16"))
+    assert "geheim" not in str(caught.value)
+
+
+def test_address_of_another_kind_of_database_is_refused_unseen() -> None:
+    with pytest.raises(
+        ConfigurationError, match="FLUX_DATABASE_URL = .hidden.: expected"
+    ) as caught:
+        load_settings("fleet", {"FLUX_DATABASE_URL": "mysql://u:geheim@h/d"})
+    assert "geheim" not in str(caught.value)
+
+
+def test_door_beside_others_without_a_database_is_refused() -> None:
+    environ = {"PATH": os.environ["PATH"], "FLUX_FLEET_JOIN": "192.0.2.10", "FLUX_GPUS": "none"}
+    done = subprocess.run(
+        [sys.executable, "main_fleet.py"], cwd=ROOT, env=environ, capture_output=True, text=True
+    )
+    assert done.returncode == 78 and "FLUX_DATABASE_URL is not set" in done.stderr
+
+
+def test_service_with_a_file_imports_nothing_of_a_server() -> None:
+    code = "import sys, main_bf16; main_bf16.build_app(); print({'sqlalchemy', 'psycopg'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={"FLUX_GPUS": "none"}, capture_output=True
+    )
+    assert done.stdout.decode().strip() == "set()", done.stderr.decode()
