@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             done.append(_run(part, options))
             if options.write:
                 _write(done[-1], about)
-        return _conclude(done, about, options.write)
+        return _conclude(done, about, options)
     except KeyboardInterrupt:
         left = ", ".join(part.name for part in wanted[len(done) :])
         print(f"\ninterrupted; without figures are: {left}", file=sys.stderr)
@@ -131,19 +131,13 @@ def _write(done: Done, about: str) -> None:
         print(f"not written: {error}", file=sys.stderr, flush=True)
 
 
-def _conclude(done: Sequence[Done], about: str, is_to_write: bool) -> int:
+def _conclude(done: Sequence[Done], about: str, options: argparse.Namespace) -> int:
     rows = ["| part | | alone | took | |", "|---|---|---|---|---|", *(each.row() for each in done)]
     total = sum(each.seconds for each in done)
     print("\n" + "\n".join(rows) + f"\n\n{total / 60:.1f} min in all")
-    short = [
-        f"{each.part.name}: {row}"
-        for each in done
-        for row, holds in verdicts(each.output)
-        if not holds
-    ]
-    if short:
-        print("\nshort of what is wanted:\n" + "\n".join(short))
-    if is_to_write and len(done) > 1:
+    if not options.quick:
+        _judge(done)
+    if options.write and len(done) > 1:
         words = f"The newest run of several parts: {about}, {total / 60:.0f} min in all."
         try:
             document.write(OVERVIEW, f"{words}\n\n" + "\n".join(rows))
@@ -153,6 +147,16 @@ def _conclude(done: Sequence[Done], about: str, is_to_write: bool) -> int:
     for each in failed:
         print(f"{each.part.name} failed: {each.why}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _judge(done: Sequence[Done]) -> None:
+    """What is wanted, and which rows fall short of it."""
+    found = [(each.part.name, *verdict) for each in done for verdict in verdicts(each.output)]
+    short = [f"{name}: {row}" for name, row, holds in found if not holds]
+    if found:
+        print(f"\n{len(found) - len(short)} of {len(found)} rows are as wanted")
+    if short:
+        print("\nshort of what is wanted:\n" + "\n".join(short))
 
 
 if __name__ == "__main__":

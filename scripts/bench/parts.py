@@ -56,12 +56,12 @@ PARTS: Mapping[str, Part] = {
     part.name: part
     for part in (
         Part(
-            name="side_by_side", module=_module("side_by_side"), deadline_seconds=600,
+            name="side_by_side", module=_module("side_by_side"), deadline_seconds=900,
             about="the service beside diffusers alone", arguments=("--rounds", "3"),
             quick=("--rounds", "1", "--only", "one"),
         ),
         Part(
-            name="servers", module=_module("servers"), deadline_seconds=900,
+            name="servers", module=_module("servers"), deadline_seconds=1800,
             about="the service beside LitServe, Ray Serve and diffusers' own servers",
             quick=("--rounds", "1", "--clients", "1", "--pictures", "2", "--only", "diffusers"),
         ),
@@ -85,7 +85,7 @@ PARTS: Mapping[str, Part] = {
             about="start, and what a picture costs beside its drawing", quick=("--images", "3"),
         ),
         Part(
-            name="memory", module=_module("memory"), deadline_seconds=420,
+            name="memory", module=_module("memory"), deadline_seconds=900,
             about="resident memory of every process", needs=(needs.linux,),
             quick=("--pictures", "2", "--only", "page,cleanup"),
         ),
@@ -101,7 +101,7 @@ PARTS: Mapping[str, Part] = {
             about="a worker whose models change places", quick=("--switches", "4"),
         ),
         Part(
-            name="year", module=_module("year"), deadline_seconds=420,
+            name="year", module=_module("year"), deadline_seconds=900,
             about="a year of jobs in one database", quick=("--jobs", "2000", "--files", "200"),
         ),
         Part(
