@@ -9,7 +9,6 @@ import base64
 import io
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -524,22 +523,22 @@ def test_call_that_names_no_replica_goes_to_the_best_by_their_reports(
     assert says(neighbour, "taken", "refused") == "taken PNG"
 
 
-def told_of_previews(fleet: RunningFleet) -> None:
-    """While somebody listens to everything, replicas are told to make previews, and not to after."""
-    with fleet.client.stream("GET", "/events") as stream:
-        next(line for line in stream.iter_lines() if line == "event: gpu")  # told each second
-
-
 def test_job_that_ray_refuses_goes_back_into_the_line(
     whole: RunningFleet, neighbour: subprocess.Popen[str]
 ) -> None:
     """Ray's own limits: the replica's calls are taken, and as many wait as may wait."""
     goes_on(neighbour)
     assert says(neighbour, "holds: ") == "holds: taken"
-    refused = re.compile("job goes back: second/cpu0: Request dropped due to backpressure")
+
+    def is_told(words: str) -> bool:
+        return f"job goes back: second/cpu0: {words}" in whole.log_path.read_text()
+
+    first = whole.submit("a cat", precision="fp4", **SIZE)
+    whole.wait_until(lambda: is_told("it took no call"))
+    whole.wait_for_job(first, "running")  # its call waits in Ray, and after it the word of its end:
     job_id = whole.submit("a cat", precision="fp4", **SIZE)
-    while not refused.search(whole.log_path.read_text()):
-        told_of_previews(whole)  # a call that waits in Ray: with it the job's own is one too many
+    assert whole.client.post(f"/jobs/{first}/cancel").json()["cancelled"] is True
+    whole.wait_until(lambda: is_told("Request dropped due to backpressure"))  # one too many
     with ThreadPoolExecutor() as pool:
         answered = pool.submit(whole.generate, precision="fp4", **SIZE)
         goes_on(neighbour)
