@@ -16,7 +16,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scripts.bench import document, machine, running
@@ -55,9 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     done: list[Done] = []
     try:
         for part in wanted:
-            done.append(_run(part, options))
-            if options.write:
-                _write(done[-1], about)
+            found = _run(part, options)
+            done.append(_written(found, about) if options.write else found)
         return _conclude(done, about, options)
     except KeyboardInterrupt:
         left = ", ".join(part.name for part in wanted[len(done) :])
@@ -121,14 +120,15 @@ def _run(part: Part, options: argparse.Namespace) -> Done:
     )
 
 
-def _write(done: Done, about: str) -> None:
+def _written(done: Done, about: str) -> Done:
     """Of a part that was done; what stands there of an earlier run stays otherwise."""
     if done.state != "done" or done.part.writes:
-        return
+        return done
     try:
         document.write(done.part.name, f"{about}:\n\n{document.figures(done.output)}")
-    except document.NoPlace as error:
-        print(f"not written: {error}", file=sys.stderr, flush=True)
+    except (document.NoPlace, OSError) as error:
+        return replace(done, state="failed", why=f"not written: {error}")
+    return done
 
 
 def _conclude(done: Sequence[Done], about: str, options: argparse.Namespace) -> int:
@@ -137,12 +137,9 @@ def _conclude(done: Sequence[Done], about: str, options: argparse.Namespace) -> 
     print("\n" + "\n".join(rows) + f"\n\n{total / 60:.1f} min in all")
     if not options.quick:
         _judge(done)
-    if options.write and len(done) > 1:
-        words = f"The newest run of several parts: {about}, {total / 60:.0f} min in all."
-        try:
-            document.write(OVERVIEW, f"{words}\n\n" + "\n".join(rows))
-        except document.NoPlace as error:
-            print(f"not written: {error}", file=sys.stderr)
+    if options.write and options.only is None:
+        words = f"The newest run of all of them: {about}, {total / 60:.0f} min."
+        document.write(OVERVIEW, f"{words}\n\n" + "\n".join(rows))
     failed = [each for each in done if each.state == "failed"]
     for each in failed:
         print(f"{each.part.name} failed: {each.why}", file=sys.stderr)

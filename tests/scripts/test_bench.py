@@ -211,11 +211,35 @@ def test_failed_part_leaves_the_figures_that_are_there(
     page = tmp_path / "page.md"
     page.write_text(PAGE)
     monkeypatch.setattr(document.write, "__defaults__", (page,))
+    some = ("--only", "png", "--write")
     code = "print('| half |'); raise SystemExit('gone')"
-    assert only(part(code, tmp_path, name="png"), options=("--write",)) == 1
+    assert only(part(code, tmp_path, name="png"), options=some) == 1
     assert page.read_text() == PAGE
-    assert only(part("print('| whole |')", tmp_path, name="png"), options=("--write",)) == 0
+    assert only(part("print('| whole |')", tmp_path, name="png"), options=some) == 0
     assert "| whole |" in page.read_text() and "cores" in page.read_text()
+
+
+def test_figures_without_a_place_are_a_failure(
+    only, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("nothing")
+    monkeypatch.setattr(document.write, "__defaults__", (page,))
+    assert only(part("print('| whole |')", tmp_path), options=("--only", "made", "--write")) == 1
+    assert "made failed: not written: page.md must have" in capsys.readouterr().err
+
+
+def test_run_of_some_parts_leaves_the_list_of_a_whole_run(
+    only, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(PAGE + "<!-- figures: all -->\nan older run\n<!-- end: all -->\n")
+    monkeypatch.setattr(document.write, "__defaults__", (page,))
+    made = part("print('| whole |')", tmp_path, name="png")
+    assert only(made, options=("--only", "png", "--write")) == 0
+    assert "an older run" in page.read_text()
+    assert only(made, options=("--write",)) == 0
+    assert "an older run" not in page.read_text() and "| png | made up |" in page.read_text()
 
 
 # What it leaves
