@@ -11,11 +11,12 @@ main() {
     fi
     scripts/page_tools.sh
     local failed=()
-    check black .venv/bin/python -m black --check --quiet --diff .
+    # A third of black's time goes into looking for garbage, of which there is none before it ends.
+    check black .venv/bin/python -c 'import gc; gc.disable(); import black; black.patched_main()' --check --quiet --diff .
     check ruff .venv/bin/python -m ruff check .
     check shellcheck shellcheck --external-sources flux ./*.sh scripts/*.sh scripts/*/*.sh .ci/run
     check hadolint .venv/bin/hadolint Dockerfile
-    check tsc .venv/page-tools/node_modules/.bin/tsc -p frontend
+    check tsc .venv/page-tools/node_modules/.bin/tsc -p frontend --skipDefaultLibCheck
     if ((${#failed[@]})); then
         echo "check.sh: failed: ${failed[*]}" >&2
         exit 1

@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -63,6 +64,29 @@ LONG_FILES = (
     "scripts/test_train_lora.py",
 )
 _RANK = {ROOT / "tests" / name: rank for rank, name in enumerate(LONG_FILES)}
+
+
+def pytest_collection(session: pytest.Session) -> None:
+    """Processes that share the tests import the same files, and rewriting their assertions takes as long as the rest of
+    collecting. Where nothing is compiled yet, each begins elsewhere, and comes to what the others have done.
+    """
+    if session.config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        return
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    paths = sorted((ROOT / "tests").rglob("test_*.py"))
+    first = len(paths) * number // count
+    for path in [*paths[first:], *paths[:first]] if count > 1 else []:
+        try:
+            _ = pytest.Module.from_parent(session, path=path).obj
+        except (Exception, pytest.skip.Exception):
+            # Half of a module. What is wrong with it is told when it is collected.
+            for name in [n for n, m in sys.modules.items() if _file(m) == str(path)]:
+                del sys.modules[name]
+
+
+def _file(module: object) -> str | None:
+    return getattr(module, "__file__", None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
