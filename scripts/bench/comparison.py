@@ -22,6 +22,7 @@ class Comparison:
     others: Sequence[float]
     unit: str = ""
     wanted: str = ""  # of the ratio, such as "≥ 1.3"
+    also: tuple[str, str] = ("", "")  # more words beside ours and the other's figure
     inverse: bool = False  # the ratio is the other's by ours: how many times as fast, of times
 
     @property
@@ -32,7 +33,11 @@ class Comparison:
     def row(self) -> str:
         ratios = self.ratios
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        cells = (self.what, self._figure(self.ours), self._figure(self.others), spread, self.wanted)
+        ours, other = (
+            f"{self._figure(values)} {more}".rstrip()
+            for values, more in zip((self.ours, self.others), self.also, strict=True)
+        )
+        cells = (self.what, ours, other, spread, self.wanted)
         return f"| {' | '.join(cells)} |"
 
     def _figure(self, values: Sequence[float]) -> str:
