@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 
 EXIT_USAGE = 64  # EX_USAGE of sysexits.h
 EXIT_NOT_BUILT = 69  # EX_UNAVAILABLE
-EXIT_CONFIGURATION = 78  # EX_CONFIG
 
 # What clients say over a websocket is a few words.
 MAX_SOCKET_MESSAGE_BYTES = 64 * 2**10
@@ -98,7 +97,7 @@ def refuse(service: str, error: ConfigurationError) -> int:
     print(f"{service}: {error}", file=sys.stderr)
     if logging.getLogger().hasHandlers():
         log.error("%s", error, extra={"action": "start_refused", "is_said": True})
-    return EXIT_CONFIGURATION
+    return error.exit_status
 
 
 def serve(precision: str) -> int:

@@ -26,6 +26,7 @@
         internal, oom, poison, worker_lost: 500 · model_unavailable, storage: 503 · cancelled, lora_incompatible: 409 · bad_file: 422 · timeout: 504
 
     ConfigurationError             no HTTP: the process refuses to start and says why
+    └── NotThereYet                            another start may go well, by itself
 
 One handler in `api/errors.py` turns a FluxError into an answer.
 """
@@ -188,3 +189,11 @@ class JobFailed(FluxError):
 
 class ConfigurationError(Exception):
     """A setting is wrong: the process must not start. The message names the setting."""
+
+    exit_status = 78  # EX_CONFIG: another start would end alike
+
+
+class NotThereYet(ConfigurationError):
+    """What the process needs from elsewhere does not answer: another start may find it."""
+
+    exit_status = 75  # EX_TEMPFAIL

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from config.errors import ConfigurationError, FluxError
+from config.errors import ConfigurationError, FluxError, NotThereYet
 from utils import sql
 from utils.database import NewRow, Row
 from utils.line import Lane
@@ -81,7 +81,7 @@ class PostgresDatabase:
             self.end()
             if not self.is_refusal(error):
                 raise
-            raise ConfigurationError(f"{SETTING}: {why_not(error, self._url)}") from error
+            raise refused(error, self._url) from error
         return PostgresConnection(self)
 
     def reader(self) -> PostgresReader:
@@ -131,7 +131,7 @@ class PostgresDatabase:
         except Exception as error:
             if isinstance(error, ConfigurationError) or not self.is_refusal(error):
                 raise
-            raise ConfigurationError(f"{SETTING}: {why_not(error, self._url)}") from error
+            raise refused(error, self._url) from error
         finally:
             self.end()
 
@@ -316,10 +316,20 @@ def shown(url: str) -> str:
     return parsed.set(query={}).render_as_string(hide_password=True)
 
 
-def why_not(error: BaseException, url: str) -> str:
+def refused(error: BaseException, url: str) -> ConfigurationError:
     """Why the server does not take us, and what to do."""
     said = _first_line(error, url)
-    where = shown(url)
+    where = f"{SETTING}: {shown(url)}"
+    words = _wrong(said, where)
+    if words is not None:
+        return ConfigurationError(words)
+    return NotThereYet(
+        f"{where} cannot be used ({said}); is PostgreSQL running there, and does it let this machine in?"
+    )
+
+
+def _wrong(said: str, where: str) -> str | None:
+    """What somebody has to put right; None where the server may only be away."""
     if "password authentication failed" in said or "no password supplied" in said:
         return f"{where} does not take the user's password ({said}); correct it in the address"
     if "does not exist" in said and "database" in said:
@@ -328,7 +338,9 @@ def why_not(error: BaseException, url: str) -> str:
         return f"{where}: there is no such user ({said}); make it: createuser --pwprompt NAME"
     if "permission denied" in said:
         return f"{where}: the user may not make tables there ({said}); give it a database of its own: createdb -O USER NAME"
-    return f"{where} cannot be used ({said}); is PostgreSQL running there, and does it let this machine in?"
+    if said.startswith("invalid "):
+        return f"{where} cannot be used ({said}); correct the address"
+    return None
 
 
 def _engine(url: str) -> Engine:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from config.errors import ConfigurationError
+from config.errors import NotThereYet
 from config.settings import Settings
 from utils.fleet.join import address_of, require_token
 from utils.fleet.machine import Machine
@@ -27,7 +27,7 @@ class Guest(Head):
         fleet = self._settings.fleet
         address = address_of(fleet.fleet_join, fleet.fleet_port)
         if not answers(address):
-            raise ConfigurationError(
+            raise NotThereYet(
                 f"FLUX_FLEET_JOIN = {fleet.fleet_join}: nothing answers at {address}; start ./start_fleet.sh there "
                 "first, and let this machine reach its ports"
             )
