@@ -2,10 +2,10 @@
 
     python -m scripts.bench.servers [--rounds 3] [--only litserve,ray,...] [--clients 1,4,16]
 
-`scripts/bench/rival_servers/` has the others; LitServe comes into an environment of its own (`rivals.py`). Each is started, draws until it is warm, and then takes turns with ours,
-which rests meanwhile; a picture is counted when its PNG is with the client, and every prompt is new. Each has
-one process that draws, with as many threads as torch takes here by itself. That the pictures are the same is
-looked at too. Prints a table for `docs/benchmarks.md`.
+`scripts/bench/rival_servers/` has the others; LitServe comes into an environment of its own (`rivals.py`). Each is
+started, draws until it is warm, and then takes turns with ours; the one whose turn it is not rests. A picture is counted when its
+PNG is with the client, and every prompt is new. Each has one process that draws, with as many threads as torch takes here by
+itself. That the pictures are the same is looked at too. Prints a table for `docs/benchmarks.md`.
 """
 
 from __future__ import annotations

@@ -97,10 +97,13 @@ class Pipeline:
 
     scheduler = {"steps": 0}
     tokenizer = tokenizer_2 = staticmethod(lambda text: [text])
+    vae = argparse.Namespace(decode=lambda latents: latents + 1)
+    image_processor = argparse.Namespace(postprocess=lambda pixels: -pixels)
 
 
 def draw(pipeline: Pipeline, asked: list[drawing.Asked]) -> list[Image.Image]:
     assert pipeline.tokenizer(asked[0].prompt) == [asked[0].prompt]
+    assert pipeline.image_processor.postprocess(pipeline.vae.decode(1)) == -2
     assert pipeline.scheduler is not Pipeline.scheduler, "every request has one of its own"
     return [Image.new("RGB", (each.width, each.height), "red") for each in asked]
 

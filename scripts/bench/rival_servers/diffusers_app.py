@@ -1,7 +1,7 @@
 """diffusers' `examples/server`: a pipeline of each request's own over shared weights, in the event loop's threads.
 
 The picture is written to a folder and its address answered, from where it is fetched.
-https://github.com/huggingface/diffusers/tree/main/examples/server
+https://github.com/huggingface/diffusers/tree/58eb52c0803ea9af3abec60841c2a093bdf1f951/examples/server
 """
 
 from __future__ import annotations
