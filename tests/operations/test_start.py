@@ -95,44 +95,53 @@ def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-def test_start_draws_a_picture_by_its_curl_line_and_ctrl_c_ends_it_all(
-    run, light: Path, tmp_path: Path
+@pytest.fixture(scope="module")
+def up(light: Path) -> Iterator[Started]:
+    """A start that is up, until the last of those who share it ends it."""
+    started = Started(light)
+    try:
+        started.wait_until_up()
+        yield started
+    finally:
+        started.close()
+
+
+def test_start_says_where_all_is_and_draws_a_picture_by_its_curl_line(
+    up: Started, tmp_path: Path
 ) -> None:
     """The README's test does the same with the models that ship."""
-    started = run(light)
-    started.wait_until_up()
-    said = started.said()
+    said = up.said()
     for name in known_precisions():
-        port = started.ports[f"{name.upper()}_PORT"]
+        port = up.ports[f"{name.upper()}_PORT"]
         if profile_of(name).loader is None:
             assert profile_of(name).not_built in said
             continue
         assert re.search(rf"{profile_of(name).title} +http://127.0.0.1:{port} ", said)
         assert httpx2.get(f"http://127.0.0.1:{port}/info").json()["precision"] == name
     assert re.search(r"model +embedded: \S", said)
-    assert httpx2.get(f"http://127.0.0.1:{started.ports['PAGE_PORT']}/").status_code == 200
+    assert httpx2.get(f"http://127.0.0.1:{up.ports['PAGE_PORT']}/").status_code == 200
 
     curl = shlex.split(
         next(line for line in said.splitlines() if line.lstrip().startswith("curl "))
     )
-    assert str(started.ports["BF16_PORT"]) in curl[2]
+    assert str(up.ports["BF16_PORT"]) in curl[2]
     assert subprocess.run(curl, cwd=tmp_path, timeout=120).returncode == 0
     with Image.open(tmp_path / "picture.png") as picture:
         assert (picture.format, picture.size) == ("PNG", (256, 256))
 
-    family = started.family()
-    assert len(family) >= 3, "a service, its worker and the page"
-    assert started.ctrl_c() == 0
-    assert_all_gone(family)
 
-
-def test_start_lets_the_page_call_the_service(run, light: Path) -> None:
-    started = run(light)
-    started.wait_until_up()
-    page = f"http://127.0.0.1:{started.ports['PAGE_PORT']}"
-    service = f"http://127.0.0.1:{started.ports['BF16_PORT']}"
+def test_start_lets_the_page_call_the_service(up: Started) -> None:
+    page = f"http://127.0.0.1:{up.ports['PAGE_PORT']}"
+    service = f"http://127.0.0.1:{up.ports['BF16_PORT']}"
     answer = httpx2.get(f"{service}/info", headers={"Origin": page})
     assert answer.headers["access-control-allow-origin"] == page
+
+
+def test_start_ends_all_of_it_at_ctrl_c(up: Started) -> None:
+    family = up.family()
+    assert len(family) >= 3, "a service, its worker and the page"
+    assert up.ctrl_c() == 0
+    assert_all_gone(family)
 
 
 def test_start_when_the_service_refuses_says_why(run, light: Path) -> None:
