@@ -171,6 +171,8 @@ class PipelineModel:
         self._text_device: torch.device = text_device or pipeline.text_encoder.device
         self._device: torch.device = getattr(pipeline, self.DENOISER).device
         self._row = row
+        if row.channels_last and self._device.type == "cpu":
+            self._image.vae.decoder.to(memory_format=torch.channels_last)
         self._embeddings = EmbeddingCache(self._encode_text)
         self._preview_map: preview.PreviewMap | None = None
         self._waits_in_main_memory = False

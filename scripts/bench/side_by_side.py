@@ -11,6 +11,7 @@ order alternates, and of the rounds' ratios with the least and the greatest. Pri
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import platform
@@ -25,8 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy
+import psutil
+from PIL import Image
 
 from config.settings import ROOT
+from scripts.bench.picture_distance import psnr
 from scripts.bench.service import start_service
 
 EMBEDDED = ROOT / "models" / "embedded"
@@ -38,9 +43,10 @@ CLIENTS = 4
 class Alone:
     """The process that draws with diffusers alone; `do` asks it and waits."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, beside: int) -> None:
+        """`beside` is the process of the service that it is compared with."""
         command = [sys.executable, "-m", "scripts.bench.side_by_side", "--alone", str(folder)]
-        self.folder = folder
+        self.folder, self.beside = folder, beside
         self._process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -49,6 +55,10 @@ class Alone:
         assert self._process.stdin is not None and self._process.stdout is not None
         print(json.dumps([what, count]), file=self._process.stdin, flush=True)
         return json.loads(self._process.stdout.readline())
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def close(self) -> None:
         self._process.communicate("")
@@ -95,7 +105,11 @@ def serve_alone(loras: Path) -> None:
                     pipeline.unload_lora_weights()
                     pipeline.load_lora_weights(loras / f"random-{index % 2}.safetensors")
                 else:
-                    draw_alone(pipeline, index).save(Path(folder) / "picture.png")
+                    # Pictures that are compared are kept.
+                    name = (
+                        loras / f"{index}.png" if what == "keep" else Path(folder) / "picture.png"
+                    )
+                    draw_alone(pipeline, index).save(name)
                 found.append((time.perf_counter() - started) * 1000)
             if what == "lora":
                 pipeline.unload_lora_weights()
@@ -152,13 +166,15 @@ class Table:
         self, what: str, ours: Sequence[float], others: Sequence[float], unit: str, wanted: str
     ) -> None:
         ratios = [one / other for one, other in zip(ours, others, strict=True)]
-        cells = (
+        self.line(
             what,
             f"{statistics.median(ours):.3g} {unit}",
             f"{statistics.median(others):.3g} {unit}",
             f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
             wanted,
         )
+
+    def line(self, *cells: str) -> None:
         print(f"| {' | '.join(cells)} |", flush=True)
 
 
@@ -191,6 +207,53 @@ def one(rounds: int, client: httpx2.Client, alone: Alone, table: Table) -> None:
         lambda: statistics.median(alone.do("draw", count)),
     )
     table.add("one picture, one client", ours, others, "ms", "≤ 0.9")
+
+
+def processor(rounds: int, client: httpx2.Client, alone: Alone, table: Table) -> None:
+    """User and system time of all processes: what other load on the machine changes least."""
+    count = 12
+
+    def ours() -> float:
+        before = processor_seconds(alone.beside)
+        per_second(client, count)
+        return (processor_seconds(alone.beside) - before) / count * 1000
+
+    def theirs() -> float:
+        before = processor_seconds(alone.pid)
+        alone.do("draw", count)
+        return (processor_seconds(alone.pid) - before) / count * 1000
+
+    found = in_turns(rounds, ours, theirs)
+    table.add(f"processor time of a picture, {CLIENTS} clients; a loop", *found, "ms", "")
+
+
+def processor_seconds(pid: int) -> float:
+    process = psutil.Process(pid)
+    family = [process, *process.children(recursive=True)]
+    return sum(sum(each.cpu_times()[:2]) for each in family)
+
+
+def distance(rounds: int, client: httpx2.Client, alone: Alone, table: Table) -> None:
+    """How far our pictures are from those of the same seeds."""
+    count = 8 * rounds
+    alone.do("keep", count)
+    found, off = [], []
+    for seed in range(count):
+        body = {"prompt": PROMPT, "width": SIZE, "height": SIZE, "num_inference_steps": STEPS}
+        answer = client.post("/generate?format=raw", json=body | {"seed": seed})
+        with Image.open(io.BytesIO(answer.raise_for_status().content)) as picture:
+            ours = picture.convert("RGB")
+        with Image.open(alone.folder / f"{seed}.png") as picture:
+            theirs = picture.convert("RGB")
+        found.append(psnr(ours, theirs))
+        off.append(float((numpy.asarray(ours) != numpy.asarray(theirs)).mean()))
+    table.line(
+        f"PSNR of our picture to that of the same seed, {count} pictures",
+        f"median {statistics.median(found):.0f} dB, least {min(found):.0f} dB",
+        "",
+        f"{statistics.mean(off):.4%} of values are off",
+        "",
+    )
 
 
 def prompt(rounds: int, client: httpx2.Client, alone: Alone, table: Table) -> None:
@@ -276,6 +339,8 @@ def run(code: str, folder: Path) -> float:
 WARM: dict[str, Callable[[int, httpx2.Client, Alone, Table], None]] = {
     "throughput": throughput,
     "one": one,
+    "processor": processor,
+    "distance": distance,
     "prompt": prompt,
     "lora": lora,
 }
@@ -308,7 +373,7 @@ def main() -> None:
         if not set(wanted) & set(WARM):
             return
         process, client = start_service(folder / "warm")
-        alone = Alone(folder)
+        alone = Alone(folder, process.pid)
         try:
             per_second(client, 8)
             alone.do("draw", 3)

@@ -519,7 +519,6 @@ def child_environment(slot: WorkerSlot, settings: Settings) -> dict[str, str]:
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         # Threads that wait for others sleep soon: on a CPU that is shared, spinning costs many times the work.
         "OMP_WAIT_POLICY": "PASSIVE",
-        "GOMP_SPINCOUNT": OMP_SPINS,
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # equal inputs, equal bytes
         "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -529,6 +528,7 @@ def child_environment(slot: WorkerSlot, settings: Settings) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
     }
+    environment.setdefault("GOMP_SPINCOUNT", OMP_SPINS)
     if slot.kind == "cpu":
         environment = KEEP_FREED_MEMORY | environment
     # What was compiled once is there after a restart.
