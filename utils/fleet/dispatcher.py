@@ -168,8 +168,8 @@ class FleetDispatcher(Dispatcher):
         except StorageUnavailable:
             self._undo(decision)
             raise
-        if job is None:  # it was cancelled meanwhile
-            return self.router.ended(decision.job)
+        if job is None:
+            return self._not_claimed(decision.job)
         if not worker.takes_jobs or self._why_held() is not None:
             self.router.ended(decision.job)
             return await self._put_back(job)
@@ -199,9 +199,11 @@ class FleetDispatcher(Dispatcher):
 
     async def _beside(self, first: Job, worker: FleetWorker) -> list[Job]:
         """Jobs that are drawn together with one that begins, claimed: those that follow it and agree with it."""
-        limit = min(self._batch_limit(worker), self.router.share(first.id))
-        kind = Kind.of(first.request.to_json())
-        if limit < 2 or first.attempts > 1 or not worker.pace.batch_pays(kind):
+        limit = self._batch_limit(worker)
+        if limit < 2 or first.attempts > 1:
+            return []
+        limit = min(limit, self.router.share(first.id))
+        if limit < 2 or not worker.pace.batch_pays(Kind.of(first.request.to_json())):
             return []
         chosen: list[Job] = []
         pictures = first.request.num_images
@@ -218,8 +220,8 @@ class FleetDispatcher(Dispatcher):
             except StorageUnavailable:
                 self._undo_job(job.id)
                 break  # what is claimed goes
-            if claimed is None:  # it was cancelled meanwhile
-                self.router.ended(job.id)
+            if claimed is None:
+                self._not_claimed(job.id)
                 continue
             self._sent[job.id] = worker
             chosen.append(claimed)
@@ -240,9 +242,13 @@ class FleetDispatcher(Dispatcher):
     def _undo(self, decision: Decision) -> None:
         self._undo_job(decision.job)
 
-    def _undo_job(self, job_id: str) -> None:
-        """The job waits on; the line has it still."""
+    def _not_claimed(self, job_id: str) -> None:
+        """It was cancelled meanwhile, or may not begin now: then it is looked at again."""
         self.router.ended(job_id)
         if job_id in self._line.seqs:
             self._line.came[job_id] = None
+
+    def _undo_job(self, job_id: str) -> None:
+        """The job waits on; the line has it still."""
+        self._not_claimed(job_id)
         self.wake()
