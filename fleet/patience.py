@@ -1,39 +1,66 @@
-"""When a job had better wait for a busy card than take memory from another model on an idle one.
+"""When a job had better wait for a busy card than have its model loaded on an idle one.
 
-An idle card that has the model, or room for it, takes a job at once. One that would have to let another
-model go costs more than its own load: sooner or later the other one is asked for, and loaded again. So
-the job waits as long as cards that are busy are expected to begin it before that price is paid, and
-never longer than `longest_seconds`. Expected is what was measured; a card that is later than expected,
-or of which nothing was measured, is not waited for.
+To rent or to buy: waiting beside an idle card is paid for by the second, a load once. So a model is loaded
+there when the waiting of its jobs beside idle cards has come to the price of the load: what they have waited
+since it was last loaded (`regret.py`) and what those that wait now would be spared by it. Who begins on
+a busy card meanwhile pays nothing, and waiting that is paid never comes to much more than loads at their price.
+
+The price is in job seconds, `PRICE` for each second of the load. Another model that has to leave is loaded again
+if it is asked for, the surer the fewer other copies it has, and then something leaves for that one in its turn:
+its load counts `RELOADS` times. A model that would be on more cards than its share of the work fills pays the square
+of that excess, because that card will be missed by those that have fewer than theirs.
+
+Memory that is not scarce is spent at once: where all that was asked for lately fits beside each other on a card,
+a model that only one card has, or none, is loaded without waiting, and there is a copy when a card dies. Nobody
+waits longer than `longest_seconds` beside an idle card, nor for one that is later than expected or of which
+nothing was measured.
 """
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from fleet.card import Card
 from fleet.demand import Demand
+from fleet.regret import Regret
 
-LONGEST_SECONDS = 30.0
-# What the loss of a model weighs by the seconds of its load. A load delays all who come meanwhile.
-LOSS = 5.0
+LONGEST_SECONDS = 60.0
+# Job seconds for a second of loading: a load holds up its card, and whoever comes meanwhile.
+PRICE = 10.0
+RELOADS = 4.0
+# So many cards have a model before a further copy has to be worth it, where there is memory to spare.
+ENOUGH_COPIES = 2
+# A model counts as asked for until so little is left of the last job's weight, after some 15 minutes.
+ASKED_FOR = 0.05 / 300
 # A card may be later than expected by this share of a job, and by so much at least.
 LATE_SHARE = 0.2
 LATE_SECONDS = 0.5
-# More cards than this are not looked at for one decision.
+# More cards and jobs than this are not looked at one by one for one decision.
 MOST_CARDS = 32
+MOST_JOBS = 32
+# It is not thought over again sooner, unless something happens.
+PAUSE_SECONDS = 0.25
 
 
 class Patience:
-    """`copies` counts cards by the models they have loaded."""
+    """`copies` counts cards by the models they have loaded, `able` those that could load a model."""
 
-    def __init__(self, longest_seconds: float, demand: Demand, copies: Counter[str]) -> None:
+    def __init__(
+        self,
+        longest_seconds: float,
+        demand: Demand,
+        copies: Counter[str],
+        able: Callable[[str], int],
+    ) -> None:
         self.longest_seconds = longest_seconds
+        self.regret = Regret()
         self._demand = demand
         self._copies = copies
+        self._able = able
 
     def until(
         self,
@@ -50,36 +77,85 @@ class Patience:
         model first.
         """
         end = came_at + self.longest_seconds
-        price = self._price_seconds(card, model, now)
-        if now >= end or not card.profile.leaving(model, card.models) or price == math.inf:
+        if now >= end or self._is_spare(card, model, now):
             return None
-        begun = 0  # of those that wait for the model, by busy cards before the price is paid
+        price = self._price(card, model, now)
+        if price == math.inf:
+            return None
+        count = waiting[model]
+        servers: list[tuple[float, float]] = (
+            []
+        )  # when each would begin the next one, seconds of one
         for other in itertools.islice(busy, MOST_CARDS):
             each = other.stats.job_seconds.get(model, math.inf)
             late_at = other.free_at + max(LATE_SECONDS, LATE_SHARE * each)
             if now >= late_at or not 0 < each < math.inf:
                 continue
-            left = price - max(0.0, other.free_at - now)
+            free_in = max(0.0, other.free_at - now)
             if model in other.models:
-                others = sum(waiting[name] for name in other.models if name != model)
-                count = 1 + int(left / each) - others if left >= 0 else 0
-            else:
-                count = int(self._price_seconds(other, model, now) < left)
-            if count > 0:
-                begun += count
+                servers.append((free_in + self._ahead_seconds(other, model, waiting), each))
                 end = min(end, late_at)
-            if begun >= waiting[model]:
-                return end
-        return None
+            elif servers:
+                break
+            elif count * free_in < price - self._price(other, model, now):
+                return min(end, late_at)  # it would cost less there
+        if not servers:
+            return None
+        regret = self.regret.of(model, now)
+        here = (card.stats.load_seconds[model], card.stats.job_seconds.get(model, math.inf))
+        if regret + _seconds(servers, count) - _seconds([*servers, here], count) >= price:
+            return None
+        return min(end, now + max(PAUSE_SECONDS, (price - regret) / max(1, count)))
 
-    def _price_seconds(self, card: Card, model: str, now: float) -> float:
-        """The load, and those that it makes necessary: sooner or later, and shared with other copies."""
-        seconds = card.stats.load_seconds
-        price = seconds.get(model, math.inf)
-        wanted = self._demand.of(model, now)
+    def _is_spare(self, card: Card, model: str, now: float) -> bool:
+        """Whether there is memory for everybody, and nobody or only one has the model."""
+        sizes = card.profile.sizes
+        if self._copies[model] >= ENOUGH_COPIES or card.profile.leaving(model, card.models):
+            return False
+        rates = self._demand.all(now)
+        asked_for = {each for each, rate in rates.items() if rate > ASKED_FOR and each in sizes}
+        return sum(sizes[each] for each in asked_for | {model}) <= card.profile.memory_gib
+
+    def _ahead_seconds(self, card: Card, model: str, waiting: Mapping[str, int]) -> float:
+        """What a card has to do for those of its other models that wait."""
+        return sum(
+            waiting[name] * card.stats.job_seconds.get(name, 0.0) / max(1, self._copies[name])
+            for name in card.models
+            if name != model
+        )
+
+    def _price(self, card: Card, model: str, now: float) -> float:
+        """What waiting has to come to before the model is loaded on a card."""
+        load_seconds = card.stats.load_seconds
+        seconds = load_seconds.get(model, math.inf)
         for gone in card.profile.leaving(model, card.models):
-            missed = self._demand.of(gone, now)
+            # How likely it is asked for within the time that is remembered.
+            missed = 1 - math.exp(-self._demand.of(gone, now) * self._demand.memory_seconds)
             if missed:
-                share = missed / (missed + wanted) / self._copies[gone]
-                price += LOSS * share * seconds.get(gone, math.inf)
-        return price
+                again = load_seconds.get(gone, math.inf)
+                seconds += RELOADS * missed * again / max(1, self._copies[gone])
+        return PRICE * seconds * self._excess(card, model, now) ** 2
+
+    def _excess(self, card: Card, model: str, now: float) -> float:
+        """How many cards would have it, by how many its share of the work fills; 1 up to that."""
+        job_seconds = card.stats.job_seconds
+        rates = self._demand.all(now)
+        work = {
+            each: rate * job_seconds[each] for each, rate in rates.items() if each in job_seconds
+        }
+        total = sum(work.values())
+        filled = self._able(model) * work.get(model, 0.0) / total if total else 0.0
+        return max(1.0, (self._copies[model] + 1) / (filled + 1))
+
+
+def _seconds(servers: Sequence[tuple[float, float]], count: int) -> float:
+    """How long so many jobs wait together; many are taken in batches."""
+    free = list(servers)
+    heapq.heapify(free)
+    batch = -(-count // MOST_JOBS)
+    total = 0.0
+    for _ in range(-(-count // max(1, batch))):
+        at, each = free[0]
+        total += at
+        heapq.heapreplace(free, (at + each * batch, each))
+    return total * batch

@@ -5,9 +5,9 @@ bound early waits behind the wrong job. Two questions are asked, then. A job com
 best for it (`preference.py`)? A card becomes idle: which of those that wait does it take? The oldest whose
 model it has loaded, if there is one; else it loads one, that for which most wait by the cards that have
 it. Jobs that are passed by that are counted (`waiting.py`), and one that was passed as often as is allowed
-is next. So nobody waits for ever. Nobody waits at all while an idle card has the model or room for it;
-beside one that would have to let another model go, only for a busy card that is the better choice, and
-not for long (`patience.py`).
+is next. So nobody waits for ever. Nobody waits at all while an idle card has the model; beside one that
+would have to load it, only for a busy card, until that has cost as much as the load would, and not for
+long (`patience.py`).
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Router:
         self._warm: dict[str, dict[str, Card]] = {}  # by model, those that have it and are busy
         self._copies: collections.Counter[str] = collections.Counter()
         self._demand = Demand()
-        self._patience = Patience(patience_seconds, self._demand, self._copies)
+        self._patience = Patience(patience_seconds, self._demand, self._copies, self._able)
         self._harm = harm_of(self._copies, lambda model: self._demand.of(model, self._clock()))
         self._present: dict[Profile, int] = {}  # how many cards are there, by what they can run
         self._fresh: collections.deque[str] = collections.deque()  # jobs no card was looked up for
@@ -149,6 +149,12 @@ class Router:
         """The next job that begins; None until something happens, or the clock is at `wakes_at`."""
         decision = self._next_patient() or self._next_free() or self._next_fresh()
         self.wakes_at = min(self._patient.values(), default=math.inf)
+        if decision is None:
+            beside = self._patient if len(self._idle) else ()
+            waiting = {model: self.waiting.by_model[model] for model in beside}
+            self._patience.regret.watch(waiting, self._clock())
+        elif decision.loads:
+            self._patience.regret.forget(decision.model, self._clock())
         return decision
 
     def _next_patient(self) -> Decision | None:
@@ -297,6 +303,10 @@ class Router:
 
     def _is_due(self, kind: Kind) -> bool:
         return kind.passed > 0 and kind.passed >= self._most_passes(kind)
+
+    def _able(self, model: str) -> int:
+        """How many cards could load a model."""
+        return sum(count for profile, count in self._present.items() if model in profile.sizes)
 
     def _most_passes(self, kind: Kind) -> int:
         able = sum(

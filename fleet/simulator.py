@@ -93,6 +93,7 @@ class Result:
     seconds: float  # from the first job's coming to the last one's end
     idle_while_waiting_seconds: float  # a card that could have loaded the model did nothing
     ready_while_waiting_seconds: float  # and of that, one that had the model or room for it
+    warm_while_waiting_seconds: float  # and of that, one that had the model
     sends: int
 
     @property
@@ -205,6 +206,7 @@ class World:
     sends: int = 0
     _idle_while_waiting: float = 0.0
     _ready_while_waiting: float = 0.0
+    _warm_while_waiting: float = 0.0
     _events: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _count: itertools.count[int] = field(default_factory=itertools.count)
 
@@ -241,6 +243,7 @@ class World:
             seconds=last - min(job.at for job in self.jobs),
             idle_while_waiting_seconds=self._idle_while_waiting,
             ready_while_waiting_seconds=self._ready_while_waiting,
+            warm_while_waiting_seconds=self._warm_while_waiting,
             sends=self.sends,
         )
 
@@ -409,6 +412,7 @@ class World:
         self._idle_while_waiting += seconds * bool(able)
         ready = [each for each in able if not each[0].profile.leaving(each[1], each[0].models)]
         self._ready_while_waiting += seconds * bool(ready)
+        self._warm_while_waiting += seconds * any(model in card.models for card, model in ready)
         if self.is_strict and ready:
             card, model = ready[0]
             raise AssertionError(
