@@ -38,8 +38,8 @@ SIZES_PX = (128, 256, 320, 384, 448, 512)  # to the embedded model's largest
 STEPS = (1, 2, 4, 8, 16, 32)
 IMAGES = (1, 2, 4, 6, 8)
 LORAS = (0, 1, 2, 4, 8)
-WAITING = (0, 1000, 2500, 5000, 10_000)
-CLIENTS = (1, 2, 4, 8, 16, 32)
+WAITING = (0, 2500, 5000, 7500, 10_000)
+CLIENTS = (1, 4, 8, 16, 32)
 SUBMITTERS = 16
 
 

@@ -93,7 +93,8 @@ def _fill(axis: Any, panel: Panel) -> None:
         )  # fmt: skip
     axis.set_xlabel(panel.along)
     axis.set_ylabel(panel.up)
-    axis.set_ylim(bottom=0)
+    most = max(max(values) for curve in panel.curves for values in curve.values)
+    axis.set_ylim(0, 1.08 * most)
     axis.set_xlim(left=0)
     axis.grid(color=_INK, alpha=0.15, linewidth=0.5)
     if panel.words is not None:
