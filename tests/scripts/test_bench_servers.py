@@ -69,8 +69,8 @@ def test_equal_pictures_are_compared() -> None:
 
 
 def test_rows_say_who_is_ahead() -> None:
-    ours = Side(rates=[4.0], p50_ms=[250.0], p95_ms=[260.0])
-    theirs = Side(rates=[2.0], p50_ms=[500.0], p95_ms=[520.0])
+    ours = Side(rates=[4.0] * 2, p50_ms=[250.0] * 2, p95_ms=[260.0] * 2)
+    theirs = Side(rates=[2.0] * 2, p50_ms=[500.0] * 2, p95_ms=[520.0] * 2)
     rate, p95 = rows("it, 1 client", ours, theirs)
     assert (
         rate
@@ -83,6 +83,16 @@ def test_round_counts_every_picture() -> None:
     side = Side()
     side.add(answering(png("red")), clients=2, count=6)
     assert len(side.rates) == 1 and side.rates[0] > 0 and 0 < side.p50_ms[0] <= side.p95_ms[0]
+
+
+@pytest.mark.parametrize(("enough_seconds", "rounds"), [(45, 3), (-1, 1)])
+def test_who_takes_long_gets_one_round_and_the_row_says_so(
+    enough_seconds: int, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers, "ENOUGH_SECONDS", enough_seconds)
+    ours, theirs = servers.take_turns(answering(png("red")), answering(png("red")), 1, 2, 3)
+    assert len(ours.rates) == len(theirs.rates) == rounds
+    assert [", one round:" in row for row in rows("it", ours, theirs)] == [rounds == 1] * 2
 
 
 def test_batches_and_single_pictures_of_a_rival_are_both_there() -> None:
