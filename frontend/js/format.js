@@ -16,12 +16,8 @@ export const messageOf = error => (error instanceof Error ? error.message : Stri
 /** @param {number} ms */
 export function duration(ms) {
 	const seconds = ms / 1000;
-	if (seconds < 10) {
-		return `${seconds.toFixed(1)} s`;
-	}
-	if (seconds < 60) {
-		return `${Math.round(seconds)} s`;
-	}
+	if (seconds < 10) return `${seconds.toFixed(1)} s`;
+	if (seconds < 60) return `${Math.round(seconds)} s`;
 	return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
 }
 
@@ -77,9 +73,7 @@ export function runStatus(run) {
 
 /** The stage of a running run, without the step. @param {Run} run */
 export function runStage({loading, progress}) {
-	if (loading) {
-		return loading.what ? `Loading the model: ${loading.what}` : "Loading the model";
-	}
+	if (loading) return loading.what ? `Loading the model: ${loading.what}` : "Loading the model";
 	return STAGES[progress?.stage ?? ""] ?? "Starting";
 }
 

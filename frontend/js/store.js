@@ -68,9 +68,7 @@ export class Values {
 	/** @param {Partial<S>} patch */
 	set(patch) {
 		this.#state = {...this.#state, ...patch};
-		for (const notice of [...this.#watchers]) {
-			notice();
-		}
+		for (const notice of [...this.#watchers]) notice();
 	}
 
 	/**
@@ -83,9 +81,7 @@ export class Values {
 	watch(select, react) {
 		let seen = select(this.#state);
 		const notice = () => {
-			if (!this.#watchers.has(notice)) {
-				return; // ended by a watcher before this one
-			}
+			if (!this.#watchers.has(notice)) return; // ended by a watcher before this one
 			const now = select(this.#state);
 			if (now.some((value, index) => !Object.is(value, seen[index]))) {
 				seen = now;

@@ -161,9 +161,16 @@ def _frames(events: list[dict]) -> Frames:
     spans = list(zip(edges, edges[1:], strict=False))
     costs = [_spent_ms(tasks, span) for span in spans]
     worst = spans[costs.index(max(costs))]
+    of_worst = [
+        (each["ts"], each["ts"] + each["dur"])
+        for each in tasks
+        if worst[0] <= each["ts"] < worst[1]
+    ]
     timed = [each for each in mine if "dur" in each]
     parts = {
-        part: _spent_ms([each for each in timed if each["name"] in names], worst)
+        part: sum(
+            _spent_ms([each for each in timed if each["name"] in names], span) for span in of_worst
+        )
         for part, names in PARTS.items()
     }
     drawn = [each for each in events if each["name"] == "DrawFrame" and first <= each["ts"] <= last]
@@ -222,9 +229,9 @@ def main() -> None:
                     found = traced(page, lambda act=act: act(page, arguments.frames))
                     print(f"{arguments.nodes} nodes, {scale}, {act.__name__}: {found.words()}")
                     blank.bring_to_front()
-                    blank.goto("about:blank")
                     blank.evaluate(ARITHMETIC)
                     found = traced(blank, lambda act=act: act(blank, arguments.frames))
+                    blank.goto("about:blank")  # ends it: else its frames would be among the page's
                     print(f"arithmetic alone, {act.__name__}: {found.words()}")
         finally:
             browser.close()

@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -394,17 +394,24 @@ def test_canvas_opens_a_workflow_of_comfyui(service: RunningService, open_page: 
 # Speed
 
 
+@pytest.fixture(scope="module")
+def crowded(service: RunningService, browser: Browser) -> Iterator[Page]:
+    """A canvas of 200 nodes, whose making takes longer than what is measured on it."""
+    page = open_graph(browser, ui(service), 200)
+    yield page
+    page.context.close()
+
+
 @pytest.mark.timing
 @pytest.mark.parametrize("act", [pan, zoom])
 @pytest.mark.parametrize("key", ["f", "0"], ids=["fitted", "actual_size"])
 def test_canvas_of_200_nodes_pans_and_zooms_within_a_frame(
-    service: RunningService, browser: Browser, act: Callable[[Page, int], None], key: str
+    crowded: Page, act: Callable[[Page, int], None], key: str
 ) -> None:
-    page = open_graph(browser, ui(service), 200)
-    page.keyboard.press(key)
-    expect(page.locator(".world")).not_to_have_attribute("data-moving", "true")
-    frames = traced(page, lambda: act(page, 120))
-    page.context.close()
+    for pressed in ("f", key):  # from where all are seen, wherever the one before left the view
+        crowded.keyboard.press(pressed)
+        expect(crowded.locator(".world")).not_to_have_attribute("data-moving", "true")
+    frames = traced(crowded, lambda: act(crowded, 120))
     assert statistics.median(frames.costs_ms) <= FRAME_MS, frames.words()
     assert statistics.quantiles(frames.costs_ms, n=20)[-1] <= RARE_FRAME_MS, frames.words()
 

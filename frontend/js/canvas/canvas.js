@@ -120,6 +120,9 @@ export function mountCanvas(app) {
 		// Between 0.7 and 1.4 of their size: the pattern looks the same at half and at twice the scale.
 		const grid = now / 2 ** Math.round(Math.log2(now));
 		const tile = DOTS_PX * grid;
+		// First: after a change of style the browser would have to lay out before it scrolls.
+		[left, top] = [MIDDLE_PX - Math.round(x), MIDDLE_PX - Math.round(y)];
+		view.scrollTo(left, top);
 		dots.scrollTo(tile - (((x % tile) + tile) % tile), tile - (((y % tile) + tile) % tile));
 		if (now !== drawnScale) {
 			drawnScale = now;
@@ -130,8 +133,6 @@ export function mountCanvas(app) {
 			scale.textContent = `${Math.round(now * 100)} %`;
 			scale.ariaLabel = `${scale.textContent}: actual size`;
 		}
-		[left, top] = [MIDDLE_PX - Math.round(x), MIDDLE_PX - Math.round(y)];
-		view.scrollTo(left, top);
 		drawMinimap();
 		rest();
 	});
