@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -24,6 +24,8 @@ import psutil
 from config.settings import ROOT
 
 PR_SET_CHILD_SUBREAPER = 36
+# Whatever this checkout's .env says, for a part asks without a key.
+OPEN = {"FLUX_API_KEYS": "", "SD_API_KEY": "", "FLUX_HOST": "127.0.0.1"}
 END_SECONDS = 10  # between the request to end and SIGKILL
 
 
@@ -44,7 +46,6 @@ def run(
     *,
     deadline_seconds: float,
     say: Callable[[str], None],
-    environ: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Runs Python with these arguments; `say` gets its lines as they come."""
     started = time.monotonic()
@@ -64,7 +65,7 @@ def run(
         process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=ROOT,
-            env={**os.environ, **(environ or {}), "TMPDIR": folder, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, **OPEN, "TMPDIR": folder, "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

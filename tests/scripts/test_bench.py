@@ -111,6 +111,15 @@ def test_part_that_prints_no_figures_has_failed(only, tmp_path: Path) -> None:
     assert only(part("print('hello')", tmp_path)) == 1
 
 
+def test_part_asks_services_that_want_no_key(
+    only, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FLUX_API_KEYS", "key-of-somebody-0123456789")
+    code = "from config.settings import load_settings; print('keys:', len(load_settings('bf16').server.api_keys))"
+    assert only(part(code, tmp_path)) == 0
+    assert "keys: 0" in capsys.readouterr().out
+
+
 def test_rows_short_of_what_is_wanted_are_listed(
     only, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
