@@ -47,8 +47,15 @@ class Alone:
         """`beside` is the process of the service that it is compared with."""
         command = [sys.executable, "-m", "scripts.bench.side_by_side", "--alone", str(folder)]
         self.folder, self.beside = folder, beside
+        # As diffusers is by itself, also where the service is told how its threads wait.
+        told = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
         self._process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command,
+            cwd=ROOT,
+            env={name: value for name, value in os.environ.items() if name not in told},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def do(self, what: str, count: int) -> list[float]:

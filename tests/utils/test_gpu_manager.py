@@ -319,6 +319,19 @@ def test_child_environment_of_a_cpu_worker_keeps_freed_memory_unless_told_otherw
     assert "MALLOC_MMAP_THRESHOLD_" not in other
 
 
+def test_child_environment_has_threads_wait_briefly_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "0")
+    environ = child_environment(WorkerSlot(name="cpu"), load_settings("bf16", {}))
+    assert (environ["OMP_WAIT_POLICY"], environ["GOMP_SPINCOUNT"]) == ("ACTIVE", "0")
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    environ = child_environment(WorkerSlot(name="cpu"), load_settings("bf16", {}))
+    # Without a bound, ACTIVE threads would never sleep.
+    assert int(environ["GOMP_SPINCOUNT"]) <= 1000 and environ["KMP_BLOCKTIME"] == "0"
+
+
 @pytest.mark.parametrize(("allowed", "offline"), [("true", None), ("false", "1")])
 def test_child_environment_is_offline_when_downloads_are_off(
     monkeypatch: pytest.MonkeyPatch, allowed: str, offline: str | None

@@ -46,9 +46,10 @@ DEATHS_DEGRADED = 3
 KILL_AFTER_SECONDS = 2.5
 LAST_WORDS_SECONDS = 1.0
 MAX_LINE_BYTES = 2**20
-# How often a thread that waits for others looks before it sleeps, about 20 us: most gaps between two products of
-# one picture are that short, and what it costs beside other programs is a tenth of the drawing.
-OMP_SPINS = "1000"
+# Threads that wait for others look 1,000 times, about 20 us, and then sleep: most gaps between two products of a
+# picture are that short, and beside other programs spinning on costs many times the work. GNU's OpenMP, PyTorch's on
+# Linux, looks so often also where threads outnumber processors, but only for ACTIVE; others are told by KMP_BLOCKTIME.
+SHORT_WAITS = {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 # On a CPU tensors come and go in the C library's heap. Given back to the system each time, their pages
 # cost a sixth of a picture; what is kept goes when the worker rests (`child.REST_SECONDS`). glibc's variables;
 # other C libraries know none of them.
@@ -517,8 +518,6 @@ def child_environment(slot: WorkerSlot, settings: Settings) -> dict[str, str]:
     environment |= {
         "CUDA_VISIBLE_DEVICES": slot.visible_devices,
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        # Threads that wait for others sleep soon: on a CPU that is shared, spinning costs many times the work.
-        "OMP_WAIT_POLICY": "PASSIVE",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # equal inputs, equal bytes
         "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -528,7 +527,7 @@ def child_environment(slot: WorkerSlot, settings: Settings) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
     }
-    environment.setdefault("GOMP_SPINCOUNT", OMP_SPINS)
+    environment = SHORT_WAITS | environment
     if slot.kind == "cpu":
         environment = KEEP_FREED_MEMORY | environment
     # What was compiled once is there after a restart.
