@@ -26,13 +26,15 @@ main() {
     else
         scripts/page_tools.sh
         begin_checks
-        # One more than a small machine has cores, because much of a test is waiting; a file's tests stay together and share its
-        # services. What measures time or fills a GPU comes after, alone.
-        .venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not timing and not gpu' || tests=$?
+        # More than a small machine has cores, because much of a test is waiting; a file's tests stay together and share its
+        # services. What must end within seconds comes after, and then what measures time or fills a GPU, alone.
+        .venv/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m 'not limit and not timing and not gpu' || tests=$?
         wait "$checking" || checks=$?
         cat "$checked"
-        local measured=()
-        mapfile -t measured < <(grep -rlE 'mark\.(timing|gpu)' tests --include='test_*.py')
+        local limited=() measured=()
+        mapfile -t limited < <(files_marked limit)
+        .venv/bin/python -m pytest -n 2 -m limit "${limited[@]}" || tests=$?
+        mapfile -t measured < <(files_marked 'timing|gpu')
         .venv/bin/python -m pytest -m 'timing or gpu' "${measured[@]}" || tests=$?
     fi
     if ((checks)); then
@@ -49,6 +51,11 @@ begin_checks() {
     nice -n 19 scripts/check.sh > "$checked" 2>&1 &
     checking=$!
     trap 'kill "$checking" 2> /dev/null || true; rm -f "$checked"' EXIT
+}
+
+# files_marked <marker|...>: only these are imported.
+files_marked() {
+    grep -rlE "mark\.($1)" tests --include='test_*.py'
 }
 
 # need <Debian package> <command, or another one that serves as well...>

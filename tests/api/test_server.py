@@ -139,7 +139,7 @@ def test_sigterm_ends_the_running_job_and_keeps_the_others(start_engine: Start) 
         assert (job["status"], job["attempts"]) == ("succeeded", 1)
 
 
-@pytest.mark.timing
+@pytest.mark.limit
 def test_sigterm_puts_a_job_that_takes_too_long_back(start_engine: Start) -> None:
     service = start_engine(FLUX_DRAIN_SECONDS="0.5")
     job_id, gate = hold(service)
@@ -152,7 +152,7 @@ def test_sigterm_puts_a_job_that_takes_too_long_back(start_engine: Start) -> Non
     assert (job["status"], job["attempts"]) == ("succeeded", 1)
 
 
-@pytest.mark.timing
+@pytest.mark.limit
 def test_sigterm_while_a_client_waits_takes_no_longer_than_the_drain(start_engine: Start) -> None:
     """`drain_seconds` is how long a stop waits for running jobs: once, not once per part."""
     service = start_engine(FLUX_DRAIN_SECONDS="3")
@@ -165,7 +165,7 @@ def test_sigterm_while_a_client_waits_takes_no_longer_than_the_drain(start_engin
         assert waiting.result().status_code == 503
 
 
-@pytest.mark.timing
+@pytest.mark.limit
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_while_workers_start_exits_0(
     start_engine: Start, tmp_path: Path, signal_number: int
@@ -178,7 +178,7 @@ def test_signal_while_workers_start_exits_0(
     assert time.monotonic() - began < 6
 
 
-@pytest.mark.timing
+@pytest.mark.limit
 def test_sigterm_while_a_worker_is_replaced_exits_0(start_engine: Start) -> None:
     service = start_engine()
     service.wait_for_job(service.submit("kill-once gate"), "queued", "succeeded")

@@ -148,7 +148,7 @@ def test_stop_keeps_waiting_jobs_in_their_order(ended: Ended) -> None:
     assert started == sorted(started)
 
 
-@pytest.mark.timing
+@pytest.mark.limit
 def test_stop_releases_a_job_that_does_not_end_in_time_with_its_attempt(
     start_engine: StartEngine,
 ) -> None:
@@ -164,7 +164,7 @@ def test_stop_releases_a_job_that_does_not_end_in_time_with_its_attempt(
     assert rows(service, "SELECT status, attempts FROM job WHERE id = ?", job_id) == RELEASED
 
 
-@pytest.mark.timing
+@pytest.mark.limit
 def test_stop_while_a_job_hangs_ends_all_the_same(start_engine: StartEngine) -> None:
     service = start_engine(FLUX_DRAIN_SECONDS="1")
     job_id, _ = hold(service, "hang")
@@ -174,7 +174,7 @@ def test_stop_while_a_job_hangs_ends_all_the_same(start_engine: StartEngine) -> 
     assert rows(service, "SELECT status, attempts FROM job WHERE id = ?", job_id) == RELEASED
 
 
-@pytest.mark.timing
+@pytest.mark.limit
 def test_stop_while_a_model_is_loaded_ends_all_the_same(start_engine: StartEngine) -> None:
     service = start_engine(TEST_ENGINE="waits_while_loading", FLUX_DRAIN_SECONDS="1")
     job_id = service.submit()

@@ -212,7 +212,7 @@ def test_locked_database_refuses_new_jobs_with_a_time_to_come_back(during_lock: 
         assert int(answer.headers["Retry-After"]) >= 1
 
 
-@pytest.mark.timing
+@pytest.mark.limit
 def test_locked_database_keeps_nobody_waiting_for_long(during_lock: dict) -> None:
     """Those who came while others waited for the lock do not wait for it once more."""
     assert max(seconds for _, seconds in during_lock["answers"]) < LOCKED_ANSWER_SECONDS

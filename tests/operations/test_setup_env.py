@@ -95,24 +95,11 @@ class Checkout:
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """Set up once, by two runs at the same time; tests that use it leave it ready."""
-    checkout = Checkout(tmp_path_factory.mktemp("setup") / "flux")
-    runs = [checkout.start_setup(), checkout.start_setup()]
-    said = [run.communicate(timeout=120)[1] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0]
-    assert sorted("installing" in text for text in said) == [False, True], "one installs, one waits"
-    return checkout
-
-
-@pytest.fixture
-def bare(tmp_path: Path) -> Checkout:
-    return Checkout(tmp_path / "flux")
-
-
-@pytest.fixture(scope="module")
 def quick_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python whose new environments are copies of one: pip is put into an environment of Python's own once."""
+    """A Python whose new environments are copies of one: pip is put into an environment of Python's own once.
+
+    The README's test makes one with Python itself.
+    """
     folder = tmp_path_factory.mktemp("python")
     subprocess.run([sys.executable, "-m", "venv", folder / "made"], check=True)
     python = folder / "python3"
@@ -123,6 +110,22 @@ def quick_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     python.chmod(0o755)
     return python
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory, quick_python: Path) -> Checkout:
+    """Set up once, by two runs at the same time; tests that use it leave it ready."""
+    checkout = Checkout(tmp_path_factory.mktemp("setup") / "flux")
+    runs = [checkout.start_setup(PYTHON=quick_python) for _ in range(2)]
+    said = [run.communicate(timeout=120)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0]
+    assert sorted("installing" in text for text in said) == [False, True], "one installs, one waits"
+    return checkout
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path / "flux")
 
 
 def test_setup_installs_torchs_cpu_build_and_the_lock(installed: Checkout) -> None:

@@ -198,7 +198,7 @@ def test_worker_that_does_not_start_in_time_is_replaced(
     assert "SIGKILL" in wait_for_death(service)["last_death"]
 
 
-@pytest.mark.timing
+@pytest.mark.limit
 def test_worker_that_hangs_does_not_keep_the_service_from_stopping(start_engine: Start) -> None:
     service = start_engine(FLUX_DRAIN_SECONDS="0.5")
     job_id = hang(service)
