@@ -34,7 +34,7 @@ from utils.job_store import JobStore
 
 RUNS = 3
 AT_ONCE = 32
-CLAIMS = 500
+CLAIMS = 300
 NOW = "2026-01-31T12:00:00.000Z"
 PICTURE_BYTES = 1_900_000
 REQUEST = GenerationRequest(

@@ -1,4 +1,4 @@
-"""A fleet's database copied and put back by PostgreSQL's own programs, as `docs/fleet.md` has the commands."""
+"""A fleet's database made, copied and put back by PostgreSQL's own programs, as `docs/fleet.md` has the commands."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from tests.operations.documents import documents
-from tests.postgres import PostgresServer, programs
+from tests.postgres import PASSWORD, PostgresServer, programs
 from tests.utils.soak.bench import in_loop
 from tests.utils.test_job_store import NOW, REQUEST, routing
 from utils.database.postgres import PostgresDatabase
@@ -26,12 +26,21 @@ def command(name: str) -> str:
     return next(line for line in lines if line.startswith(name))
 
 
-def run(name: str, folder: Path, url: str) -> None:
-    environ = {"PATH": f"{programs()}:{os.environ['PATH']}", "FLUX_DATABASE_URL": url}
+def run(name: str, folder: Path, url: str, **environ: str) -> None:
+    environ |= {"PATH": f"{programs()}:{os.environ['PATH']}", "FLUX_DATABASE_URL": url}
     done = subprocess.run(
         ["bash", "-c", command(name)], cwd=folder, env=environ, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_database_of_the_document_takes_the_tables(
+    postgres: PostgresServer, tmp_path: Path
+) -> None:
+    run("createdb", tmp_path, "", PGHOST="127.0.0.1", PGPORT=str(postgres.port), PGUSER="flux", PGPASSWORD=PASSWORD)  # fmt: skip
+    database = PostgresDatabase(postgres.url("flux"), "door")
+    database.prepare()
+    database.end()
 
 
 @in_loop
