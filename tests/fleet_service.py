@@ -76,6 +76,12 @@ class RunningFleet(RunningService):
         psutil.wait_procs(family, timeout=STOP_SECONDS)
         remove_temporary(self.folder / node / "data" / "fleet")
 
+    def leave(self, node: str) -> int:
+        """A machine is told to leave; its exit status."""
+        process = self.machines.pop(node)
+        process.terminate()
+        return process.wait(STOP_SECONDS)
+
     def kill_front_door(self) -> None:
         """`kill -9` of the front door alone; Ray and the replicas live on."""
         self.process.kill()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,9 +12,18 @@ from config.errors import ConfigurationError
 from config.settings import load_settings
 from models.precision import FLEET
 from utils.fleet.machine import machine_of
-from utils.fleet.ray_processes import answers, environment, fleet_folder, join_arguments
+from utils.fleet.ray_processes import (
+    OWNER,
+    answers,
+    end_all,
+    environment,
+    fleet_folder,
+    join_arguments,
+    new_owner,
+)
 
 EXIT_CONFIGURATION = 78  # EX_CONFIG
+EXIT_RAY_ENDED = 75  # EX_TEMPFAIL: another start mends it
 
 
 def main() -> int:
@@ -39,7 +50,26 @@ def main() -> int:
     places = ", ".join(f"{count} {name}" for name, count in machine.resources.items())
     print(f"{FLEET.service}: {machine.name} joins {address} with {places}", file=sys.stderr)
     arguments = join_arguments(settings, machine.resources, fleet_folder(settings), address)
-    os.execvpe(arguments[0], arguments, environ)  # so that signals reach Ray
+    return _take_part(arguments, environ, fleet_folder(settings))
+
+
+def _take_part(arguments: list[str], environ: dict[str, str], folder: Path) -> int:
+    """Until Ray's processes have ended, or we are told to end them."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: sys.exit(0))
+    owner = new_owner()
+    environ = environ | {OWNER: owner}
+    try:
+        # Ctrl-C reaches us alone, who end it.
+        status = subprocess.Popen(arguments, env=environ, start_new_session=True).wait()
+        words = f"this machine is no part of the fleet any more: Ray ended with status {status}; join again"
+        print(f"{FLEET.service}: {words}", file=sys.stderr)
+        return EXIT_RAY_ENDED
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        end_all(folder, owner)
 
 
 def require_token(address: str, kept: Path) -> None:

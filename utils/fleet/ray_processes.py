@@ -31,6 +31,7 @@ from utils.fleet.machine import Machine
 START_SECONDS = 180.0
 STOP_SECONDS = 20.0
 OMP = "FLEET_OMP_NUM_THREADS"  # what the operator said, before Ray does
+OWNER = "FLEET_OWNER"  # in the environment of all that was started by one start
 MIB = 2**20
 # Settings that no replica reads: with others the same replicas are kept, and their models.
 FRONT_DOORS_OWN = {
@@ -150,6 +151,7 @@ class Head:
         self._note = self._folder / "head.json"
         self._lock: int | None = None
         self._process: psutil.Process | None = None
+        self._owner = new_owner()
         self.log_path = self._folder / "ray.log"
 
     def start(self) -> str:
@@ -188,13 +190,15 @@ class Head:
             process = subprocess.Popen(
                 arguments,
                 cwd=ROOT,
+                env=os.environ | {OWNER: self._owner},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,  # Ctrl-C reaches the front door alone, which ends it
             )
         born = psutil.Process(process.pid).create_time()
-        self._note.write_text(json.dumps({"pid": process.pid, "born": born, "given": given}))
+        note = {"pid": process.pid, "born": born, "given": given, "owner": self._owner}
+        self._note.write_text(json.dumps(note))
         deadline = time.monotonic() + START_SECONDS
         while not is_up():
             if process.poll() is not None or time.monotonic() > deadline:
@@ -219,30 +223,9 @@ class Head:
         """End what runs, and wait for it; nothing where it is another front door's."""
         if self._lock is None:
             return
-        # One that a stop has caught being started is not in the note yet; its own may be missing here still.
-        started = [process for process in [self._running(), *self._children()] if process]
-        family = list({*started, *(each for one in started for each in _children_of(one))})
-        for process in started:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.terminate()
-        _end(family, after_seconds=STOP_SECONDS)
-        _end(self._left(), after_seconds=0.0)
+        # One that a stop has caught being started is not in the note yet.
+        end_all(self._folder, self._read_note().get("owner", self._owner), self._running())
         self._note.unlink(missing_ok=True)
-        remove_temporary(self._folder)
-
-    def _children(self) -> list[psutil.Process]:
-        """Of this process, those that are Ray's."""
-        ours = set(self._left())
-        return [process for process in psutil.Process().children() if process in ours]
-
-    def _left(self) -> list[psutil.Process]:
-        """Every process that was started with this fleet's folder, which nobody else's has."""
-        folder = str(private_folder(self._folder))
-        return [
-            process
-            for process in psutil.process_iter(["cmdline"])
-            if any(folder in word for word in process.info["cmdline"] or ())
-        ]
 
     def _take_lock(self) -> None:
         """Ends with this process. Raises ConfigurationError where another front door has it."""
@@ -282,6 +265,36 @@ class Head:
             return process if is_same and process.status() != psutil.STATUS_ZOMBIE else None
         except (KeyError, TypeError, ValueError, psutil.Error):
             return None
+
+
+def end_all(folder: Path, owner: str, first: psutil.Process | None = None) -> None:
+    """See gone what was started for an owner, and what it left in /tmp. `first` is the process that ends the others."""
+    started = first or next(iter(_of_owner(owner)), None)
+    family = [] if started is None else [started, *_children_of(started)]
+    if started is not None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            started.terminate()
+    _end(family, after_seconds=STOP_SECONDS)
+    _end(_of_owner(owner), after_seconds=0.0)  # started while they were told to end
+    if not _is_in_use(folder):  # two machines of one host may share it
+        remove_temporary(folder)
+
+
+def _of_owner(owner: str) -> list[psutil.Process]:
+    """Every process that was started for an owner, and theirs; the oldest first."""
+    found = psutil.process_iter(["environ", "create_time"])
+    ours = [each for each in found if (each.info["environ"] or {}).get(OWNER) == owner]
+    return sorted(ours, key=lambda process: process.info["create_time"])
+
+
+def _is_in_use(folder: Path) -> bool:
+    named = str(private_folder(folder))
+    found = psutil.process_iter(["cmdline"])
+    return any(named in word for process in found for word in process.info["cmdline"] or ())
+
+
+def new_owner() -> str:
+    return secrets.token_hex(8)
 
 
 def _children_of(process: psutil.Process) -> list[psutil.Process]:

@@ -625,6 +625,7 @@ def test_stopped_fleet_leaves_no_process(fleet: RunningFleet) -> None:
     assert len(token) == 64 and token not in fleet.log()
     mode = (fleet.folder / "data" / "fleet" / "token").stat().st_mode
     assert mode & 0o077 == 0
+    assert fleet.leave("second") == 0
     fleet.close()
     assert_nothing_left(fleet)
     assert not private_folder(fleet.folder / "second" / "data" / "fleet").exists()
