@@ -98,7 +98,7 @@ class RunningFleet(RunningService):
 
     def close(self) -> None:
         for node in list(self.machines):
-            self.kill_machine(node)  # one that is asked to leave takes half a minute
+            self.kill_machine(node)  # which takes no time
         super().close()
 
 
