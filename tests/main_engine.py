@@ -5,17 +5,21 @@ TEST_RESTART_SECONDS is the pause after a worker's first death, where a test nee
 With TEST_ANYWHERE the stand-in draws for every local model of the catalog, whatever machine that needs.
 """
 
+import gc
 import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
+gc.disable()  # a twentieth of a start, of which tests make hundreds, is looking for garbage among imports
 
 from api import server  # noqa: E402 (the path comes first)
 from models.precision import profile_of  # noqa: E402
 from utils.requests import RequestResolver  # noqa: E402
 from utils.worker import parent  # noqa: E402
+
+gc.enable()
 
 if __name__ == "__main__":
     loader = f"tests.engines:{os.environ['TEST_ENGINE']}"
