@@ -30,7 +30,7 @@ from fleet.regret import Regret
 
 LONGEST_SECONDS = 60.0
 # Job seconds for a second of loading: a load holds up its card, and whoever comes meanwhile.
-PRICE = 10.0
+PRICE = 20.0
 RELOADS = 4.0
 # So many cards have a model before a further copy has to be worth it, where there is memory to spare.
 ENOUGH_COPIES = 2

@@ -1,6 +1,6 @@
 """Routing of a fleet against other routers' rules, in the simulator; what a decision costs.
 
-    python -m scripts.bench.fleet [--jobs 100000] [--write]
+    python -m scripts.bench.fleet [--jobs 100000] [--seeds 5] [--write]
 
 The same cards, the same jobs, the same simulator for every router (`fleet_traces.py`, `fleet_rivals.py`).
 Waiting ends when drawing begins, loads included. Needs no GPU and a few minutes. `--write` puts the
@@ -40,6 +40,7 @@ from scripts.bench.fleet_traces import (
 PAGE = ROOT / "docs" / "benchmarks.md"
 HEADING = "## The fleet"
 OURS = "**ours**"
+Results = dict[str, Result]  # by router
 ROUTERS: dict[str, Callable[[], Policy]] = {
     OURS: OurPolicy,
     "ours, without patience": lambda: OurPolicy(patience_seconds=0.0),
@@ -53,18 +54,19 @@ ROUTERS: dict[str, Callable[[], Policy]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--jobs", type=int, default=100_000, help="of the thousand nodes")
+    parser.add_argument("--seeds", type=int, default=5, help="of each trace, to count who is best")
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
     options = parser.parse_args()
     hardware = Hardware()
     lines = []
-    for line in report(hardware, options.jobs):
+    for line in report(hardware, options.jobs, options.seeds):
         print(line, flush=True)
         lines.append(line)
     if options.write:
         write(lines, PAGE)
 
 
-def report(hardware: Hardware, jobs: int) -> Iterator[str]:
+def report(hardware: Hardware, jobs: int, seeds: int) -> Iterator[str]:
     yield HEADING
     yield ""
     yield (
@@ -75,7 +77,12 @@ def report(hardware: Hardware, jobs: int) -> Iterator[str]:
     yield ""
     yield from two_nodes_rows(hardware)
     yield ""
-    yield from comparison_rows(traces(hardware))
+    every: list[list[Results]] = [[]]
+    yield from comparison_rows(traces(hardware), every[0])
+    yield ""
+    for seed in range(1, seeds):
+        every.append([compare(trace) for trace in traces(hardware, seed)])
+    yield from seeds_rows([trace.name for trace in traces(hardware)], every)
     yield ""
     yield from scaling_rows(hardware)
     yield ""
@@ -138,54 +145,72 @@ def _counts(trace: Trace) -> dict[str, float]:
     return {model: share / len(trace.jobs) for model, share in shares.items()}
 
 
-def comparison_rows(all_traces: Sequence[Trace]) -> Iterator[str]:
+def compare(trace: Trace) -> Results:
+    """Every router on a trace."""
+    return {name: run(trace, make()) for name, make in ROUTERS.items()}
+
+
+def comparison_rows(all_traces: Sequence[Trace], every: list[Results]) -> Iterator[str]:
+    """A table for each trace; what it was made of is added to `every`."""
     yield (
         "Routers on the same traces. *Idle* is the time in which some card did nothing while a request waited"
-        " that it could have run; *ready* the part of it in which one did that had the model, or room for it."
-        " Ours lets a card idle only where another model would have to leave, for a busy card that is"
-        " expected to begin sooner by more than that costs, and 30 s at most; without patience never. What is"
-        " left of *ready* are the 2 ms that a message takes."
+        " that it could have run; *ready* the part of it in which one did that had the model, or room for it;"
+        " *warm* the part of that in which it had the model. Ours lets a card idle only where the model would"
+        " have to be loaded, until waiting for it has come to the price of a load (`fleet/patience.py`), and"
+        " 60 s at most; without patience never. What is left of its *warm* are the 2 ms that a message takes."
     )
-    every = []
     for trace in all_traces:
-        results = {}
+        results = compare(trace)
         every.append(results)
         yield ""
         yield f"{trace.name}:"
         yield ""
-        yield "| router | mean wait s | p95 wait s | model loads | jobs/s | idle s | ready s |"
-        yield "|---|---|---|---|---|---|---|"
-        for name, make in ROUTERS.items():
-            result = results[name] = run(trace, make())
+        yield "| router | mean wait s | p95 wait s | model loads | jobs/s | idle s | ready s | warm s |"
+        yield "|---|---|---|---|---|---|---|---|"
+        for name, result in results.items():
             lost = f" ({result.lost} lost)" if result.lost else ""
             yield (
                 f"| {name}{lost} | {result.mean_wait:.2f} | {result.p95_wait:.2f} | {result.loads} |"
                 f" {result.rate:.3f} | {result.idle_while_waiting_seconds:.1f} |"
-                f" {result.ready_while_waiting_seconds:.2f} |"
+                f" {result.ready_while_waiting_seconds:.1f} | {result.warm_while_waiting_seconds:.2f} |"
             )
 
-    yield ""
-    yield summary(every)
+
+VALUES: dict[str, Callable[[Result], float]] = {
+    "mean wait": lambda result: result.mean_wait,
+    "p95 wait": lambda result: result.p95_wait,
+    "loads": lambda result: result.loads,
+}
 
 
-def summary(every: Sequence[dict[str, Result]]) -> str:
-    """In how many of the traces ours is the best of all."""
+def is_best(results: Results, value: Callable[[Result], float]) -> bool:
+    """Whether no other router has less, each value of whichever has least of it."""
+    rivals = [result for name, result in results.items() if "ours" not in name]
+    return value(results[OURS]) <= min(map(value, rivals))
 
-    def best(value: Callable[[Result], float], rivals: Sequence[str]) -> int:
-        return sum(
-            value(results[OURS]) <= min(value(results[rival]) for rival in rivals)
-            for results in every
-        )
 
-    rivals = [name for name in ROUTERS if "ours" not in name]
-    plain = [name for name in rivals if name in ("ollama-herd, pictures", "Ray Serve")]
-    return (
-        f"Of {len(every)} traces ours has the shortest mean wait in {best(lambda r: r.mean_wait, rivals)}"
-        f" and the shortest p95 in {best(lambda r: r.p95_wait, rivals)}; fewest loads in"
-        f" {best(lambda r: r.loads, plain)} against ollama-herd's rule for pictures and Ray Serve's"
-        f" router, in {best(lambda r: r.loads, rivals)} against all four. Where the seven signals or"
-        " multiplexing load less, jobs wait there for a card that has the model while others idle."
+def seeds_rows(names: Sequence[str], every: Sequence[Sequence[Results]]) -> Iterator[str]:
+    """In how many runs of each trace ours is the best of all: `every` is by seed, then by trace."""
+    yield (
+        f"In how many of {len(every)} runs of each trace, with traffic of other seeds, ours is best against"
+        " the least of any of the four others, which need not be the same for waits and loads:"
     )
+    yield ""
+    yield f"| trace | {' | '.join(VALUES)} | all three | loads by the fewest of others |"
+    yield "|---|" + "---|" * (len(VALUES) + 2)
+    totals = [0] * (len(VALUES) + 1)
+    for place, name in enumerate(names):
+        runs = [results[place] for results in every]
+        holds = [[is_best(results, value) for value in VALUES.values()] for results in runs]
+        counts = [sum(column) for column in zip(*holds, strict=True)] + [sum(map(all, holds))]
+        totals = [total + count for total, count in zip(totals, counts, strict=True)]
+        loads = ", ".join(
+            f"{results[OURS].loads}/{min(r.loads for n, r in results.items() if 'ours' not in n)}"
+            for results in runs
+        )
+        yield f"| {name} | {' | '.join(map(str, counts))} | {loads} |"
+    of = len(names) * len(every)
+    yield f"| all {of} | {' | '.join(map(str, totals))} | |"
 
 
 def scaling_rows(hardware: Hardware) -> Iterator[str]:

@@ -50,7 +50,7 @@ def test_many_that_would_wait_long_are_foreseen() -> None:
 
 
 def test_only_copy_of_what_is_asked_for_is_dearer_than_one_of_several() -> None:
-    count = 12
+    count = 16
     for copies, expected in (("dev schnell klein klein klein", True), ("dev schnell klein", False)):
         some = patience("dev dev schnell klein klein klein", copies)
         card = idle("klein", memory_gib=40.0)
@@ -61,7 +61,7 @@ def test_only_copy_of_what_is_asked_for_is_dearer_than_one_of_several() -> None:
 def test_model_beyond_its_share_of_the_work_is_dearer() -> None:
     some = patience("dev " * 9 + "schnell", "dev dev schnell schnell")
     for model, loads in (("dev", True), ("schnell", False)):
-        some.regret.watch({model: 100}, NOW - 1)
+        some.regret.watch({model: 150}, NOW - 1)
         until = some.until(idle("klein"), model, {model: 1}, [busy(model)], NOW, NOW)
         assert (until is None) is loads
 
