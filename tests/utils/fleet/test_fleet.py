@@ -83,14 +83,6 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
         running.close()
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
-    """Another fleet, of one replica, that is not started yet."""
-    running = RunningFleet(tmp_path_factory.mktemp("alone"), FLUX_FAKE_GPUS="1")
-    yield running
-    running.close()
-
-
 def processes_of(fleet: RunningFleet) -> list[psutil.Process]:
     """What runs for a fleet: all of Ray's is told its port or its folder."""
     ours = {str(fleet.fleet_port), private_folder(fleet.folder / "data" / "fleet").name}
@@ -119,24 +111,6 @@ def holding(fleet: RunningFleet, name: str) -> dict:
 
 def replica_pid(fleet: RunningFleet, name: str) -> int:
     return next(worker["pid"] for worker in fleet.workers() if worker["name"] == name)
-
-
-def test_stop_while_a_fleet_starts_leaves_nothing(alone: RunningFleet) -> None:
-    """First in the file, before the others' fleet is there."""
-    alone.start(wait=False)
-    alone.wait_until((alone.folder / "data" / "fleet" / "head.json").exists)
-    assert alone.stop() == 0
-    assert_nothing_left(alone)
-
-
-def test_front_door_without_ray_says_so_and_ends_for_another_start(alone: RunningFleet) -> None:
-    """Also the start at once after one that was stopped."""
-    alone.start()
-    (gcs,) = [p for p in processes_of(alone) if p.info["name"] == "gcs_server"]
-    gcs.kill()
-    assert alone.process.wait(STOP_SECONDS) == 75
-    assert "Ray's processes on this machine have ended" in alone.log()
-    assert_nothing_left(alone)
 
 
 def test_picture_is_drawn_and_the_answer_names_its_machine(whole: RunningFleet) -> None:
@@ -590,7 +564,7 @@ def awake(fleet: RunningFleet) -> list[dict]:
 
 
 def test_replicas_sleep_and_wake_by_what_waits(fleet: RunningFleet) -> None:
-    """All but the last in the file: the front door is started with limits."""
+    """From here on the front door has limits."""
     fleet.wait_for(*ALL)
     pids = {worker["name"]: worker["pid"] for worker in fleet.workers()}
     fleet.kill_front_door()
@@ -619,13 +593,30 @@ def test_replicas_sleep_and_wake_by_what_waits(fleet: RunningFleet) -> None:
     assert {worker["name"]: worker["pid"] for worker in fleet.workers()} == pids
 
 
-def test_stopped_fleet_leaves_no_process(fleet: RunningFleet) -> None:
-    """Last in the file."""
+def test_machine_that_is_told_to_leave_leaves_nothing(fleet: RunningFleet) -> None:
+    assert fleet.leave("second") == 0
+    fleet.wait_until(lambda: set(fleet.states()) == set(HERE))
+    assert not private_folder(fleet.folder / "second" / "data" / "fleet").exists()
+
+
+def test_front_door_without_ray_says_so_and_ends_for_another_start(fleet: RunningFleet) -> None:
+    """The fleet is gone after this."""
     token = fleet.token
-    assert len(token) == 64 and token not in fleet.log()
+    assert len(token) == 64 and token not in fleet.log_path.read_text()
     mode = (fleet.folder / "data" / "fleet" / "token").stat().st_mode
     assert mode & 0o077 == 0
-    assert fleet.leave("second") == 0
-    fleet.close()
+    job_id = fleet.wait_for_job(fleet.submit("hold on"), "running")["id"]
+    (gcs,) = [p for p in processes_of(fleet) if p.info["name"] == "gcs_server"]
+    gcs.kill()
+    assert fleet.process.wait(STOP_SECONDS) == 75
+    assert "Ray's processes on this machine have ended" in fleet.log_path.read_text()
+    assert f"job_id={job_id}" in fleet.log_path.read_text().rpartition("job goes back")[2]
     assert_nothing_left(fleet)
-    assert not private_folder(fleet.folder / "second" / "data" / "fleet").exists()
+
+
+def test_stop_while_a_fleet_starts_leaves_nothing(fleet: RunningFleet) -> None:
+    """Last in the file: right after it has ended by itself."""
+    fleet.start(wait=False)
+    fleet.wait_until((fleet.folder / "data" / "fleet" / "head.json").exists)
+    assert fleet.stop() == 0
+    assert_nothing_left(fleet)
