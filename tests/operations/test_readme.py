@@ -1,12 +1,9 @@
 """The README, followed to the letter by someone who has just cloned the repository."""
 
-import os
 import re
 import shlex
 import signal
-import struct
 import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -61,8 +58,6 @@ class Newcomer:
         said = ""
         for line in running.stdout:
             said += line
-            if line == "setup: ready\n":
-                lend_compiled(self.folder / ".venv")
             if line.lstrip().startswith("curl "):
                 return running, said
         running.communicate()
@@ -87,27 +82,6 @@ class Newcomer:
         _, alive = psutil.wait_procs(family, timeout=60)
         assert family and not alive
         return running.returncode
-
-
-def lend_compiled(venv: Path) -> None:
-    """What is compiled of the same sources here already, dated as theirs: two workers that compile torch and diffusers
-    take longer than everything else after the installation. Python takes it as its own."""
-    for module in list(sys.modules.values()):
-        source, compiled = getattr(module, "__file__", None), getattr(module, "__cached__", None)
-        if not (source and compiled and Path(source).is_relative_to(sys.prefix)):
-            continue
-        theirs = venv / Path(source).relative_to(sys.prefix)
-        if not (Path(compiled).is_file() and theirs.is_file()):
-            continue
-        # The file's head: four bytes of version, four of kind (none: it goes by time), the source's time and size.
-        code = Path(compiled).read_bytes()
-        if code[4:8] == bytes(4) and theirs.read_bytes() == Path(source).read_bytes():
-            there = venv / Path(compiled).relative_to(sys.prefix)
-            there.parent.mkdir(exist_ok=True)
-            unfinished = there.with_suffix(f".{os.getpid()}.pyc")
-            changed = struct.pack("<I", int(theirs.stat().st_mtime) & 0xFFFFFFFF)
-            unfinished.write_bytes(code[:8] + changed + code[12:])
-            unfinished.rename(there)
 
 
 @pytest.fixture(scope="module")
