@@ -366,6 +366,8 @@ async def running(plan: Plan) -> AsyncIterator[Services]:
     except BaseException:
         await plan.keys.close()
         await store.close()
+        if doors is not None:
+            doors.database.end()
         raise
     cleanup = CleanupService(
         plan.settings, store, plan.chance.now, is_ours=lambda: doors is None or doors.routes
