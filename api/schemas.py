@@ -21,6 +21,7 @@ from api import older_fields
 from config.catalog import MAX_REFERENCES, MAX_SCALE, MAX_STEPS
 from models.lora.inspect import MAX_TRIGGER_CHARS, MAX_TRIGGER_WORDS
 from models.lora.names import MAX_HUB_ID_CHARACTERS, NAME
+from models.precision import known_precisions
 from models.types import MAX_IMAGES, MAX_SEED, OutputFormat
 from utils.lora_choice import MAX_LORAS, MAX_WEIGHT, LoraChoice
 from utils.requests import DRAWN_SEED, Wanted
@@ -245,8 +246,8 @@ class GenerateBody(LorasBody):
     backend: Id | None = Field(None, description="An id from GET /api/backends.")
     precision: Id | None = Field(
         None,
-        description="What the picture must be drawn in: `bf16` or `fp4`. A service has one; a fleet gives the "
-        "job to a machine that has it. Left out: any.",
+        description=f"What the picture must be drawn in: {' or '.join(known_precisions())}. A service has one; a "
+        "fleet gives the job to a machine that has it. Left out: any.",
     )
     width: int | None = Field(
         None, description="Pixels, a multiple of 16 within the model's limits."
