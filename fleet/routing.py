@@ -97,10 +97,12 @@ class Router:
         card = self._cards.get(stats.replica)
         if card is None:
             card = self._cards[stats.replica] = Card(stats)
-        else:
-            self._leave_indexes(card)
-            card.take_report(stats, self._clock())
-        self._enter_indexes(card)
+            self._enter_indexes(card)
+            return
+        before = (card.models, card.jobs)
+        self._leave_indexes(card)
+        card.take_report(stats, self._clock())
+        self._enter_indexes(card, is_news=before != (card.models, card.jobs))
 
     def forget(self, replica: str) -> tuple[str, ...]:
         """A replica is gone. Its jobs, in the order of their sending: they are nobody's now."""
@@ -232,7 +234,9 @@ class Router:
             elif kind.model in card.models:
                 warm = kind if warm is None or kind.oldest < warm.oldest else warm
             elif cold is None or self._cold_key(kind) < self._cold_key(cold):
-                if card.state is State.IDLE and not self._waits(self._oldest(kind), card):
+                if self._is_patient(kind.model) or card.state is not State.IDLE:
+                    continue
+                if not self._waits(self._oldest(kind), card):
                     cold = kind  # a busy one gains nothing by loading early
         if due is not None:
             may_begin = card.state is State.IDLE or due.model in card.models
@@ -290,6 +294,10 @@ class Router:
             return False
         self._patient[wanted.model] = min(until, self._patient.get(wanted.model, math.inf))
         return True
+
+    def _is_patient(self, model: str) -> bool:
+        """Whether it was thought over lately, and nothing has happened to those who are waited for."""
+        return self._patient.get(model, 0.0) > self._clock() and model not in self._changed
 
     def _busy_for(self, wanted: Wanted) -> Iterator[Card]:
         """Busy cards that can run a job, those with its model first."""
@@ -436,7 +444,7 @@ class Router:
             if not self._present[card.profile]:
                 del self._present[card.profile]
 
-    def _enter_indexes(self, card: Card) -> None:
+    def _enter_indexes(self, card: Card, is_news: bool = True) -> None:
         """After it has changed; it may be free for somebody who waits."""
         self._copies.update(card.models)
         if card.is_away:
@@ -447,7 +455,8 @@ class Router:
             self._busy[card.replica] = card
             for model in card.models:
                 self._warm.setdefault(model, {})[card.replica] = card
-            self._changed.update(self._patient.keys() & card.models)
+            if is_news:
+                self._changed.update(self._patient.keys() & card.models)
         if card.state in (State.IDLE, State.FINISHING) and self.waiting:
             self._free[card.replica] = None
 

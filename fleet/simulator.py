@@ -207,6 +207,7 @@ class World:
     _idle_while_waiting: float = 0.0
     _ready_while_waiting: float = 0.0
     _warm_while_waiting: float = 0.0
+    _idle_now: tuple[bool, list[tuple[SimCard, str]], bool] | None = None  # until something changes
     _events: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _count: itertools.count[int] = field(default_factory=itertools.count)
 
@@ -255,6 +256,7 @@ class World:
 
     def send(self, job: SimJob, card: SimCard) -> None:
         """A job goes to the end of a card's own line."""
+        self._idle_now = None
         self.sends += 1
         self._idle.pop(card.name, None)
         if card.has == (1 if card.is_decoding else 0):
@@ -265,6 +267,7 @@ class World:
 
     def load(self, card: SimCard, model: str) -> None:
         """A model is loaded ahead of any job, if the card has nothing else to do."""
+        self._idle_now = None
         if card.running is None and model not in card.models:
             seconds = self._load(card, model)
             job = SimJob(job=f"load {next(self._count)}", at=self.now, model=model)
@@ -275,6 +278,7 @@ class World:
 
     def switch_off(self, card: SimCard) -> None:
         """A card that has nothing to do is taken away."""
+        self._idle_now = None
         assert card.has == 0, f"{card.name} has a job"
         card.life += 1
         card.is_alive = False
@@ -283,6 +287,7 @@ class World:
 
     def switch_on(self, card: SimCard) -> None:
         """A card is there, with nothing loaded."""
+        self._idle_now = None
         card.is_alive = True
         self._idle[card.name] = card
         self._report(card)
@@ -297,10 +302,12 @@ class World:
         self.policy.came(job)
 
     def _waits(self, job: SimJob) -> None:
+        self._idle_now = None
         self._waiting[job.job] = job
         self._kinds[(job.model, job.resources, job.tags)] += 1
 
     def _no_longer_waits(self, job: SimJob) -> None:
+        self._idle_now = None
         if self._waiting.pop(job.job, None) is not None:
             self._kinds[(job.model, job.resources, job.tags)] -= 1
 
@@ -315,6 +322,7 @@ class World:
             self._report(card)
 
     def _go_on(self, card: SimCard) -> None:
+        self._idle_now = None
         if card.running is not None:
             return
         if not card.line:
@@ -382,6 +390,7 @@ class World:
         self.after(self.report_seconds, lambda: self._tick(card))
 
     def _fail(self, failure: Failure) -> None:
+        self._idle_now = None
         card = self.cards[failure.card]
         lost = [*([card.running] if card.running else []), *card.line, *card.on_its_way.values()]
         lost = [job for job in lost if job.job in self._outcomes]
@@ -402,22 +411,35 @@ class World:
         """Count the time since the last event in which a card idled while somebody waited."""
         if until <= self.now or not self._waiting or not self._idle:
             return
-        able = [
-            (card, model)
-            for card in self._idle.values()
-            for (model, resources, tags), count in self._kinds.items()
-            if count and _can_run(card, model, resources, tags)
-        ]
+        if self._idle_now is None:
+            self._idle_now = self._idle_beside()
+        is_able, ready, is_warm = self._idle_now
         seconds = until - self.now
-        self._idle_while_waiting += seconds * bool(able)
-        ready = [each for each in able if not each[0].profile.leaving(each[1], each[0].models)]
+        self._idle_while_waiting += seconds * is_able
         self._ready_while_waiting += seconds * bool(ready)
-        self._warm_while_waiting += seconds * any(model in card.models for card, model in ready)
+        self._warm_while_waiting += seconds * is_warm
         if self.is_strict and ready:
             card, model = ready[0]
             raise AssertionError(
                 f"{card.name} could have begun with {model} at {self.now} and did nothing until {until}"
             )
+
+    def _idle_beside(self) -> tuple[bool, list[tuple[SimCard, str]], bool]:
+        """Whether an idle card could run somebody's job; one that is ready for it; whether one has the model."""
+        kinds = [kind for kind, count in self._kinds.items() if count]
+        is_able, ready = False, []
+        for card in self._idle.values():
+            for model, resources, tags in kinds:
+                is_warm = model in card.models
+                if is_able and ready and not is_warm:
+                    continue
+                if _can_run(card, model, resources, tags):
+                    is_able = True
+                    if is_warm:
+                        return True, [(card, model)], True
+                    if not ready and not card.profile.leaving(model, card.models):
+                        ready = [(card, model)]
+        return is_able, ready, False
 
 
 def _can_run(card: SimCard, model: str, resources: frozenset[str], tags: frozenset[str]) -> bool:
