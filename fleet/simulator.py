@@ -454,6 +454,7 @@ class OurPolicy:
         self.router = Router(passes, patience_seconds, clock=lambda: self._world.now)
         self.decisions: list[Decision] = []
         self._seqs: dict[str, int] = {}
+        self._wakes_at = -math.inf
 
     def begin(self, world: World) -> None:
         self._world = world
@@ -496,5 +497,7 @@ class OurPolicy:
             self.decisions.append(decision)
             card = self._cards[decision.replica.rpartition("#")[0]]
             self._world.send(self._jobs[decision.job], card)
-        if self.router.wakes_at < math.inf:
-            self._world.after(max(0.0, self.router.wakes_at - self._world.now), self._give_out)
+        now, at = self._world.now, self.router.wakes_at
+        if at < math.inf and not now < self._wakes_at <= at:  # one is on its way, and soon enough
+            self._wakes_at = max(now, at)
+            self._world.after(self._wakes_at - now, self._give_out)
