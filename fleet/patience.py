@@ -1,6 +1,7 @@
-"""When a job had better wait for a busy card than have its model loaded on an idle one.
+"""When a job had better wait for a busy card than take memory from another model on an idle one.
 
-To rent or to buy: waiting beside an idle card is paid for by the second, a load once. So a model is loaded
+An idle card that has the model, or room for it, takes a job at once. For one that would have to let another model go
+it is to rent or to buy: waiting beside an idle card is paid for by the second, a load once. So a model is loaded
 there when the waiting of its jobs beside idle cards has come to the price of the load: what they have waited
 since it was last loaded (`regret.py`) and what those that wait now would be spared by it. Who begins on
 a busy card meanwhile pays nothing, and waiting that is paid never comes to much more than loads at their price.
@@ -10,9 +11,7 @@ if it is asked for, the surer the fewer other copies it has, and then something 
 its load counts `RELOADS` times. A model that would be on more cards than its share of the work fills pays the square
 of that excess, because that card will be missed by those that have fewer than theirs.
 
-Memory that is not scarce is spent at once: where all that was asked for lately fits beside each other on a card,
-a model that only one card has, or none, is loaded without waiting, and there is a copy when a card dies. Nobody
-waits longer than `longest_seconds` beside an idle card, nor for one that is later than expected or of which
+Nobody waits longer than `longest_seconds` beside an idle card, nor for one that is later than expected or of which
 nothing was measured.
 """
 
@@ -28,14 +27,10 @@ from fleet.card import Card
 from fleet.demand import Demand
 from fleet.regret import Regret
 
-LONGEST_SECONDS = 60.0
+LONGEST_SECONDS = 30.0
 # Job seconds for a second of loading: a load holds up its card, and whoever comes meanwhile.
 PRICE = 20.0
 RELOADS = 4.0
-# So many cards have a model before a further copy has to be worth it, where there is memory to spare.
-ENOUGH_COPIES = 2
-# A model counts as asked for until so little is left of the last job's weight, after some 15 minutes.
-ASKED_FOR = 0.05 / 300
 # A card may be later than expected by this share of a job, and by so much at least.
 LATE_SHARE = 0.2
 LATE_SECONDS = 0.5
@@ -77,7 +72,7 @@ class Patience:
         model first.
         """
         end = came_at + self.longest_seconds
-        if now >= end or self._is_spare(card, model, now):
+        if now >= end or not card.profile.leaving(model, card.models):
             return None
         price = self._price(card, model, now)
         if price == math.inf:
@@ -106,15 +101,6 @@ class Patience:
         if regret + _seconds(servers, count) - _seconds([*servers, here], count) >= price:
             return None
         return min(end, now + max(PAUSE_SECONDS, (price - regret) / max(1, count)))
-
-    def _is_spare(self, card: Card, model: str, now: float) -> bool:
-        """Whether there is memory for everybody, and nobody or only one has the model."""
-        sizes = card.profile.sizes
-        if self._copies[model] >= ENOUGH_COPIES or card.profile.leaving(model, card.models):
-            return False
-        rates = self._demand.all(now)
-        asked_for = {each for each, rate in rates.items() if rate > ASKED_FOR and each in sizes}
-        return sum(sizes[each] for each in asked_for | {model}) <= card.profile.memory_gib
 
     def _ahead_seconds(self, card: Card, model: str, waiting: Mapping[str, int]) -> float:
         """What a card has to do for those of its other models that wait."""

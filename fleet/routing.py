@@ -5,9 +5,9 @@ bound early waits behind the wrong job. Two questions are asked, then. A job com
 best for it (`preference.py`)? A card becomes idle: which of those that wait does it take? The oldest whose
 model it has loaded, if there is one; else it loads one, that for which most wait by the cards that have
 it. Jobs that are passed by that are counted (`waiting.py`), and one that was passed as often as is allowed
-is next. So nobody waits for ever. Nobody waits at all while an idle card has the model; beside one that
-would have to load it, only for a busy card, until that has cost as much as the load would, and not for
-long (`patience.py`).
+is next. So nobody waits for ever. Nobody waits at all while an idle card has the model or room for it;
+beside one that would have to let another model go, only for a busy card, until that has cost as much as
+the load would, and not for long (`patience.py`).
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ class Router:
             elif kind.model in card.models:
                 warm = kind if warm is None or kind.oldest < warm.oldest else warm
             elif cold is None or self._cold_key(kind) < self._cold_key(cold):
-                if self._is_patient(kind.model) or card.state is not State.IDLE:
+                if card.state is not State.IDLE or self._is_patient(kind.model, card):
                     continue
                 if not self._waits(self._oldest(kind), card):
                     cold = kind  # a busy one gains nothing by loading early
@@ -295,8 +295,10 @@ class Router:
         self._patient[wanted.model] = min(until, self._patient.get(wanted.model, math.inf))
         return True
 
-    def _is_patient(self, model: str) -> bool:
+    def _is_patient(self, model: str, card: Card) -> bool:
         """Whether it was thought over lately, and nothing has happened to those who are waited for."""
+        if not card.profile.leaving(model, card.models):
+            return False
         return self._patient.get(model, 0.0) > self._clock() and model not in self._changed
 
     def _busy_for(self, wanted: Wanted) -> Iterator[Card]:

@@ -93,7 +93,6 @@ class Result:
     seconds: float  # from the first job's coming to the last one's end
     idle_while_waiting_seconds: float  # a card that could have loaded the model did nothing
     ready_while_waiting_seconds: float  # and of that, one that had the model or room for it
-    warm_while_waiting_seconds: float  # and of that, one that had the model
     sends: int
 
     @property
@@ -206,8 +205,7 @@ class World:
     sends: int = 0
     _idle_while_waiting: float = 0.0
     _ready_while_waiting: float = 0.0
-    _warm_while_waiting: float = 0.0
-    _idle_now: tuple[bool, list[tuple[SimCard, str]], bool] | None = None  # until something changes
+    _idle_now: tuple[bool, list[tuple[SimCard, str]]] | None = None  # until something changes
     _events: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _count: itertools.count[int] = field(default_factory=itertools.count)
 
@@ -244,7 +242,6 @@ class World:
             seconds=last - min(job.at for job in self.jobs),
             idle_while_waiting_seconds=self._idle_while_waiting,
             ready_while_waiting_seconds=self._ready_while_waiting,
-            warm_while_waiting_seconds=self._warm_while_waiting,
             sends=self.sends,
         )
 
@@ -413,33 +410,27 @@ class World:
             return
         if self._idle_now is None:
             self._idle_now = self._idle_beside()
-        is_able, ready, is_warm = self._idle_now
+        is_able, ready = self._idle_now
         seconds = until - self.now
         self._idle_while_waiting += seconds * is_able
         self._ready_while_waiting += seconds * bool(ready)
-        self._warm_while_waiting += seconds * is_warm
         if self.is_strict and ready:
             card, model = ready[0]
             raise AssertionError(
                 f"{card.name} could have begun with {model} at {self.now} and did nothing until {until}"
             )
 
-    def _idle_beside(self) -> tuple[bool, list[tuple[SimCard, str]], bool]:
-        """Whether an idle card could run somebody's job; one that is ready for it; whether one has the model."""
+    def _idle_beside(self) -> tuple[bool, list[tuple[SimCard, str]]]:
+        """Whether an idle card could run somebody's job; one that has the model, or room for it."""
         kinds = [kind for kind, count in self._kinds.items() if count]
-        is_able, ready = False, []
+        is_able = False
         for card in self._idle.values():
             for model, resources, tags in kinds:
-                is_warm = model in card.models
-                if is_able and ready and not is_warm:
-                    continue
                 if _can_run(card, model, resources, tags):
                     is_able = True
-                    if is_warm:
-                        return True, [(card, model)], True
-                    if not ready and not card.profile.leaving(model, card.models):
-                        ready = [(card, model)]
-        return is_able, ready, False
+                    if not card.profile.leaving(model, card.models):
+                        return True, [(card, model)]
+        return is_able, []
 
 
 def _can_run(card: SimCard, model: str, resources: frozenset[str], tags: frozenset[str]) -> bool:

@@ -22,7 +22,7 @@ def patience(asked_for: str, copies: str, cards: int = 4) -> Patience:
     return Patience(LONGEST_SECONDS, demand, Counter(copies.split()), lambda model: cards)
 
 
-def idle(*models: str, memory_gib: float = 55.0) -> Card:
+def idle(*models: str, memory_gib: float = 40.0) -> Card:
     return Card(stats("idle", models, memory_gib=memory_gib))
 
 
@@ -66,17 +66,12 @@ def test_model_beyond_its_share_of_the_work_is_dearer() -> None:
         assert (until is None) is loads
 
 
-def test_memory_for_all_that_is_asked_for_is_used_at_once() -> None:
-    some = patience("dev schnell klein", "dev schnell klein")
-    roomy, scarce = idle("klein", memory_gib=90.0), idle("klein", memory_gib=60.0)
-    assert some.until(roomy, "dev", {"dev": 1}, [busy("dev")], NOW, NOW) is None
-    assert some.until(scarce, "dev", {"dev": 1}, [busy("dev")], NOW, NOW) is not None
-
-
-def test_third_copy_has_to_be_worth_it_also_where_there_is_memory() -> None:
-    some = patience("dev", "dev dev")
-    roomy = idle(memory_gib=90.0)
-    assert some.until(roomy, "dev", {"dev": 1}, [busy("dev")], NOW, NOW) is not None
+def test_room_is_used_at_once() -> None:
+    some = patience("dev schnell klein", "dev dev dev schnell klein")
+    for memory_gib, waits in ((90.0, False), (40.0, True)):
+        card = idle("klein", memory_gib=memory_gib)
+        until = some.until(card, "dev", {"dev": 1}, [busy("dev")], NOW, NOW)
+        assert (until is not None) is waits
 
 
 def test_nobody_waits_longer_than_the_longest() -> None:

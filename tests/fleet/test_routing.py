@@ -590,9 +590,7 @@ class Watched:
         for job in self.waiting.values():
             for card in self.able(job):
                 if card.replica not in busy:
-                    assert job.model not in models[card.replica]
-                    if not self.patience_seconds:
-                        assert Profile.of(card).leaving(job.model, models[card.replica])
+                    assert Profile.of(card).leaving(job.model, models[card.replica])
                     assert self.clock.now < self.came[job.job] + self.patience_seconds
 
     def wake(self) -> None:
