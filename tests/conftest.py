@@ -44,6 +44,7 @@ LONG_FILES = (
     "models/test_embedded_model.py",
     "operations/test_start.py",
     "utils/fleet/test_fleet.py",
+    "utils/fleet/test_several_doors.py",
     "api/test_document.py",
     "frontend/test_results.py",
     "faults/test_lora_uploads.py",

@@ -210,7 +210,7 @@ def test_cancel_running_job_of_many_pictures_leaves_no_file(engine_service: Runn
     engine_service.wait_until(lambda: any(job_id in name for name in engine_service.files()))
     cancel(engine_service, job_id)
     engine_service.wait_for_workers()
-    assert not [name for name in engine_service.files() if job_id in name]
+    engine_service.wait_until(lambda: not any(job_id in name for name in engine_service.files()))
 
 
 def test_cancel_twice_says_the_same(engine_service: RunningService, running: str) -> None:
