@@ -127,10 +127,10 @@ def _data_dirs() -> list[Path]:
 
 
 def _shared_database() -> list[Finding]:
-    """Where a fleet of this machine keeps its jobs on a server."""
-    from config.settings import load_settings
+    """Where a fleet of this machine keeps its jobs on a server. What cannot be read is told with the services."""
+    with contextlib.suppress(ImportError, ConfigurationError, OSError, ValueError):
+        from config.settings import load_settings
 
-    with contextlib.suppress(ConfigurationError, OSError, ValueError):  # told with the services
         url = load_settings(FLEET.name).fleet.database_url.get_secret_value()
         return [databases.look_at_server(url)] if url else []
     return []

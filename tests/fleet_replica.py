@@ -24,7 +24,8 @@ parent.RESTART_DELAY_SECONDS = float(os.environ.get("TEST_RESTART_SECONDS", "0.5
 
 def be_a_mac_where_named() -> None:
     """What is told of this machine's models is as on a Mac, if it is the one."""
-    if os.environ.get("TEST_MAC") == os.environ.get("FLUX_FLEET_NODE"):
+    mac = os.environ.get("TEST_MAC")
+    if mac is not None and mac == os.environ.get("FLUX_FLEET_NODE"):
         mflux_command.is_apple_silicon = lambda: True
 
 

@@ -53,11 +53,12 @@ export function newConnection(name, client, store) {
 		},
 
 		async ask(call) {
+			const {key} = own.state;
 			try {
 				return await call(client);
 			} catch (error) {
 				const wasReachable = isReachable(own.state);
-				judge(error);
+				judge(error, key);
 				if (wasReachable && !isReachable(own.state)) pause.wake();
 				throw error;
 			}
@@ -91,7 +92,7 @@ export function newConnection(name, client, store) {
 	}
 
 	async function check() {
-		const {phase} = own.state;
+		const {phase, key} = own.state;
 		if (phase === "locked") return;
 		try {
 			const health = await client.ready();
@@ -102,15 +103,16 @@ export function newConnection(name, client, store) {
 			}
 			set({phase: health.reason ? "waiting" : "ready", reason: health.reason ?? ""});
 		} catch (error) {
-			judge(error);
+			if (key !== own.state.key) return;
+			judge(error, key);
 			if (!(error instanceof Unreachable) && own.state.phase !== "locked") set({phase: "down", reason: messageOf(error)});
 		}
 	}
 
-	/** @param {unknown} error */
-	function judge(error) {
+	/** What was refused with a key that has been replaced meanwhile says nothing of the new one. @type {(error: unknown, key: string) => void} */
+	function judge(error, key) {
 		if (error instanceof Unreachable) set({phase: "down", reason: ""});
-		else if (error instanceof Problem && error.status === 401 && own.state.phase !== "locked") {
+		else if (error instanceof Problem && error.status === 401 && own.state.phase !== "locked" && key === own.state.key) {
 			store.set({keyAsked: name, keyError: own.state.key ? error.message : ""});
 			set({phase: "locked", key: ""});
 		}
