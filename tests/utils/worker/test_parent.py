@@ -126,7 +126,7 @@ def test_worker_killed_while_drawing_draws_again_with_equal_bytes(
     """Also to those of another service, one that is as new."""
     real = start_service()
     body = {"prompt": "a red balloon", "seed": 11, "width": 128, "height": 128}
-    body |= {"num_inference_steps": 20, "num_images": 2}
+    body |= {"num_inference_steps": 12, "num_images": 2}
     for _ in range(5):  # until one was killed before its end
         job_id = real.submit(**body)
         real.wait_until(lambda: is_at_step(real.job(job_id), 3))  # noqa: B023 (asked in this turn)
