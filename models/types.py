@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 MAX_SEED = 2**53 - 1
 MAX_IMAGES = 8  # of one request
@@ -313,27 +313,3 @@ class ImageModel(Protocol):
     ) -> tuple[list[Any], dict[str, float]]: ...
 
     def unload(self) -> None: ...
-
-
-# The Pillow image of a picture that was drawn and not decoded; `frugal` as `ImageModel` has it.
-Develop = Callable[..., Any]
-
-
-@runtime_checkable
-class DecodesApart(Protocol):
-    """An ImageModel whose pictures can be decoded in another thread while it draws the next ones.
-
-    `sketch` is `generate` without its last stage, of which each picture's share is a call `(frugal=False)`, to be
-    made in any one thread, in any order with what else the model does but `unload`. Only where `decodes_apart`.
-    """
-
-    @property
-    def decodes_apart(self) -> bool: ...
-
-    def sketch(
-        self,
-        drawings: Sequence[Drawing],
-        *,
-        on_stage: Callable[[Stage], None],
-        on_step: Callable[[int, int, PreviewOf | None], None],
-    ) -> tuple[list[Develop], dict[str, float]]: ...

@@ -9,11 +9,9 @@ are, and what its pipeline wants to be told.
 from __future__ import annotations
 
 import inspect
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from functools import partial
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,7 +33,6 @@ from models.lora.merged import MergedLoras, places_in
 from models.lora.opened import OpenedLoras
 from models.precision import LoraMode
 from models.types import (
-    Develop,
     Drawing,
     GenerationRequest,
     LoraApplied,
@@ -176,8 +173,6 @@ class PipelineModel:
         self._embeddings = EmbeddingCache(self._encode_text)
         self._preview_map: preview.PreviewMap | None = None
         self._waits_in_main_memory = False
-        # The autoencoder is one thread's at a time: another's tiles would move this one's colours.
-        self._decoding = threading.RLock()
         family = Family(row.architecture or row.family) if row.loras else Family.FLUX1
         self._opened = OpenedLoras(loras_dir, family)
         self._loras = LorasInUse(self._opened, carrier or self._carrier(lora_mode))
@@ -205,81 +200,34 @@ class PipelineModel:
         company. With `frugal` the autoencoder works in tiles, which moves colours a little (see
         `frugal.tiled`), and on a GPU weights wait in main memory, which changes nothing but time.
         """
+        request = common_request(drawings)
+        self._fit_preview()
         watch = Stopwatch(self._text_device, self._device)
         with self._computing(), self._sparing(frugal):
-            latents = self._draw(drawings, watch, on_stage, on_step)
+            # 1. Prompts to embeddings
+            on_stage(Stage.ENCODING)
+            embeddings = self._encode(drawings)
+
+            # 2. Seeds to noise, pictures to latents
+            noise = self._noise(drawings, _dtype_of(embeddings["prompt_embeds"]))
+            begin = self._start(drawings, noise)
+            latents = noise if begin is None else begin.latents
+            arguments = {**embeddings, **self._arguments(drawings, latents, begin)}
+            watch.lap("encode")
+
+            # 3. Noise to latents
+            on_stage(Stage.DENOISING)
+            latents = self._denoise(arguments, latents, begin, drawings, on_step)
+            watch.lap("denoise")
+
+            # 4. Latents to pixels
+            on_stage(Stage.DECODING)
             images = [
-                self._develop(latent, drawing)
+                composed(self._decode(latent, request), drawing)
                 for latent, drawing in zip(latents.split(1), drawings, strict=True)
             ]
             watch.lap("decode")
         return images, watch.ms
-
-    @property
-    def decodes_apart(self) -> bool:
-        """As `models.types.DecodesApart` says. A GPU is busy with one of both as it is."""
-        return self._device.type == "cpu" and torch.get_num_threads() > 1
-
-    def sketch(
-        self,
-        drawings: Sequence[Drawing],
-        *,
-        on_stage: Callable[[Stage], None],
-        on_step: OnStep,
-    ) -> tuple[list[Develop], dict[str, float]]:
-        """As `models.types.DecodesApart` says."""
-        watch = Stopwatch(self._text_device, self._device)
-        with self._computing():
-            latents = self._draw(drawings, watch, on_stage, on_step)
-        threads = torch.get_num_threads()
-        return [
-            partial(self._develop_apart, latent, drawing, threads)
-            for latent, drawing in zip(latents.split(1), drawings, strict=True)
-        ], watch.ms
-
-    def _draw(
-        self,
-        drawings: Sequence[Drawing],
-        watch: Stopwatch,
-        on_stage: Callable[[Stage], None],
-        on_step: OnStep,
-    ) -> torch.Tensor:
-        """Latents of the drawings, one row each."""
-        common_request(drawings)
-        self._fit_preview()
-
-        # 1. Prompts to embeddings
-        on_stage(Stage.ENCODING)
-        embeddings = self._encode(drawings)
-
-        # 2. Seeds to noise, pictures to latents
-        noise = self._noise(drawings, _dtype_of(embeddings["prompt_embeds"]))
-        with self._decoding if drawings[0].request.inputs else nullcontext():
-            begin = self._start(drawings, noise)
-            latents = noise if begin is None else begin.latents
-            arguments = {**embeddings, **self._arguments(drawings, latents, begin)}
-        watch.lap("encode")
-
-        # 3. Noise to latents
-        on_stage(Stage.DENOISING)
-        latents = self._denoise(arguments, latents, begin, drawings, on_step)
-        watch.lap("denoise")
-
-        # 4. Latents to pixels are next
-        on_stage(Stage.DECODING)
-        return latents
-
-    def _develop(self, latent: torch.Tensor, drawing: Drawing) -> Any:
-        with self._decoding:
-            return composed(self._decode(latent, drawing.request), drawing)
-
-    def _develop_apart(
-        self, latent: torch.Tensor, drawing: Drawing, threads: int, frugal: bool = False
-    ) -> Any:
-        # PyTorch counts them for each thread, and their number decides how some sums are split.
-        torch.set_num_threads(threads)
-        with self._computing(), self._sparing(frugal):
-            return self._develop(latent, drawing)
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
@@ -357,7 +305,6 @@ class PipelineModel:
             yield
             return
         with ExitStack() as stack:
-            stack.enter_context(self._decoding)
             stack.enter_context(saving.tiled(self._image.vae))
             stack.enter_context(uncompiled(getattr(self._image, self.DENOISER), self._image.vae))
             if self._device.type == "cuda" and not self._waits_in_main_memory:

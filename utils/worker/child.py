@@ -41,7 +41,7 @@ from utils import images, input_pictures, log_context, logs, metadata
 from utils.worker import device as devices
 from utils.worker import events
 from utils.worker.config import WorkerConfig
-from utils.worker.drawing import JobInHand, Run, Sketch, does_not_fit
+from utils.worker.drawing import JobInHand, Run
 from utils.worker.inspection import Inspection
 from utils.worker.outbox import Outbox
 from utils.worker.quick_import import quick_import
@@ -167,9 +167,8 @@ class Child:
         ids = [job.id for job in jobs]
         with log_context.bound(job_id=log_context.of_jobs(ids)):
             Run(jobs, self).run()
-        # A cancel that came too late must not hit a job of the same id that is tried again. Those whose
-        # pictures are still to be decoded forget theirs at their end.
-        self._cancelled.difference_update(job.id for job in jobs if job.is_over)
+        # A cancel that came too late must not hit a job of the same id that is tried again.
+        self._cancelled.difference_update(job.id for job in jobs)
         self._inspection.forget([job.id for job in jobs])
 
     # For `drawing.Run`
@@ -216,7 +215,6 @@ class Child:
 
     def give_back_memory(self) -> None:
         """Room for what was refused: models that are not drawn with go, and what nobody uses."""
-        self._outbox.flush()
         self._residents.keep_only(self._model_id)
         self._device.give_back()
 
@@ -256,10 +254,6 @@ class Child:
     def _save(self, job: JobInHand, index: int, image: Any, engine: str) -> None:
         if job.is_over:
             return
-        if isinstance(image, Sketch):
-            image = self._developed(job, image)
-            if image is None:
-                return
         if not job.files:
             self.send(self._saving(job))
         started = time.perf_counter()
@@ -282,38 +276,16 @@ class Child:
             )
         job.timings["save"] += (time.perf_counter() - started) * 1000
         if len(job.files) == job.request.num_images:
+            job.is_over = True
             result = self._result(job, engine).to_json()
-            self._end(job, events.Finished(job_id=job.id, model=job.request.model, result=result))
+            self.send(events.Finished(job_id=job.id, model=job.request.model, result=result))
 
-    def _developed(self, job: JobInHand, sketch: Sketch) -> Any:
-        """The picture; None where there is none, which is the job's end."""
-        if self.is_cancelled(job.id):
-            return self._end(job, events.WasCancelled(job_id=job.id))
-        started = time.perf_counter()
-        try:
-            picture = sketch.picture(self.is_out_of_memory)
-        except FluxError as error:
-            return self._not_saved(job, error.code, error.message, "cannot decode")
-        except OutOfMemory:
-            return self._not_saved(job, "oom", does_not_fit(job.request), "cannot decode")
-        except Exception as error:
-            words = (
-                f"decoding failed with {type(error).__name__}; the service's log has the details"
-            )
-            return self._not_saved(job, "internal", words, "cannot decode")
-        job.timings["decode"] += (time.perf_counter() - started) * 1000
-        return picture
-
-    def _not_saved(
-        self, job: JobInHand, code: str, message: str, what: str = "cannot save"
-    ) -> None:
-        log.exception(what, extra={"action": "save_failed", "job_id": job.id})
-        self._end(job, events.Failed(job_id=job.id, code=code, message=message))
-
-    def _end(self, job: JobInHand, event: Any) -> None:
-        if job.end():  # else the drawing thread ended it meanwhile
-            self.send(event)
-        self._cancelled.discard(job.id)
+    def _not_saved(self, job: JobInHand, code: str, message: str) -> None:
+        log.exception("cannot save", extra={"action": "save_failed", "job_id": job.id})
+        if job.is_over:
+            return  # the drawing thread ended it meanwhile
+        job.is_over = True
+        self.send(events.Failed(job_id=job.id, code=code, message=message))
 
     def _saving(self, job: JobInHand) -> events.Progress:
         return events.Progress(
@@ -382,7 +354,6 @@ class Child:
         """Load a model, with room made for it first; returns it and ms."""
         self._model_id = None
         self.send(events.Loading(model=model_id))
-        self._outbox.flush()  # what waits to be decoded has the other model's memory
         started = time.perf_counter()
         self._inspection.prepare()  # what it lacks is said before anything is drawn
         model = self._residents.load(model_id)
@@ -427,7 +398,6 @@ class Child:
         )
 
     def _unload(self, model_id: str | None) -> None:
-        self._outbox.flush()  # what waits to be decoded needs its model
         self._residents.unload(model_id)
         if model_id in (None, self._model_id):
             self._model_id = None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,14 +18,11 @@ from config.errors import FluxError
 from models.types import (
     EXACT_BATCH_SIZE,
     Cancelled,
-    DecodesApart,
-    Develop,
     Drawing,
     GenerationRequest,
     ImageFile,
     ImageModel,
     LoraApplied,
-    OutOfMemory,
     PreviewOf,
     Stage,
 )
@@ -74,7 +70,7 @@ class Workshop(Protocol):
     def report(self, call: Callable[[], None]) -> None: ...
 
     def save(self, job: JobInHand, index: int, image: Any, engine: str) -> None:
-        """Hand a picture, or a `Sketch` of it, to the saving thread, which ends the job after its last one."""
+        """Hand a picture to the saving thread, which ends the job after its last one."""
 
     def end(self, event: Any) -> None:
         """Send a job's end after everything that was handed to the saving thread before."""
@@ -91,7 +87,6 @@ class JobInHand:
     references: tuple[Any, ...] = ()
     steps_done: int = 0
     is_over: bool = False  # its end was sent
-    _ending: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
     timings: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(
             ("load", "lora", "encode", "denoise", "decode", "save"), 0.0
@@ -103,34 +98,6 @@ class JobInHand:
     @property
     def steps(self) -> int:
         return self.request.steps_to_run * self.request.num_images
-
-    def end(self) -> bool:
-        """Whether it ends by this call: two threads may want to, each for a reason of its own."""
-        with self._ending:
-            was_over, self.is_over = self.is_over, True
-        return not was_over
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sketch:
-    """A picture that the saving thread decodes while the next one is drawn."""
-
-    develop: Develop
-
-    def picture(self, is_out_of_memory: Callable[[Exception], bool]) -> Any:
-        """The Pillow image; in tiles where it does not fit whole. Raises OutOfMemory where it does not either."""
-        try:
-            return self.develop()
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            error.__traceback__ = None  # it keeps the tensors alive
-        try:
-            return self.develop(frugal=True)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            raise OutOfMemory from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,13 +116,6 @@ class Unit:
             mask=self.job.mask,
             references=self.job.references,
         )
-
-
-def does_not_fit(request: GenerationRequest) -> str:
-    return (
-        f"{request.width}x{request.height} px does not fit into the device's memory, "
-        "also not in tiles; ask for a smaller size"
-    )
 
 
 class Run:
@@ -280,8 +240,16 @@ class Run:
             if not self._workshop.is_out_of_memory(error):
                 return self._fail([unit.job], error)
         self._workshop.give_back_memory()
-        words = does_not_fit(unit.job.request)
-        self._end(unit.job, events.Failed(job_id=unit.job.id, code="oom", message=words))
+        request = unit.job.request
+        self._end(
+            unit.job,
+            events.Failed(
+                job_id=unit.job.id,
+                code="oom",
+                message=f"{request.width}x{request.height} px does not fit into the device's memory, "
+                "also not in tiles; ask for a smaller size",
+            ),
+        )
 
     def _attempt(
         self, model: ImageModel, units: list[Unit], *, is_last: bool, frugal: bool = False
@@ -310,15 +278,10 @@ class Run:
             self._report_step(units, preview)
 
         started = time.perf_counter()
-        drawings = [unit.drawing for unit in units]
         try:
-            if not frugal and isinstance(model, DecodesApart) and model.decodes_apart:
-                images, ms = model.sketch(drawings, on_stage=on_stage, on_step=on_step)
-                images = [Sketch(develop=each) for each in images]
-            else:
-                images, ms = model.generate(
-                    drawings, on_stage=on_stage, on_step=on_step, frugal=frugal
-                )
+            images, ms = model.generate(
+                [unit.drawing for unit in units], on_stage=on_stage, on_step=on_step, frugal=frugal
+            )
         except BaseException:
             for unit in units:
                 unit.job.steps_done = before[unit.job.id]
@@ -411,8 +374,8 @@ class Run:
                 self._end(job, events.Failed(job_id=job.id, code=code, message=message))
 
     def _end(self, job: JobInHand, event: Any) -> None:
-        if job.end():
-            self._workshop.end(event)
+        job.is_over = True
+        self._workshop.end(event)
 
     def _encoded(self, picture: Callable[[], bytes], job_id: str) -> str | None:
         """The preview in base64. One that cannot be made is missed by nobody but the log."""

@@ -334,35 +334,6 @@ def test_run_batch_shares_its_time_among_its_pictures() -> None:
     assert jobs[0].timings["load"] == 7.0
 
 
-# Pictures that are decoded apart
-
-
-class Sketching(FakeModel):
-    """Its pictures are decoded by whoever saves them."""
-
-    decodes_apart = True
-
-    def sketch(self, drawings: Sequence[Drawing], **told: Any) -> tuple[list[Any], dict[str, Any]]:
-        pictures, ms = super().generate(drawings, **told)
-        del ms["decode"]
-        return [lambda frugal=False, one=one: one for one in pictures], ms
-
-
-def test_run_hands_sketches_to_the_saving_thread_and_the_next_jobs_may_come() -> None:
-    workshop = FakeWorkshop(Sketching(), is_lazy=True)
-    Run([job("a", num_images=2)], workshop).run()
-    assert workshop.count(events.Handover) == 1 and workshop.words() == {}
-    workshop.flush()
-    assert [each.develop() for each in workshop.saved["a"].values()] == ["a /10", "a /11"]
-
-
-def test_run_that_must_be_frugal_has_its_picture_decoded_at_once() -> None:
-    model = Sketching()
-    workshop = run(job("a", "oom"), model=model)
-    assert model.calls[-1] == (["a oom/10"], True)
-    assert workshop.saved["a"] == {0: "a oom/10"}
-
-
 # Pictures to begin with
 
 
