@@ -1,4 +1,4 @@
-/** One service: whether it answers, and what happens there. Asks again and again, and notices when another call gets no answer. */
+/** One service: whether it answers, and what happens there. Asks again and again. */
 
 import {Problem, Unreachable} from "./api.js";
 import {messageOf} from "./format.js";
@@ -58,7 +58,7 @@ export function newConnection(name, client, store) {
 				return await call(client);
 			} catch (error) {
 				const wasReachable = isReachable(own.state);
-				judge(error, key);
+				if (key === own.state.key) judge(error); // not one that was replaced
 				if (wasReachable && !isReachable(own.state)) pause.wake();
 				throw error;
 			}
@@ -104,15 +104,15 @@ export function newConnection(name, client, store) {
 			set({phase: health.reason ? "waiting" : "ready", reason: health.reason ?? ""});
 		} catch (error) {
 			if (key !== own.state.key) return;
-			judge(error, key);
+			judge(error);
 			if (!(error instanceof Unreachable) && own.state.phase !== "locked") set({phase: "down", reason: messageOf(error)});
 		}
 	}
 
-	/** What was refused with a key that has been replaced meanwhile says nothing of the new one. @type {(error: unknown, key: string) => void} */
-	function judge(error, key) {
+	/** @param {unknown} error */
+	function judge(error) {
 		if (error instanceof Unreachable) set({phase: "down", reason: ""});
-		else if (error instanceof Problem && error.status === 401 && own.state.phase !== "locked" && key === own.state.key) {
+		else if (error instanceof Problem && error.status === 401 && own.state.phase !== "locked") {
 			store.set({keyAsked: name, keyError: own.state.key ? error.message : ""});
 			set({phase: "locked", key: ""});
 		}

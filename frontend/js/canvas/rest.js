@@ -20,7 +20,7 @@ const RESTED_A_FRAME = 12;
 export function mountRest({root, layer, app, boxOf, isZoomed}) {
 	let isAsked = false;
 	let wasNew = false;
-	/** What may be worth a look however small: these lists follow the document. */
+	/** Worth a look however small; the lists are live. */
 	const [images, stages] = [layer.getElementsByTagName("img"), layer.getElementsByClassName("compare-stage")];
 	// What has the focus must be there.
 	layer.addEventListener("focusin", ({target}) => {
@@ -43,7 +43,7 @@ export function mountRest({root, layer, app, boxOf, isZoomed}) {
 		const isWhole = whole(nodes.length);
 		const woken = nodes.filter(node => node.dataset.resting && isWhole(node));
 		const rested = nodes.filter(node => !node.dataset.resting && !isWhole(node));
-		const isNew = rested.length > nodes.length / 2; // a frame in which so many came is a long one anyway
+		const isNew = rested.length > nodes.length / 2; // a long frame anyway
 		// A node that was never laid out would not keep its height.
 		const isTooEarly = isNew && !wasNew;
 		wasNew = isTooEarly;
