@@ -68,7 +68,7 @@ export function mountKeyDialog({store, connections}) {
 			connections[keyAsked]?.useKey(key);
 		} else store.set({keyError: key ? "A key has letters, digits and signs without spaces." : "Enter the key."});
 	};
-	dialog.onclose = () => store.set({keyAsked: null});
+	dialog.onclose = () => dialog.open || store.set({keyAsked: null});
 	store.watch(({keyAsked, keyError}) => [keyAsked, keyError], (keyAsked, keyError) => {
 		error.textContent = keyError;
 		error.hidden = !keyError;
