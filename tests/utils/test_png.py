@@ -41,7 +41,21 @@ def test_encode_rgb_of_a_drawn_picture_keeps_every_pixel_and_stays_small() -> No
     assert decoded(data).tobytes() == image.tobytes()
     usual = io.BytesIO()
     image.save(usual, "PNG")
-    assert len(data) < 1.5 * len(usual.getvalue())
+    assert len(data) < 1.2 * len(usual.getvalue())
+
+
+@pytest.mark.parametrize(
+    "size", [(1, 700), (700, 1), (333, 203), (40_000, 4)], ids=lambda size: f"{size[0]}x{size[1]}"
+)
+def test_encode_rgb_keeps_every_pixel_however_many_rows_are_computed_at_once(
+    size: tuple[int, int],
+) -> None:
+    image = noise(*size, seed=11)
+    assert decoded(png.encode_rgb(image)).tobytes() == image.tobytes()
+
+
+def test_encode_rgb_of_black_is_next_to_nothing() -> None:
+    assert len(png.encode_rgb(Image.new("RGB", (512, 512)))) < 8192
 
 
 def test_encode_rgb_of_a_part_of_a_picture_keeps_its_pixels() -> None:
