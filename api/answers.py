@@ -256,6 +256,7 @@ def stored_image_json(image: StoredImage) -> dict[str, Any]:
         "precision": image.precision,
         "engine": image.engine,
         "pinned": image.is_pinned,
+        "nsfw_flagged": image.nsfw_flagged,
         "request": {**request_json(image.request), "seed": image.seed, "num_images": 1},
     }
 

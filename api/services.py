@@ -21,12 +21,19 @@ from api.input_sources import InputSources, Looked
 from config.catalog import (
     Catalog,
     DefaultModel,
+    ModelRow,
     choose_backend_defaults,
     choose_default,
     load_catalog,
     with_defaults,
 )
-from config.errors import BadPicture, ConfigurationError, NotFound
+from config.errors import (
+    BadPicture,
+    ConfigurationError,
+    InvalidRequest,
+    ModelUnavailable,
+    NotFound,
+)
 from config.settings import ModelSettings, Settings
 from models import safety
 from models.bfl_prices import Prices, load_prices
@@ -54,7 +61,7 @@ from utils.keyring import Keyring
 from utils.line import Lane
 from utils.lora_manager import LoraManager
 from utils.model_files import ModelFiles
-from utils.queue_manager import QueueManager
+from utils.queue_manager import QueueManager, WorkerOutcome
 from utils.requests import RequestResolver, Wanted
 from utils.usage import Usage
 from utils.worker.parent import Worker
@@ -116,6 +123,20 @@ class Services:
         if self.shared is not None:
             await self.shared.fetch(PICTURE, filename)
         return self.plan.settings.storage.output_dir / filename
+
+    async def load(self, row: ModelRow) -> list[WorkerOutcome]:
+        """Load a model on every idle worker; some may have failed. Raises FluxError when none has it."""
+        self.plan.resolver.require_runs_here(row)
+        if row.cloud is not None:
+            raise InvalidRequest.of(
+                "model",
+                f"{row.id} is drawn by BFL's cloud; there is nothing to load, ask for a picture",
+            )
+        outcomes = await self.queue.load_model(row.id)
+        if not any(outcome.done for outcome in outcomes):
+            reasons = "; ".join(f"worker {each.worker}: {each.reason}" for each in outcomes)
+            raise ModelUnavailable(f"{row.id} was not loaded: {reasons}", retry_after_seconds=30)
+        return outcomes
 
     def _seen(self, image: StoredImage | None, name: str) -> StoredImage:
         if image is None or not self.access.sees(image.owner):

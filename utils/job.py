@@ -88,3 +88,4 @@ class StoredImage:
     engine: str
     generation_time_ms: float  # of its whole job, waiting in line not counted
     is_pinned: bool = False  # it stays, whatever its age
+    nsfw_flagged: bool | None = None  # None where no checker looked at it

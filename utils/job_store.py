@@ -597,7 +597,9 @@ def _image(row: Row | None) -> StoredImage | None:
 
 
 def _image_of(row: Row) -> StoredImage:
-    timings = json.loads(row["result"])["timings_ms"]
+    result = json.loads(row["result"])
+    timings = result["timings_ms"]
+    flags = {file["filename"]: file.get("nsfw_flagged") for file in result["images"]}
     return StoredImage(
         id=row["id"],
         job_id=row["job_id"],
@@ -612,5 +614,6 @@ def _image_of(row: Row) -> StoredImage:
         precision=row["precision"],
         engine=row["engine"],
         is_pinned=bool(row["pinned"]),
+        nsfw_flagged=flags.get(row["filename"]),
         generation_time_ms=round(timings.get("total", 0.0) - timings.get("queued", 0.0), 1),
     )

@@ -119,7 +119,10 @@ async def unload_checkpoint(services: ServicesDep) -> dict[str, Any]:
 
 @router.post("/reload-checkpoint")
 async def reload_checkpoint(request: Request, services: ServicesDep) -> dict[str, Any]:
-    await services.queue.load_model(runs_of(request).checkpoint(services, owner_of(request)))
+    """Loads the key's model. A model of the cloud is nowhere but there, so for it nothing is to be done."""
+    row = services.plan.resolver.model(runs_of(request).checkpoint(services, owner_of(request)))
+    if row.cloud is None:
+        await services.load(row)
     return {}
 
 

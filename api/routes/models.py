@@ -14,7 +14,6 @@ from api.json_body import StrictJsonRoute
 from api.schemas import ModelBody
 from api.services import Services, ServicesDep
 from config.catalog import Catalog, ModelRow, Way
-from config.errors import InvalidRequest, ModelUnavailable
 from models.hub import on_disk
 from utils.clock import rfc3339
 from utils.queue_manager import WorkerOutcome
@@ -85,16 +84,7 @@ async def model_status(services: ServicesDep) -> dict[str, Any]:
 async def load_model(services: ServicesDep, body: ModelBody | None = None) -> dict[str, Any]:
     wanted = body.model if body is not None and body.model is not None else services.plan.default.id
     row = services.plan.resolver.model(wanted)
-    services.plan.resolver.require_runs_here(row)
-    if row.cloud is not None:
-        raise InvalidRequest.of(
-            "model",
-            f"{row.id} is drawn by BFL's cloud; there is nothing to load, ask for a picture",
-        )
-    outcomes = await services.queue.load_model(row.id)
-    if not any(outcome.done for outcome in outcomes):
-        reasons = "; ".join(f"worker {outcome.worker}: {outcome.reason}" for outcome in outcomes)
-        raise ModelUnavailable(f"{row.id} was not loaded: {reasons}", retry_after_seconds=30)
+    outcomes = await services.load(row)
     return {"model": row.id, "loaded": True, "workers": _outcomes(outcomes)}
 
 

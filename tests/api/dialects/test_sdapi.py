@@ -454,3 +454,15 @@ def test_model_that_is_set_and_not_there_changes_nothing(engine_service: Running
     assert "models that run here: embedded" in answer.json()["detail"]
     options = engine_service.client.get("/sdapi/v1/options").json()
     assert options["sd_model_checkpoint"] == "embedded"
+
+
+def test_reload_that_no_worker_can_do_now_says_so(engine_service: RunningService) -> None:
+    held = engine_service.submit("hold sdapi-reload")
+    engine_service.wait_until(lambda: engine_service.workers()[0]["state"] == "busy")
+    answer = engine_service.client.post("/sdapi/v1/reload-checkpoint")
+    engine_service.release("sdapi-reload")
+    engine_service.wait_for_job(held)
+    engine_service.wait_for_workers()
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "30")
+    assert "embedded was not loaded: worker cpu: the worker is busy" in answer.json()["detail"]
+    assert engine_service.client.post("/sdapi/v1/reload-checkpoint").json() == {}

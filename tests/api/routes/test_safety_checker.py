@@ -74,6 +74,11 @@ def draw(service: RunningService, prompt: str, **body) -> dict:
     return answer.json() | {"http": answer.status_code}
 
 
+def in_gallery(service: RunningService, answer: dict[str, Any]) -> dict[str, Any]:
+    listed = service.client.get("/images").json()["images"]
+    return next(each for each in listed if each["filename"] == answer["filename"])
+
+
 def test_flagged_picture_says_so_in_answer_job_and_file(flagging: RunningService) -> None:
     answer = draw(flagging, RED)
     assert answer["http"] == 200, answer
@@ -81,6 +86,7 @@ def test_flagged_picture_says_so_in_answer_job_and_file(flagging: RunningService
     assert flagging.job(answer["id"])["result"]["nsfw_flagged"] is True
     stored = (flagging.output_dir / answer["filename"]).read_bytes()
     assert read_request(stored)["nsfw_flagged"] is True
+    assert in_gallery(flagging, answer)["nsfw_flagged"] is True
 
 
 def test_picture_that_is_not_flagged_says_that_it_was_looked_at(flagging: RunningService) -> None:
@@ -88,6 +94,7 @@ def test_picture_that_is_not_flagged_says_that_it_was_looked_at(flagging: Runnin
     assert answer["nsfw_flagged"] is False
     stored = (flagging.output_dir / answer["filename"]).read_bytes()
     assert read_request(stored)["nsfw_flagged"] is False
+    assert in_gallery(flagging, answer)["nsfw_flagged"] is False
 
 
 def test_of_several_pictures_each_is_looked_at(flagging: RunningService) -> None:
