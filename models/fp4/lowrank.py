@@ -209,36 +209,44 @@ def _turn(wanted: torch.Tensor, low_rank: torch.Tensor, metric: Metric, rank: in
 
 def round_with_feedback(target: torch.Tensor, metric: Metric) -> Nvfp4Tensor:
     """NVFP4 codes and scales for `target` (N, K) with little error in `metric`."""
-    left = target.clone()
+    left = target.T.contiguous()  # (K, N): one column after the other is worked on
     factor = metric.inverse_root
-    rows, columns = target.shape
-    codes = torch.zeros(rows, columns, dtype=torch.uint8, device=target.device)
-    scales = torch.zeros(rows, columns // BLOCK, dtype=torch.float8_e4m3fn, device=target.device)
+    columns, rows = left.shape
+    scales = torch.zeros(columns // BLOCK, rows, dtype=torch.float8_e4m3fn, device=target.device)
     global_scale = (target.abs().amax() / (E4M3_MAX * E2M1_MAX)).float()
     if not global_scale > torch.finfo(torch.float32).tiny:
         global_scale = torch.zeros_like(global_scale)  # a matrix of zeros, as far as FP32 can tell
-        packed = nvfp4.pack(codes)
-        return Nvfp4Tensor(packed=packed, block_scale=scales, global_scale=global_scale)
+        return _stored(torch.zeros_like(left), scales, global_scale)
+    grid = nvfp4.Grid(target)
+    scaled = torch.empty_like(left)
+    weights = factor.diagonal() ** -2
     for group in range(0, columns, _COLUMNS):
         end = min(group + _COLUMNS, columns)
-        errors = torch.zeros(rows, end - group, dtype=target.dtype, device=target.device)
+        errors = torch.empty(end - group, rows, dtype=target.dtype, device=target.device)
         for start in range(group, end, BLOCK):
-            block = left[:, start : start + BLOCK]
-            weights = factor.diagonal()[start : start + BLOCK] ** -2
-            chosen = _choose_scale(block, weights, global_scale)
-            scales[:, start // BLOCK] = chosen
+            stop = start + BLOCK
+            chosen = _choose_scale(left[start:stop], weights[start:stop], global_scale)
+            scales[start // BLOCK] = chosen
             scale = (chosen.float() * global_scale).to(target)
-            divisor = torch.where(scale > 0, scale, 1.0)
-            for column in range(start, start + BLOCK):
-                code = nvfp4.encode(left[:, column] / divisor * (scale > 0))
-                codes[:, column] = code
-                lost = left[:, column] - nvfp4.decode(code).to(target) * scale
+            divisor = torch.where(scale > 0, scale, torch.inf)
+            for column in range(start, stop):
+                torch.div(left[column], divisor, out=scaled[column])
+                lost = errors[column - group]
+                torch.sub(left[column], grid.nearest(scaled[column]) * scale, out=lost)
                 lost /= factor[column, column]
-                errors[:, column - group] = lost
-                left[:, column + 1 : end] -= lost[:, None] * factor[column, column + 1 : end]
-        left[:, end:] -= errors @ factor[group:end, end:]
-    packed = nvfp4.pack(codes)
-    return Nvfp4Tensor(packed=packed, block_scale=scales, global_scale=global_scale)
+                left[column + 1 : stop] -= factor[column, column + 1 : stop, None] * lost
+            own = errors[start - group : stop - group]
+            left[stop:end] -= factor[start:stop, stop:end].T @ own
+        left[end:] -= factor[group:end, end:].T @ errors
+    return _stored(scaled, scales, global_scale)
+
+
+def _stored(scaled: torch.Tensor, scales: torch.Tensor, global_scale: torch.Tensor) -> Nvfp4Tensor:
+    """Values in units of their scales, (K, N), and the scales, (K/16, N), as they are kept."""
+    packed = nvfp4.pack(nvfp4.encode(scaled.T))
+    return Nvfp4Tensor(
+        packed=packed.contiguous(), block_scale=scales.T.contiguous(), global_scale=global_scale
+    )
 
 
 def best_low_rank(
@@ -286,13 +294,14 @@ def smoothing(inputs: InputStatistics, weight: torch.Tensor, strength: float = 0
 def _choose_scale(
     block: torch.Tensor, weights: torch.Tensor, global_scale: torch.Tensor
 ) -> torch.Tensor:
-    """For each row of `block` (N, 16) the E4M3 scale with the least weighted error."""
+    """For each column of `block` (16, N) the E4M3 scale with the least weighted error."""
+    sizes = block.abs()
     candidates = torch.tensor(SCALE_CANDIDATES, dtype=block.dtype, device=block.device)
-    wanted = block.abs().amax(dim=1, keepdim=True) * candidates / E2M1_MAX / global_scale
-    scales = wanted.clamp(max=E4M3_MAX).float().to(torch.float8_e4m3fn)  # (N, candidates)
-    size = (scales.float() * global_scale).to(block)[..., None]
-    scaled = torch.where(size > 0, block[:, None] / size, 0.0)
-    rounded = scaled.sign() * nvfp4.round_e2m1(scaled) * size
-    error = ((block[:, None] - rounded) ** 2 * weights).sum(dim=-1)
-    best = error.argmin(dim=1, keepdim=True)
-    return scales.view(torch.uint8).gather(1, best)[:, 0].view(torch.float8_e4m3fn)
+    wanted = sizes.amax(dim=0) * candidates[:, None] / E2M1_MAX / global_scale
+    scales = wanted.clamp(max=E4M3_MAX).float().to(torch.float8_e4m3fn)  # (candidates, N)
+    scale = (scales.float() * global_scale).to(block)
+    divisor = torch.where(scale > 0, scale, torch.inf)
+    rounded = nvfp4.round_e2m1(sizes / divisor[:, None]).mul_(scale[:, None])
+    error = rounded.sub_(sizes).square_().mul_(weights[:, None]).sum(dim=1)
+    best = error.argmin(dim=0, keepdim=True)
+    return scales.view(torch.uint8).gather(0, best)[0].view(torch.float8_e4m3fn)

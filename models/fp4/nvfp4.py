@@ -109,6 +109,28 @@ def round_e2m1(scaled: torch.Tensor) -> torch.Tensor:
     )
 
 
+class Grid:
+    """The same as `round_e2m1` with the sign, in two operations: for a column at a time, where each counts."""
+
+    def __init__(self, like: torch.Tensor) -> None:
+        values = torch.tensor(E2M1_VALUES, dtype=like.dtype, device=like.device)
+        middles = (values[1:] + values[:-1]) / 2
+        down = torch.nextafter(middles, torch.zeros_like(middles))
+        # `bucketize` counts the bounds below a value. A middle belongs to its even neighbour.
+        even_above = torch.arange(len(middles), device=like.device) % 2 == 1
+        self._values = torch.cat([-values[1:].flip(0), values])
+        self._bounds = torch.cat(
+            [
+                -torch.where(even_above, middles, torch.nextafter(middles, values[1:])).flip(0),
+                torch.where(even_above, down, middles),
+            ]
+        )
+
+    def nearest(self, scaled: torch.Tensor) -> torch.Tensor:
+        """The nearest values of the grid, (n,), ties to the even code."""
+        return self._values.index_select(0, torch.bucketize(scaled, self._bounds))
+
+
 def encode(scaled: torch.Tensor) -> torch.Tensor:
     """Values in units of their block's scale to codes 0 to 15 (uint8, one per value)."""
     magnitude = round_e2m1(scaled)

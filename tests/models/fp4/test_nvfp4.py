@@ -51,6 +51,16 @@ def test_every_code_and_every_tie_agree_with_diffusers() -> None:
     assert_as_diffusers(weight * 448)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_grid_rounds_every_value_and_every_tie_as_encode_does(dtype: torch.dtype) -> None:
+    ties = torch.arange(-32, 33, dtype=dtype) / 4
+    beside = [torch.nextafter(ties, torch.full_like(ties, side)) for side in (-100, 100)]
+    scaled = torch.cat([ties, *beside, torch.tensor([-0.0, 1e-30, -1e30], dtype=dtype)])
+    assert torch.equal(
+        nvfp4.Grid(scaled).nearest(scaled), nvfp4.decode(nvfp4.encode(scaled)).to(dtype)
+    )
+
+
 @pytest.mark.parametrize(
     "weight",
     [

@@ -19,12 +19,12 @@ from diffusers import FluxPipeline
 from config.errors import ModelUnavailable
 from config.settings import ROOT
 from models.fingerprint import file_sha256
-from models.fp4 import block_fit, calibration, quantize, text_encoding
+from models.fp4 import block_fit, calibration, lowrank, quantize, text_encoding
 from models.fp4.checkpoint import MANIFEST, Manifest
 from models.fp4.quantize import quantize_folder
 from models.fp4.streaming import StreamedFlux
 from models.fp4.work import locked
-from tests.models.fp4.conftest import PROMPTS, TINY, tiny_job
+from tests.models.fp4.conftest import PROMPTS, TINY, one_thread, tiny_job
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("quick_fit")
@@ -48,6 +48,23 @@ def stop_at(fraction: float) -> Any:
             raise Interrupted
 
     return on_progress
+
+
+@pytest.fixture(scope="module")
+def half_made(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run leaves that is cut off between two blocks of the transformer."""
+    out = tmp_path_factory.mktemp("half") / "tiny-fp4"
+    with pytest.MonkeyPatch.context() as patch, one_thread(), pytest.raises(Interrupted):
+        patch.setattr(lowrank, "ROUNDS", 1)
+        quantize_folder(tiny_job(tiny_source, out, on_progress=stop_at(0.7)))
+    return out.with_name("tiny-fp4.partial")
+
+
+@pytest.fixture
+def cut_off(half_made: Path, tmp_path: Path) -> Path:
+    """A copy of it, and the name of the folder that it is to become."""
+    shutil.copytree(half_made, tmp_path / half_made.name)
+    return tmp_path / "tiny-fp4"
 
 
 @torch.no_grad()
@@ -79,10 +96,11 @@ def test_calibration_passes_through_the_latents_that_the_pipeline_does(tiny_sour
     torch.testing.assert_close(paths.latents[1], seen[0], rtol=1e-4, atol=1e-4)
 
 
-def test_only_one_block_has_weights_at_a_time(
+def test_only_one_block_has_weights_at_a_time_and_progress_goes_up_to_one(
     tiny_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Counted in bytes when a block is run: its own weights and the embedders', nothing else."""
+    """Weights counted in bytes when a block is run: its own and the embedders', nothing else."""
+    told: list[float] = []
     seen: list[tuple[int, int]] = []
     step = StreamedFlux.step
 
@@ -95,8 +113,10 @@ def test_only_one_block_has_weights_at_a_time(
         step(self, block, *rest)
 
     monkeypatch.setattr(StreamedFlux, "step", counted)
-    quantize_folder(tiny_job(tiny_source, tmp_path / "out"))
+    tell = lambda _what, fraction: told.append(fraction)  # noqa: E731
+    quantize_folder(tiny_job(tiny_source, tmp_path / "out", on_progress=tell))
     assert seen and all(real == own for real, own in seen)
+    assert told == sorted(told) and told[-1] == 1.0 and len(told) > 8
 
 
 def test_t5_is_read_one_block_at_a_time(tiny_source: Path) -> None:
@@ -135,14 +155,14 @@ def test_the_folder_stands_alone_and_says_what_it_cost(tiny_fp4: Path) -> None:
     assert not (tiny_fp4 / "progress.json").exists()
 
 
-@pytest.mark.parametrize("fraction", [0.02, 0.1, 0.31, 0.35, 0.6, 0.98])
-def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(
-    tiny_source: Path, tiny_fp4: Path, tmp_path: Path, fraction: float
+def test_a_run_interrupted_in_every_part_goes_on_and_ends_with_the_same_bytes(
+    tiny_source: Path, tiny_fp4: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "tiny-fp4"
-    with pytest.raises(Interrupted):
-        quantize_folder(tiny_job(tiny_source, out, on_progress=stop_at(fraction)))
-    assert not out.exists(), "half-written, it has no name to be loaded by"
+    for fraction in (0.02, 0.1, 0.31, 0.4, 0.6, 0.98):
+        with pytest.raises(Interrupted):
+            quantize_folder(tiny_job(tiny_source, out, on_progress=stop_at(fraction)))
+        assert not out.exists(), "half-written, it has no name to be loaded by"
     quantize_folder(tiny_job(tiny_source, out))
     assert contents(out) == contents(tiny_fp4)
     assert [path.name for path in tmp_path.iterdir()] == ["tiny-fp4"]
@@ -181,41 +201,34 @@ def test_a_process_that_was_killed_leaves_work_that_another_ends(
 
 
 def test_what_is_finished_is_not_fitted_again(
-    tiny_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_source: Path, cut_off: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "out"
-    with pytest.raises(Interrupted):
-        quantize_folder(tiny_job(tiny_source, out, on_progress=stop_at(0.7)))
-    done = set(json.loads((tmp_path / "out.partial" / "progress.json").read_text())["files"])
+    notes = cut_off.with_name("tiny-fp4.partial") / "progress.json"
+    done = set(json.loads(notes.read_text())["files"])
     fitted: list[int] = []
     fit_block = block_fit.fit_block
     monkeypatch.setattr(
         quantize, "fit_block", lambda *a, **k: fitted.append(1) or fit_block(*a, **k)
     )
-    quantize_folder(tiny_job(tiny_source, out))
-    files = {f"transformer/{f}" for f in Manifest.read(out).components["transformer"].files}
+    quantize_folder(tiny_job(tiny_source, cut_off))
+    files = {f"transformer/{f}" for f in Manifest.read(cut_off).components["transformer"].files}
     missing = files - done - {"transformer/rest.safetensors"}
     assert len(fitted) == len(missing) < len(files) - 1
 
 
 def test_a_finished_file_that_was_damaged_since_is_made_again(
-    tiny_source: Path, tiny_fp4: Path, tmp_path: Path
+    tiny_source: Path, tiny_fp4: Path, cut_off: Path
 ) -> None:
-    out = tmp_path / "tiny-fp4"
-    with pytest.raises(Interrupted):
-        quantize_folder(tiny_job(tiny_source, out, on_progress=stop_at(0.7)))
-    file = next((tmp_path / "tiny-fp4.partial" / "transformer").glob("*.safetensors"))
+    partial = cut_off.with_name("tiny-fp4.partial")
+    file = next((partial / "transformer").glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:-10])
-    quantize_folder(tiny_job(tiny_source, out))
-    assert contents(out) == contents(tiny_fp4)
+    quantize_folder(tiny_job(tiny_source, cut_off))
+    assert contents(cut_off) == contents(tiny_fp4)
 
 
-def test_other_settings_do_not_go_on_with_the_work(tiny_source: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with pytest.raises(Interrupted):
-        quantize_folder(tiny_job(tiny_source, out, rank=8, on_progress=stop_at(0.7)))
-    quantize_folder(tiny_job(tiny_source, out, rank=2))
-    layers = Manifest.read(out).components["transformer"].layers
+def test_other_settings_do_not_go_on_with_the_work(tiny_source: Path, cut_off: Path) -> None:
+    quantize_folder(tiny_job(tiny_source, cut_off, rank=2))
+    layers = Manifest.read(cut_off).components["transformer"].layers
     assert max(plan.rank for plan in layers.values()) == 2
 
 
@@ -223,10 +236,11 @@ def test_a_finished_folder_is_replaced_only_by_a_finished_one(
     tiny_source: Path, tiny_fp4: Path, tmp_path: Path
 ) -> None:
     out = shutil.copytree(tiny_fp4, tmp_path / "out")
+    job = tiny_job(tiny_source, out, rank=2, text_encoder_from_bytes=2**30)
     with pytest.raises(Interrupted):
-        quantize_folder(tiny_job(tiny_source, out, rank=2, on_progress=stop_at(0.9)))
+        quantize_folder(replace(job, on_progress=stop_at(0.9)))
     assert Manifest.read(out).rank == 4
-    quantize_folder(tiny_job(tiny_source, out, rank=2))
+    quantize_folder(job)
     assert Manifest.read(out).rank == 2
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -234,17 +248,11 @@ def test_a_finished_folder_is_replaced_only_by_a_finished_one(
 def test_smoothed_checkpoints_say_so_and_hold_the_factors(
     tiny_source: Path, tmp_path: Path
 ) -> None:
-    manifest = quantize_folder(tiny_job(tiny_source, tmp_path / "out", activations=4))
+    job = tiny_job(tiny_source, tmp_path / "out", activations=4, text_encoder_from_bytes=2**30)
+    manifest = quantize_folder(job)
     assert manifest.activations == 4
     report = json.loads((tmp_path / "out" / "quality.json").read_text())
     assert report["mean_error"] < report["mean_error_plain_nvfp4"]
-
-
-def test_progress_goes_up_to_one(tiny_source: Path, tmp_path: Path) -> None:
-    seen: list[float] = []
-    told = lambda _what, fraction: seen.append(fraction)  # noqa: E731
-    quantize_folder(tiny_job(tiny_source, tmp_path / "out", on_progress=told))
-    assert seen == sorted(seen) and seen[-1] == 1.0 and len(seen) > 8
 
 
 def test_one_process_works_and_the_other_waits(tmp_path: Path) -> None:
@@ -271,9 +279,9 @@ def test_a_lock_file_that_somebody_removed_is_no_fault(tmp_path: Path) -> None:
 
 
 def test_a_run_that_ends_between_the_last_two_renames_loses_nothing(
-    tiny_source: Path, tiny_fp4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_source: Path, tiny_fp4: Path, cut_off: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = shutil.copytree(tiny_fp4, tmp_path / "tiny-fp4")
+    out = shutil.copytree(tiny_fp4, cut_off)
     rename = Path.rename
 
     def interrupted(path: Path, target: Path) -> Path:
@@ -289,7 +297,7 @@ def test_a_run_that_ends_between_the_last_two_renames_loses_nothing(
     monkeypatch.setattr(calibration, "draw_paths", None)
     quantize_folder(tiny_job(tiny_source, out))
     assert contents(out) == contents(tiny_fp4)
-    assert [path.name for path in tmp_path.iterdir()] == ["tiny-fp4"]
+    assert [path.name for path in out.parent.iterdir()] == ["tiny-fp4"]
 
 
 @pytest.mark.parametrize(
