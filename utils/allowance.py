@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from config.errors import RateLimited
 from models.types import GenerationRequest
 from utils.clock import rfc3339, utc_now
+from utils.database import SpentBy
 from utils.keys import Limits
 from utils.usage import Spent, Usage
 
@@ -39,48 +40,68 @@ class Allowance:
 
         What waits or runs counts as spent.
         """
-        limits = self.limits_of(owner)
-        has_budget = limits.daily_images is not None or limits.daily_usd is not None
-        if not has_budget and not (self.daily_usd and usd):
+        budgets = self._budgets(owner, usd)
+        if not budgets or self.usage is None:
             yield
             return
         async with AsyncExitStack() as stack:
-            if self.daily_usd and usd:
-                everybody = Limits(daily_usd=self.daily_usd)
-                await stack.enter_async_context(self._lock(EVERYBODY))
-                await self._require(
-                    everybody, None, request, usd, "FLUX_BFL_DAILY_BUDGET_USD allows"
-                )
-            if has_budget:
-                await stack.enter_async_context(self._lock(owner))
-                await self._require(limits, owner, request, usd, "this key may have")
+            for budget in budgets:
+                await stack.enter_async_context(self._lock(budget.owner or EVERYBODY))
+                now = self.now()
+                spent = await self.usage.spent(budget.owner, _day(now))
+                refused = budget.why_not(spent, request.num_images, usd, now)
+                if refused is not None:
+                    raise refused
             yield
+
+    def why_not(self, owner: str, request: GenerationRequest, spent: SpentBy) -> RateLimited | None:
+        """Why a request has no room, by what was spent at this moment; where others take requests of the owner, too."""
+        usd, now = self.estimate(request), self.now()
+        for budget in self._budgets(owner, usd):
+            refused = budget.why_not(spent(budget.owner, _day(now)), request.num_images, usd, now)
+            if refused is not None:
+                return refused
+        return None
+
+    def _budgets(self, owner: str, usd: float) -> list[_Budget]:
+        """Those that a request of an owner and of so many dollars falls under."""
+        limits, budgets = self.limits_of(owner), []
+        if self.daily_usd and usd:
+            of_all = Limits(daily_usd=self.daily_usd)
+            budgets.append(_Budget(None, of_all, "FLUX_BFL_DAILY_BUDGET_USD allows"))
+        if limits.daily_images is not None or limits.daily_usd is not None:
+            budgets.append(_Budget(owner, limits, "this key may have"))
+        return budgets
 
     def _lock(self, owner: str) -> asyncio.Lock:
         return self._locks.setdefault(owner, asyncio.Lock())
 
-    async def _require(
-        self, limits: Limits, owner: str | None, request: GenerationRequest, usd: float, who: str
-    ) -> None:
-        """Raises RateLimited when one owner, or all of them (None), have no room left."""
-        if self.usage is None:
-            return
-        now = self.now()
-        spent = await self.usage.spent(owner, rfc3339(now)[:10])
-        what = _why_not(limits, spent, request.num_images, usd)
-        if what is not None:
-            raise _over(f"{who} {what}", now)
+
+@dataclass(frozen=True, slots=True)
+class _Budget:
+    owner: str | None  # None: everybody's together
+    limits: Limits
+    words: str
+
+    def why_not(self, spent: Spent, images: int, usd: float, now: datetime) -> RateLimited | None:
+        limits = self.limits
+        if limits.daily_images is not None and spent.images + images > limits.daily_images:
+            return _over(
+                f"{self.words} {limits.daily_images} images a day, and with this request it would be "
+                f"{spent.images + images}",
+                now,
+            )
+        if limits.daily_usd is not None and usd and spent.usd + usd > limits.daily_usd + EXACT_USD:
+            return _over(
+                f"{self.words} cloud images for {limits.daily_usd:g} USD a day, {spent.usd:.4f} are spent or on "
+                f"their way, and this request needs about {usd:.4f}",
+                now,
+            )
+        return None
 
 
-def _why_not(limits: Limits, spent: Spent, images: int, usd: float) -> str | None:
-    if limits.daily_images is not None and spent.images + images > limits.daily_images:
-        return f"{limits.daily_images} images a day, and with this request it would be {spent.images + images}"
-    if limits.daily_usd is not None and usd and spent.usd + usd > limits.daily_usd + EXACT_USD:
-        return (
-            f"cloud images for {limits.daily_usd:g} USD a day, {spent.usd:.4f} are spent or on their way, "
-            f"and this request needs about {usd:.4f}"
-        )
-    return None
+def _day(now: datetime) -> str:
+    return rfc3339(now)[:10]
 
 
 def _over(what: str, now: datetime) -> RateLimited:

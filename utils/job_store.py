@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from config.errors import FluxError, StorageUnavailable
 from models.types import GenerationRequest, GenerationResult
 from utils import sql, usage
-from utils.database import Connection, Database, NewRow, Row
+from utils.database import Connection, Database, NewRow, Refuse, Row, nothing_refused
 from utils.database.sqlite import SqliteDatabase
 from utils.job import Job, JobError, JobStatus, StoredImage
 
@@ -119,7 +119,7 @@ class JobStore:
         idempotency_key: str | None = None,
         body_sha256: str | None = None,
         estimate_usd: float = 0.0,
-        refuse: Callable[[int, int], FluxError | None] = lambda waiting, own: None,
+        refuse: Refuse = nothing_refused,
         then: Callable[[Job | None], None] | None = None,
     ) -> Job:
         """Append a job to the line; it is on disk when this returns. `refuse`: see `NewRow`.

@@ -18,10 +18,11 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from config.errors import FluxError, QueueFull, StorageUnavailable, Unavailable
+from config.errors import FluxError, StorageUnavailable, Unavailable
 from models.types import GenerationRequest, GenerationResult, ImageFile
 from utils import images
 from utils.clock import Chance, rfc3339
+from utils.database import Refuse, nothing_refused
 from utils.event_bus import EventBus
 from utils.job import Job, JobError, JobStatus
 from utils.job_store import JobStore
@@ -144,11 +145,11 @@ class Ledger:
         idempotency_key: str | None,
         body_sha256: str | None,
         estimate_usd: float = 0.0,
-        refuse: Callable[[int, int], QueueFull | None] = lambda waiting, own: None,
+        refuse: Refuse = nothing_refused,
     ) -> Job:
         """A new job at the end of the line; it stands there also when the caller goes away meanwhile.
 
-        Where others append too, `refuse(waiting, own)` has the last word, by the line as all of them left it.
+        Where others append too, `refuse` has the last word, by what all of them left.
         """
 
         def then(job: Job | None) -> None:

@@ -29,6 +29,7 @@ from models.types import GenerationRequest, GenerationResult, Stage
 from utils import disk, images, log_context
 from utils.allowance import Allowance
 from utils.clock import Chance
+from utils.database import SpentBy
 from utils.dispatcher import Dispatcher, Kind, is_to_blame
 from utils.event_bus import EventBus
 from utils.input_pictures import InputPictures
@@ -229,12 +230,14 @@ class QueueManager:
         if request.inputs and self._inputs is not None:
             self._inputs.require(request.inputs)
         if not request.loras or self._pins is None:
-            return await self._ledger.append(request, *key, partial(self._why_full, key[0]))
+            return await self._ledger.append(request, *key, partial(self._why_not, request, key[0]))
         pins = self._pins
 
         async def with_its_loras() -> Job:
             async with pins.held(request.loras):
-                return await self._ledger.append(request, *key, partial(self._why_full, key[0]))
+                return await self._ledger.append(
+                    request, *key, partial(self._why_not, request, key[0])
+                )
 
         return await to_the_end(with_its_loras())
 
@@ -634,6 +637,13 @@ class QueueManager:
         refused = self._why_full(owner, waiting, mine)
         if refused is not None:
             raise refused
+
+    def _why_not(
+        self, request: GenerationRequest, owner: str, waiting: int, mine: int, spent: SpentBy
+    ) -> FluxError | None:
+        """Why a request may not become a job, beside what others appended meanwhile."""
+        full = self._why_full(owner, waiting, mine)
+        return full or self._allowance.why_not(owner, request, spent)
 
     def _why_full(self, owner: str, waiting: int, mine: int) -> QueueFull | None:
         """Why one job more may not wait, beside so many of all and of its owner; None when it may."""

@@ -84,6 +84,11 @@ class Spent:
     usd: float
 
 
+def spent_of(row: Mapping[str, Any]) -> Spent:
+    """Of a row with `images` and `usd`."""
+    return Spent(images=int(row["images"]), usd=float(row["usd"]))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sums:
     """Usage in groups (`rows`, with a column for each group), and over everything (`totals`)."""

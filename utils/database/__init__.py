@@ -11,22 +11,30 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from config.errors import FluxError
+from utils.usage import Spent
 
 Row = Any  # values by the names of columns
+SpentBy = Callable[[str | None, str], Spent]  # of an owner, or of all (None), on a day (UTC)
+Refuse = Callable[[int, int, SpentBy], FluxError | None]
+
+
+def nothing_refused(waiting: int, own: int, spent: SpentBy) -> None:
+    """A `Refuse` that lets everything in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewRow:
     """A job on its way. `row`: the values of `insert_jobs`, in its order.
 
-    `refuse(waiting, own)` says why it may not stand in line, by how many jobs of its lane wait there, and how many of
-    its owner's. It is asked where others append too; one process that has the line to itself knows before.
+    `refuse(waiting, own, spent)` says why it may not stand in line, by how many jobs of its lane wait there, how many of
+    its owner's, and what was spent, with all that was appended before it. It is asked where others append too; one process
+    that has the line to itself knows before.
     """
 
     row: tuple[str | float | None, ...]
     owner: str = ""
     backend: str = ""
-    refuse: Callable[[int, int], FluxError | None] = lambda waiting, own: None
+    refuse: Refuse = nothing_refused
 
 
 class Connection(Protocol):

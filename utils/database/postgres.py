@@ -21,6 +21,7 @@ from config.errors import ConfigurationError, FluxError, NotThereYet
 from utils import sql
 from utils.database import NewRow, Row
 from utils.line import Lane
+from utils.usage import Spent, spent_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine, TextClause
@@ -224,20 +225,30 @@ class PostgresConnection:
             lanes[Lane.of(row["backend"])] += row["jobs"]
             owners[row["owner"]] += row["jobs"]
         outcomes: list[Any] = []
+        taken: list[list[Any]] = []
+        places: list[int] = []
+
+        def insert() -> None:
+            if taken:
+                rows = self.rows("insert_jobs", {"rows": sql.as_json(taken)})
+                places.extend(sorted(row["seq"] for row in rows))
+                taken.clear()
+
+        def spent(owner: str | None, day: str) -> Spent:
+            insert()  # what was taken so far counts
+            [row] = self.rows("spent", {"owner": owner, "day": day})
+            return spent_of(row)
+
         for each in new:
             lane = Lane.of(each.backend)
-            refused = each.refuse(lanes[lane], owners[each.owner])
+            refused = each.refuse(lanes[lane], owners[each.owner], spent)
             outcomes.append(refused)
             if refused is None:
                 lanes[lane] += 1
                 owners[each.owner] += 1
-        taken = [
-            [*each.row, each.backend]
-            for each, refused in zip(new, outcomes, strict=True)
-            if refused is None
-        ]
-        rows = self.rows("insert_jobs", {"rows": sql.as_json(taken)}) if taken else []
-        seqs = iter(sorted(row["seq"] for row in rows))
+                taken.append([*each.row, each.backend])
+        insert()
+        seqs = iter(places)
         return [next(seqs) if outcome is None else outcome for outcome in outcomes]
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from models.precision import FLEET
 from utils.job_store import JobStore
-from utils.usage import Group, Spent, Sums, alias, columns_of, sums_columns, sums_of
+from utils.usage import Group, Spent, Sums, alias, columns_of, spent_of, sums_columns, sums_of
 
 
 class FleetUsage:
@@ -21,7 +21,7 @@ class FleetUsage:
 
     async def spent(self, owner: str | None, day: str) -> Spent:
         [row] = await self._store.read("spent", {"owner": owner, "day": day})
-        return Spent(images=int(row["images"]), usd=float(row["usd"]))
+        return spent_of(row)
 
     async def sums(
         self,

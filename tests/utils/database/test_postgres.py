@@ -25,6 +25,7 @@ from tests.postgres import ESCAPED, PASSWORD, PostgresServer
 from tests.utils.soak.bench import in_loop
 from tests.utils.test_job_store import LATER, NOW, REQUEST, claim_next, result, routing
 from utils import sql
+from utils.database import SpentBy
 from utils.database import postgres as module
 from utils.database.postgres import PostgresDatabase, shown
 from utils.job import Job, JobError, JobStatus
@@ -182,7 +183,7 @@ async def test_job_is_cancelled_at_whichever_door(postgres: PostgresServer) -> N
 
 
 def at_most(number: int) -> Any:
-    def refuse(waiting: int, own: int) -> FluxError | None:
+    def refuse(waiting: int, own: int, spent: SpentBy) -> FluxError | None:
         return QueueFull(f"{waiting} wait") if waiting >= number else None
 
     return refuse

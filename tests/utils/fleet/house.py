@@ -14,6 +14,7 @@ from config.settings import load_settings
 from models.types import GenerationRequest, GenerationResult, ImageFile
 from tests.pictures import file_of, gradient
 from tests.utils.test_job_store import REQUEST
+from utils.allowance import Allowance
 from utils.clock import Chance
 from utils.database.postgres import PostgresDatabase
 from utils.fleet import doors as doors_module
@@ -24,10 +25,12 @@ from utils.fleet.doors import Doors
 from utils.fleet.queue import FleetQueue
 from utils.fleet.replica import ENDED, TAKEN
 from utils.fleet.shared_files import INPUT, LORA, PICTURE, SharedFiles
+from utils.fleet.usage import FleetUsage
 from utils.fleet.worker import FleetWorker
 from utils.input_pictures import InputPictures
 from utils.job import Job, JobStatus
 from utils.job_store import JobStore
+from utils.keys import Limits
 from utils.worker import events
 
 PNG = file_of(gradient(8, 8), "PNG")
@@ -154,10 +157,16 @@ class PlayedLoras:
 
 
 class Door:
-    """A front door with folders of its own. `start`; then `stop`, or `die` as by a kill."""
+    """A front door with folders of its own. `start`; then `stop`, or `die` as by a kill.
 
-    def __init__(self, house: House, name: str, **settings: str) -> None:
+    Everybody who submits has `limits`, and a picture costs 25 cents.
+    """
+
+    def __init__(
+        self, house: House, name: str, limits: Limits | None = None, **settings: str
+    ) -> None:
         self.name = name
+        self.limits = limits or Limits()
         self.folder = house.folder / name
         self.settings = load_settings(
             "fleet",
@@ -185,6 +194,10 @@ class Door:
         self.queue = self.crew.queue = FleetQueue(
             store, lambda queue: [], lambda worker: ["embedded"], self.settings, Chance(), "embedded",
             inputs=self.inputs,
+            allowance=Allowance(
+                limits_of=lambda owner: self.limits, estimate=lambda request: request.num_images / 4,
+                usage=FleetUsage(store),
+            ),
         )  # fmt: skip
         self.crew.files = DoorFiles(self.folder / "pins", self.inputs.folder)
         self.loras = PlayedLoras()
@@ -256,8 +269,8 @@ class House:
         for each in self._patches:
             each.stop()
 
-    async def open(self, name: str, **settings: str) -> Door:
-        door = await Door(self, name, **settings).start()
+    async def open(self, name: str, limits: Limits | None = None, **settings: str) -> Door:
+        door = await Door(self, name, limits, **settings).start()
         self.doors.append(door)
         return door
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from config.errors import QueueFull, StorageUnavailable
+from config.errors import QueueFull, RateLimited, StorageUnavailable
 from models.types import LoraRef
 from tests.postgres import PostgresServer
 from tests.utils.fleet.house import PNG, Door, House, until
@@ -20,6 +20,7 @@ from utils.fleet import shared_files
 from utils.fleet.word import packed
 from utils.input_pictures import looked_at
 from utils.job import JobStatus
+from utils.keys import Limits
 from utils.lora_manager import DEFAULTS
 
 HANG_SECONDS = 60.0
@@ -174,6 +175,31 @@ def test_bound_of_the_line_holds_over_doors(tmp_path: Path, postgres: PostgresSe
                 await until(lambda: all(door.queue.waiting == 20 for door in doors))
                 assert await doors[0].queue.clear() == 20
                 await until(lambda: all(door.queue.waiting == 0 for door in doors))
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize(
+    ("limits", "taken"),
+    [(Limits(daily_images=5), 5), (Limits(daily_usd=1.0), 4)],
+    ids=["images", "usd"],
+)
+def test_budget_of_the_day_holds_over_doors(
+    tmp_path: Path, postgres: PostgresServer, limits: Limits, taken: int
+) -> None:
+    async def test() -> None:
+        with postgres.database() as url:
+            async with asyncio.timeout(HANG_SECONDS), House(tmp_path, url, replicas=0) as house:
+                doors = [await house.open(name, limits) for name in "abc"]
+                submits = [doors[number % 3].submit() for number in range(30)]
+                outcomes = await asyncio.gather(*submits, return_exceptions=True)
+                refused = [each for each in outcomes if isinstance(each, RateLimited)]
+                assert (len(refused), len(outcomes)) == (30 - taken, 30)
+                assert {each.retry_after_seconds > 0 for each in refused} == {True}
+                for door in doors:
+                    await until(lambda door=door: len(door.queue.waiting_jobs(99)) == taken)
+                with pytest.raises(RateLimited):
+                    await doors[0].submit()
 
     asyncio.run(test())
 
