@@ -104,7 +104,7 @@ class MergedLoras:
                 for name, added in merged.layers.items()
             }
             layers = self._of_one_width(layers)
-            self._sets.put(key, layers, sum(u.nbytes + d.nbytes for u, d in layers.values()))
+            self._sets.put(key, layers, _bytes_of(layers))
         return layers
 
     def _of_one_width(self, layers: Layers) -> Layers:
@@ -149,3 +149,9 @@ class MergedLoras:
             self._places[name].set_extra(up, down)
         self._layers = layers
         self._on_change()
+
+
+def _bytes_of(layers: Layers) -> int:
+    """What is shared counts once."""
+    storages = (tensor.untyped_storage() for pair in layers.values() for tensor in pair)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
