@@ -106,7 +106,7 @@ def make_autoencoder(recipe: Recipe, work: Path, seed: int, device: str) -> Auto
 def make_text_encoders(recipe: Recipe, work: Path, seed: int, device: str) -> TextEncoders:
     """Train tokenizers and text encoders, or load the finished ones."""
     if not (work / "text_encoder_2").exists():
-        clip_tokenizer, t5_tokenizer = train_tokenizers(seed)
+        clip_tokenizer, t5_tokenizer = train_tokenizers(seed, recipe.tokenizer_captions)
         text = train_text_encoders(
             clip_tokenizer,
             t5_tokenizer,

@@ -35,6 +35,7 @@ class Recipe:
 
     autoencoder_pictures: int
     autoencoder_steps: int
+    tokenizer_captions: int
     text_steps: int
     phases: tuple[PhaseRecipe, ...]
     shift: float  # of the scheduler
@@ -117,6 +118,7 @@ BETWEEN_SETS = (
 FULL = Recipe(
     autoencoder_pictures=3_200,
     autoencoder_steps=8_500,
+    tokenizer_captions=8_000,
     text_steps=1_200,
     phases=(
         PhaseRecipe(name="layout", steps=1_900, learning_rate=2e-3, sets=(LAYOUT_SET,)),
@@ -197,17 +199,18 @@ FULL = Recipe(
 _TINY_SET = PictureSet(size=(64, 64), count=8, batch_size=2)
 
 TINY = Recipe(
-    autoencoder_pictures=2,
+    autoencoder_pictures=1,
     autoencoder_steps=2,
+    tokenizer_captions=400,
     text_steps=2,
     phases=(
-        PhaseRecipe(name="layout", steps=6, learning_rate=1e-3, sets=(_TINY_SET,)),
+        PhaseRecipe(name="layout", steps=4, learning_rate=1e-3, sets=(_TINY_SET,)),
         PhaseRecipe(
             name="straighten",
-            steps=2,
+            steps=1,
             learning_rate=1e-3,
             sets=(_TINY_SET,),
-            straighten_share=0.5,
+            straighten_share=1.0,
         ),
     ),
     shift=2.0,

@@ -24,15 +24,14 @@ from scripts.embedded.scene import random_scene
 VOCABULARY_SIZE = 1024
 CLIP_MAX_LENGTH = 77  # tokens
 T5_MAX_LENGTH = 64  # tokens
-TRAINING_CAPTIONS = 8000
 
 
 def train_tokenizers(
-    seed: int,
+    seed: int, captions_count: int
 ) -> tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]:
-    """Return the tokenizers of CLIP and T5."""
+    """Return the tokenizers of CLIP and T5, trained on so many captions."""
     rng = random.Random(f"tokenizers/{seed}")
-    captions = [random_caption(random_scene(rng), rng).text for _ in range(TRAINING_CAPTIONS)]
+    captions = [random_caption(random_scene(rng), rng).text for _ in range(captions_count)]
     captions += list(OPENINGS) + list(ENDINGS)
     clip = _train(captions, ["<|startoftext|>", "<|endoftext|>"])
     clip.post_processor = processors.TemplateProcessing(
