@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tomllib
-from importlib.metadata import PackageNotFoundError, distributions, version
+from importlib.metadata import PackageNotFoundError, version
 
 from models.fp4 import nunchaku_support
 from scripts.diagnosis.machine import ROOT, Finding, State
@@ -63,22 +63,18 @@ def look_at_packages() -> Finding:
 
 def look_at_impostors() -> list[Finding]:
     """Packages that have the name of something that is needed, and are something else."""
-    installed = {
-        (found.metadata["Name"] or "").lower().replace("_", "-"): found.version
-        for found in distributions()
-    }
     findings = []
-    if "pynvml" in installed:
+    if pynvml := _version("pynvml"):
         findings.append(
             Finding(
                 name="pynvml",
                 state=State.WRONG,
-                text=f"pynvml {installed['pynvml']} is installed in {sys.prefix}: an abandoned package that stands in "
+                text=f"pynvml {pynvml} is installed in {sys.prefix}: an abandoned package that stands in "
                 "the way of nvidia-ml-py, whose module has the same name",
                 fix=f"{sys.executable} -m pip uninstall -y pynvml nvidia-ml-py && {ANEW}",
             )
         )
-    wrong = nunchaku_support.why_wrong_package() if "nunchaku" in installed else None
+    wrong = nunchaku_support.why_wrong_package() if _version("nunchaku") else None
     if wrong:
         findings.append(
             Finding(
@@ -89,3 +85,10 @@ def look_at_impostors() -> list[Finding]:
             )
         )
     return findings
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
