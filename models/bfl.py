@@ -14,11 +14,13 @@ import asyncio
 import json
 import math
 import re
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cache
 from typing import Any
 
 import httpx2
@@ -69,6 +71,12 @@ class Look:
     picture_url: str | None = None
 
 
+@cache
+def _certificates(trust_env: bool) -> ssl.SSLContext:
+    """Those this machine trusts, read once: it takes most of the time of making a client."""
+    return httpx2.create_ssl_context(trust_env=trust_env)
+
+
 class Bfl:
     """The cloud. `close` it at the end."""
 
@@ -78,6 +86,7 @@ class Bfl:
         # A stand-in on this machine is not asked for through a proxy.
         options: dict[str, Any] = {
             "trust_env": self._base.scheme == "https",
+            "verify": _certificates(self._base.scheme == "https"),
             "follow_redirects": False,
             "timeout": httpx2.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS, pool=None),
             "headers": {"user-agent": "flux-api"},

@@ -23,6 +23,7 @@ from config.settings import (
 from models.bfl_prices import load_prices
 from models.types import GenerationRequest, OutputFormat
 from scripts import fake_bfl
+from tests.service import NO_CERTIFICATES
 from utils.clock import Chance
 from utils.cloud_tasks import CloudTasks
 from utils.cloud_worker import CloudWorker
@@ -53,7 +54,9 @@ class StandIn:
         self._thread = threading.Thread(
             target=self._server.run, args=(self._sockets,), name="stand-in", daemon=True
         )
-        self.client = httpx2.Client(base_url=self.url, timeout=START_SECONDS)
+        self.client = httpx2.Client(
+            base_url=self.url, timeout=START_SECONDS, verify=NO_CERTIFICATES
+        )
 
     def start(self) -> StandIn:
         self._thread.start()
