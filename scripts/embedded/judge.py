@@ -9,6 +9,7 @@ whose mask overlaps best with theirs. The prompt plays no part; `judge` compares
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy
 from numpy.lib.stride_tricks import sliding_window_view
@@ -67,7 +68,13 @@ def read_postcard(picture: Image.Image) -> Scene | None:
         return None
     number = min(len(things), max(NUMBERS))
     whole = _cleaned(landscape_distance(pixels, ground, time) > 14) | body
-    subject = max(SUBJECTS, key=lambda name: _overlap(name, things, body, whole))
+    height, width = body.shape
+    reach = round(0.19 * min(width, height * 1.25)) + SHIFT
+    seen = [
+        [_columns(mask, round(thing.middle * width), reach) for mask in (body, whole)]
+        for thing in things
+    ]
+    subject = max(SUBJECTS, key=lambda name: _fit(name, number, (width, height), seen, reach))
     middle = sum(thing.middle for thing in things) / len(things)
     place = "left" if middle < SIDES[0] else "right" if middle > SIDES[1] else "middle"
     return Scene(
@@ -172,22 +179,15 @@ def _cleaned(mask: numpy.ndarray) -> numpy.ndarray:
     return votes >= 5
 
 
-def _overlap(subject: str, things: list[Thing], own: numpy.ndarray, whole: numpy.ndarray) -> float:
-    """Return how well the things fit the masks of `subject`, 0 to 2, summed over them."""
-    height, width = own.shape
-    number = min(len(things), max(NUMBERS))
+def _fit(
+    subject: str, number: int, size: tuple[int, int], seen: list[list[numpy.ndarray]], reach: int
+) -> float:
+    """Return how well things, each its own colour and all of it, fit the masks of `subject`, 0 to 2 for each."""
+    masks = _moved_masks(subject, number, size, reach)
     total = 0.0
-    for thing in things:
-        reach = round(0.19 * min(width, height * 1.25)) + SHIFT
-        middle = round(thing.middle * width)
-        seen_own = _columns(own, middle, reach)
-        seen_whole = _columns(whole, middle, reach)
-        template_own, template_whole = (
-            _columns(mask, width // 2, reach)
-            for mask in shape_template(subject, number, (width, height))
-        )
-        fits = _agreements(seen_own, template_own) + 0.5 * _agreements(seen_whole, template_whole)
-        total += float(fits.max())
+    for thing in seen:
+        own, whole = (mask.agreements(part) for mask, part in zip(masks, thing, strict=True))
+        total += float((own + 0.5 * whole).max())
     return total
 
 
@@ -196,8 +196,34 @@ def _columns(mask: numpy.ndarray, middle: int, reach: int) -> numpy.ndarray:
     return padded[:, middle : middle + 2 * reach]
 
 
-def _agreements(seen: numpy.ndarray, template: numpy.ndarray) -> numpy.ndarray:
-    """Return intersection over union of two masks with values from 0 to 1, for each way to move the template."""
-    moved = sliding_window_view(numpy.pad(template, SHIFT), template.shape)  # (7, 7, height, width)
-    shared = numpy.minimum(moved, seen).sum(axis=(2, 3))
-    return shared / numpy.maximum(1e-6, seen.sum() + template.sum() - shared)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _MovedMask:
+    """A mask with values from 0 to 1 in every place it is tried at."""
+
+    ways: numpy.ndarray  # (7, 7, rows, columns)
+    rows: slice  # of a picture, those that it touches
+    area: float
+
+    def agreements(self, seen: numpy.ndarray) -> numpy.ndarray:
+        """Return (49,) intersections over unions with `seen`, (height, columns)."""
+        shared = numpy.minimum(self.ways, seen[self.rows]).reshape(len(self.ways) ** 2, -1)
+        shared = shared.sum(axis=1)
+        return shared / numpy.maximum(1e-6, seen.sum() + self.area - shared)
+
+
+@cache
+def _moved_masks(
+    subject: str, number: int, size: tuple[int, int], reach: int
+) -> tuple[_MovedMask, ...]:
+    return tuple(
+        _moved(_columns(mask, size[0] // 2, reach))
+        for mask in shape_template(subject, number, size)
+    )
+
+
+def _moved(mask: numpy.ndarray) -> _MovedMask:
+    filled = numpy.flatnonzero(mask.any(axis=1))
+    rows = slice(max(0, filled[0] - SHIFT), filled[-1] + 1 + SHIFT) if len(filled) else slice(0, 1)
+    touched = mask[rows]
+    ways = sliding_window_view(numpy.pad(touched, SHIFT), touched.shape)
+    return _MovedMask(ways=ways, rows=rows, area=float(mask.sum()))

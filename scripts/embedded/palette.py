@@ -23,7 +23,9 @@ FAR = 500.0  # more than any distance
 
 def distance(pixels: numpy.ndarray, colour: numpy.ndarray | tuple[float, ...]) -> numpy.ndarray:
     """Return how far `pixels`, (height, width, 3), are from `colour`, one or one for each row."""
-    return numpy.sqrt(((pixels - numpy.asarray(colour, dtype=numpy.float32)) ** 2).sum(axis=-1))
+    apart = pixels - numpy.asarray(colour, dtype=numpy.float32)
+    apart *= apart
+    return numpy.sqrt(apart[..., 0] + apart[..., 1] + apart[..., 2])
 
 
 def sky_distance(pixels: numpy.ndarray, time: str) -> numpy.ndarray:
