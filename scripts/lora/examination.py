@@ -44,14 +44,15 @@ def examine_lora(
     *,
     weight: float,
     seed: int,
+    size: tuple[int, int] = (256, 256),
     trigger_word: str | None = None,
 ) -> Verdict:
-    """Draw `prompts` with the LoRA and compare with `plain`, the same without it."""
+    """Draw `prompts` at `size` with the LoRA and compare with `plain`, the same without it."""
     wanted = [STYLES[lora.stem](picture) for picture in plain]
     start = "" if trigger_word is None else f"{trigger_word}, "
     asked = [Prompt(text=start + p.text, scene=p.scene, told=p.told) for p in prompts]
     with applied(pipeline, {lora: weight}):
-        drawn = list(generate(pipeline, asked, seed=seed))
+        drawn = list(generate(pipeline, asked, seed=seed, size=size))
     return Verdict(
         way=_way(plain, drawn, wanted),
         found=_found(drawn, wanted),
