@@ -28,14 +28,15 @@ main() {
     wait "$!" || give_up "$?" "the environment could not be set up"
     names=() pids=() logs=()
 
-    local page_port page_url
-    page_port=$(setting PAGE_PORT)
-    page_port=${page_port:-9000}
+    local said given page_port page_url
+    said=$(setting PAGE_PORT FLUX_PORT FLUX_PAGE_ORIGINS FLUX_CONSOLE_LEVEL FLUX_LOG_TO_FILE)
+    mapfile -t given <<< "$said"
+    page_port=${given[0]:-9000}
     is_port "$page_port" || give_up 2 "PAGE_PORT takes a port from 1 to 65535, not '$page_port'"
     page_port=$((10#$page_port))
     page_url=http://127.0.0.1:$page_port/
-    read_service_addresses "$page_port"
-    if [[ -z $(setting FLUX_PAGE_ORIGINS) ]]; then
+    read_service_addresses "$page_port" "${given[1]-}"
+    if [[ -z ${given[2]-} ]]; then
         FLUX_PAGE_ORIGINS=$(page_origins "$page_port")
         export FLUX_PAGE_ORIGINS
     fi
@@ -44,7 +45,7 @@ main() {
     take_service_ports
 
     # Each service writes its log itself, and rotates it; nobody rotates what it says beside that.
-    if [[ -z $(setting FLUX_CONSOLE_LEVEL)$(setting FLUX_LOG_TO_FILE) ]]; then
+    if [[ -z ${given[3]-}${given[4]-} ]]; then
         export FLUX_CONSOLE_LEVEL=warning
     fi
     mkdir -p logs
@@ -103,21 +104,22 @@ service_query() {
     if ((${#query[@]})); then echo "?${query[*]}"; fi
 }
 
-# read_service_addresses <port of the page>: fills `built` with the services that this version has,
+# read_service_addresses <port of the page> <FLUX_PORT>: fills `built` with the services that this version has,
 # `addresses` with host and port of each and `urls` with what to call.
 read_service_addresses() {
     declare -gA addresses=() urls=()
     built=()
-    local precision host port
+    local found precision host port
     local -A holders=([$1]=PAGE_PORT)
-    for precision in fp4 bf16; do
-        if is_built "$precision"; then built+=("$precision"); fi # the others' start scripts say so
-    done
-    if ((${#built[@]} > 1)) && [[ -n $(setting FLUX_PORT) ]]; then
+    found=$(service_settings 'server.host server.port' fp4 bf16) # of one that is not built its start script says so
+    while read -r precision host port; do
+        built+=("$precision")
+        addresses[$precision]="$host $port"
+    done <<< "$found"
+    if ((${#built[@]} > 1)) && [[ -n $2 ]]; then
         give_up 2 "FLUX_PORT gives both services one port; set BF16_PORT and FP4_PORT in its place"
     fi
     for precision in "${built[@]}"; do
-        addresses[$precision]=$(service_address "$precision")
         read -r host port <<< "${addresses[$precision]}"
         if [[ -n ${holders[$port]-} ]]; then
             give_up 2 "${holders[$port]} and ${precision^^}_PORT are both $port; give each a port of its own"
@@ -165,7 +167,7 @@ launch() {
 # await <name> <log> <url>
 await() {
     local deadline=$((SECONDS + READY_SECONDS))
-    until http_get "$3" > /dev/null; do
+    until answers "$3"; do
         look_after_children
         if ((SECONDS >= deadline)); then
             show_log "logs/$2.out"
@@ -219,14 +221,17 @@ show_log() {
 }
 
 introduce() {
-    local page_url=$1 url=${urls[bf16]} precision
+    local page_url=$1 url=${urls[bf16]} precision models called=()
+    for precision in "${built[@]}"; do called+=("${urls[$precision]}"); done
+    mapfile -t models < <(default_models "${called[@]}")
     echo
     echo "FLUX API is up; Ctrl-C ends it."
     echo
     echo "  page     $page_url"
     for precision in "${built[@]}"; do
         printf '  %-8s %s    (its HTTP reference: %s/docs)\n' "${precision^^}" "${urls[$precision]}" "${urls[$precision]}"
-        printf '  %-8s %s\n' model "$(default_model "${urls[$precision]}")"
+        printf '  %-8s %s\n' model "${models[0]-}"
+        models=("${models[@]:1}")
     done
     cat <<EOF
   logs     logs/
@@ -238,12 +243,21 @@ A picture from the command line:
 EOF
 }
 
-# default_model <url>: what a service draws with, and why.
-default_model() {
-    http_get "$1/info" | .venv/bin/python -c '
-import json, sys
-info = json.load(sys.stdin)
-print(info["default_model"] + ": " + info["default_model_reason"])' 2> /dev/null || echo "GET $1/info tells its model (it asks for the API key)"
+# default_models <url...>: what each service draws with, and why; a line for each.
+default_models() {
+    .venv/bin/python - "$@" <<'EOF'
+import json
+import sys
+from urllib.request import ProxyHandler, build_opener
+
+direct = build_opener(ProxyHandler({}))  # never by way of a proxy: it asks this machine
+for url in sys.argv[1:]:
+    try:
+        info = json.load(direct.open(f"{url}/info", timeout=5))
+        print(f"{info['default_model']}: {info['default_model_reason']}")
+    except (OSError, ValueError, LookupError, TypeError):
+        print(f"GET {url}/info tells its model (it asks for the API key)")
+EOF
 }
 
 # In the background, because a trap runs only once a command in the foreground has ended.

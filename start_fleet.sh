@@ -79,7 +79,7 @@ main() {
     if [[ -n $port && $port != auto ]]; then export FLUX_PORT=$((10#$port)); fi
 
     set_up
-    if [[ -z $(setting FLUX_FAKE_GPUS)$(setting FLUX_GPUS)$(setting FLUX_DEVICE) ]] && ! has_gpu; then
+    if [[ -z $(setting FLUX_FAKE_GPUS FLUX_GPUS FLUX_DEVICE) ]] && ! has_gpu; then
         export FLUX_FAKE_GPUS=2
     fi
     if [[ -n $door ]]; then
@@ -154,9 +154,9 @@ sys.exit(not (list_gpus()[0] or is_apple_silicon()))'
 }
 
 choose_port() {
-    local address host configured
-    address=$(service_address fleet)
-    read -r host configured <<< "$address"
+    local found host configured
+    found=$(service_settings 'server.host server.port' fleet)
+    read -r _ host configured <<< "$found"
     # Assigned first: export would hide a failure.
     if [[ $port == auto ]]; then
         FLUX_PORT=$(take_port --script main_fleet.py "$host" auto "$configured")

@@ -1,28 +1,29 @@
 # shellcheck shell=bash
 # What the start scripts share. Sourced, with the checkout as working directory.
 
-# service_address <precision>: "host port" as the service itself will read them.
-service_address() {
-    service_settings "$1" 'server.host server.port'
-}
-
-# service_settings <precision> <section.key...>: their values from the environment, .env and the
-# service's TOML file, in one line. The service's own message and status 78 when one is wrong.
+# service_settings <section.key...> <service...>: for each service that this version has, a line with its name and their
+# values, from the environment, .env and its TOML file. The service's own message and status 78 when one is wrong. All at
+# once, because Python and the settings take longer to load than to answer.
 service_settings() {
     .venv/bin/python - "$@" <<'EOF'
 import sys
 from operator import attrgetter
 
 from config.errors import ConfigurationError
-from config.settings import load_settings
+from models.precision import known_precisions, profile_of
 
-precision, keys = sys.argv[1:]
-try:
-    settings = load_settings(precision)
-except ConfigurationError as error:
-    print(f"flux-api-{precision}: {error}", file=sys.stderr)
-    sys.exit(78)
-print(*(attrgetter(key)(settings) for key in keys.split()))
+keys, *services = sys.argv[1:]
+for service in services:
+    if service in known_precisions() and profile_of(service).loader is None:
+        continue
+    from config.settings import load_settings
+
+    try:
+        settings = load_settings(service)
+    except ConfigurationError as error:
+        print(f"flux-api-{service}: {error}", file=sys.stderr)
+        sys.exit(78)
+    print(service, *(attrgetter(key)(settings) for key in keys.split()))
 EOF
 }
 
@@ -39,17 +40,14 @@ print(*profile_of(sys.argv[1]).engines, sep=", ")' "$1" 2> /dev/null && return
     return 1
 }
 
-# is_built <precision>: whether this version can load models in it.
-is_built() {
-    .venv/bin/python -c 'import sys; from models.precision import profile_of; sys.exit(profile_of(sys.argv[1]).loader is None)' "$1"
-}
-
-# setting <NAME>: its value in the environment, else in .env, else nothing.
+# setting <NAME...>: the value of each in the environment, else in .env, else nothing; a line for each.
 setting() {
     .venv/bin/python -c '
 import os, sys
 from dotenv import dotenv_values
-print(os.environ.get(sys.argv[1]) or dotenv_values(".env").get(sys.argv[1]) or "")' "$1"
+file = dotenv_values(".env")
+for name in sys.argv[1:]:
+    print(*(os.environ.get(name) or file.get(name) or "").splitlines())' "$@"
 }
 
 # is_port <text>: a TCP port, 1 to 65535.
@@ -74,13 +72,19 @@ take_port() {
     .venv/bin/python -m utils.port_guard "$1" "$2" --host "$3" --port "$4" ${5:+--start "$5"}
 }
 
-# http_get <url>: prints the body; false unless the answer is 200 within a few seconds.
-http_get() {
-    .venv/bin/python - "$1" 2> /dev/null <<'EOF'
-import sys
-from urllib.request import ProxyHandler, build_opener
-
-direct = build_opener(ProxyHandler({}))  # never by way of a proxy: it asks this machine
-sys.stdout.write(direct.open(sys.argv[1], timeout=5).read().decode())
-EOF
+# answers <url>: whether a GET there is 200 within a few seconds. Bash asks by itself: this is done again and again while
+# services start, and a Python each time would take from them what they need.
+answers() {
+    local address=${1#http://} path=/ host status=''
+    if [[ $address == */* ]]; then path=/${address#*/}; fi
+    address=${address%%/*}
+    host=${address%:*}
+    host=${host#[}
+    (
+        exec 3<> "/dev/tcp/${host%]}/${address##*:}"
+        printf 'GET %s HTTP/1.0\r\nHost: %s\r\n\r\n' "$path" "$address" >&3
+        read -r -t 5 -u 3 _ status _
+        while read -r -t 5 -u 3; do :; done # all of it: who is hung up on says so in its log
+        [[ $status == 200 ]]
+    ) 2> /dev/null
 }

@@ -67,10 +67,10 @@ main() {
     if [[ -n $port && $port != auto ]]; then export FLUX_PORT=$((10#$port)); fi
 
     scripts/setup_env.sh
-    if is_built "$precision"; then # one that is not says so itself, and takes no port
-        local settings engine host configured
-        settings=$(service_settings "$precision" 'models.engine server.host server.port')
-        read -r engine host configured <<< "$settings"
+    local found engine host configured
+    found=$(service_settings 'models.engine server.host server.port' "$precision")
+    if [[ -n $found ]]; then # one that is not built says so itself, and takes no port
+        read -r _ engine host configured <<< "$found"
         choose_environment
         choose_port
     fi

@@ -11,12 +11,12 @@ from config.settings import ROOT
 
 _NOT_COPIED = shutil.ignore_patterns(
     ".git", ".venv*", ".env", "data", "generated_images", "uploads", "logs", "models_cache",
-    ".*_cache", ".hypothesis", "node_modules",
+    ".*_cache", ".hypothesis", "node_modules", "test_*.py", "*-pytest-*.pyc",
 )  # fmt: skip
 
 
 def copy_checkout(to: Path, *, models: bool = False) -> Path:
-    """The working tree without what it wrote. `.venv` is the one that runs the tests.
+    """The working tree without what it wrote, and without tests. `.venv` is the one that runs the tests.
 
     Making an environment has tests of its own, so scripts/setup_env.sh does nothing in the copy.
     """

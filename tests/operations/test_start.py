@@ -181,6 +181,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+if Path(sys.argv[0]).stem == os.environ.get("BROKEN"):
+    sys.exit(1)
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 print("made-up service", flush=True)
 ThreadingHTTPServer(("127.0.0.1", int(os.environ["FLUX_PORT"])), Handler).serve_forever()
@@ -248,7 +250,9 @@ def test_start_goes_on_without_a_service_that_is_not_built_until_the_other_dies(
     assert_all_gone(family)
 
 
-def test_start_replaces_an_earlier_one_on_its_ports(run, both_built: Path) -> None:
+def test_start_replaces_an_earlier_one_on_its_ports_and_ends_when_its_page_dies(
+    run, both_built: Path
+) -> None:
     earlier = run(both_built)
     earlier.wait_until_up()
     family = earlier.family()
@@ -260,21 +264,15 @@ def test_start_replaces_an_earlier_one_on_its_ports(run, both_built: Path) -> No
     assert later.service("bf16").is_running() and later.service("fp4").is_running()
     assert later.process.poll() is None
 
-
-def test_start_when_the_page_dies_ends_the_rest(run, both_built: Path) -> None:
-    started = run(both_built)
-    started.wait_until_up()
-    family = started.family()
+    family = later.family()
     next(process for process in family if "http.server" in process.cmdline()).kill()
-    assert started.process.wait(60) == 1
-    assert "the page ended (exit status 137)" in started.said()
+    assert later.process.wait(60) == 1
+    assert "the page ended (exit status 137)" in later.said()
     assert_all_gone(family)
 
 
-def test_start_when_a_service_fails_before_both_are_up_ends_the_rest(run, tmp_path: Path) -> None:
-    broken = made_up(tmp_path / "flux", "models.bf16_flux_model:load")
-    (broken / "main_fp4.py").write_text("raise SystemExit(1)\n")
-    started = run(broken)
+def test_start_when_a_service_fails_before_both_are_up_ends_the_rest(run, both_built: Path) -> None:
+    started = run(both_built, BROKEN="main_fp4")
     assert started.process.wait(60) == 1
     assert "the FP4 service ended (exit status 1)" in started.said()
     assert "going on" not in started.said()
