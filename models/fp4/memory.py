@@ -111,16 +111,18 @@ def plan(
     with torch.no_grad():
         transformer, full = _transformer(rank, PATHS[path]())
         vae_weights, decoding = _decoding(width, height)
-        t5, clip = _t5(PATHS[path]()), _clip()
+        t5 = _t5()
+        _use(PATHS[path](), t5)
+        clip_weights, clip_peak = _clip()
         return MemoryPlan(
             transformer_weights=weight_bytes(transformer) + kept_bytes(transformer),
             vae_weights=vae_weights,
-            text_encoding=max(_t5_peak(t5, text_tokens), _clip_peak(clip)),
+            text_encoding=max(_t5_peak(t5, text_tokens), clip_peak),
             denoising=peak_bytes(lambda: _denoise(transformer, width, height, text_tokens)),
             decoding=decoding,
             transformer_weights_bf16=full,
             t5_weights=weight_bytes(t5),
-            clip_weights=weight_bytes(clip),
+            clip_weights=clip_weights,
         )
 
 
@@ -250,7 +252,9 @@ def _use(path: ComputePath, model: nn.Module) -> None:
         layer.use(path)
 
 
-def _t5(path: ComputePath) -> nn.Module:
+@cache
+def _t5() -> nn.Module:
+    """T5 in four bits, whose layers have yet to be told their path."""
     from transformers import T5Config, T5EncoderModel
 
     with init_empty_weights():
@@ -258,15 +262,18 @@ def _t5(path: ComputePath) -> nn.Module:
     model.shared = model.encoder.embed_tokens
     plans, _ = plan_layers(model, TEXT_ENCODER_RANK, weight_only=True)
     replace_layers(model, plans, "plan", smooth=False)
-    _use(path, model)
     return model
 
 
-def _clip() -> nn.Module:
+@cache
+def _clip() -> tuple[int, int]:
+    """CLIP's weights, and what it takes with them and with its activations."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     with init_empty_weights():
-        return _in_bf16(CLIPTextModel(CLIPTextConfig(**CLIP)))
+        clip = _in_bf16(CLIPTextModel(CLIPTextConfig(**CLIP)))
+    ids = torch.zeros(1, 77, dtype=torch.long, device="meta")
+    return weight_bytes(clip), weight_bytes(clip) + peak_bytes(lambda: clip(ids))
 
 
 def _t5_peak(t5: nn.Module, tokens: int) -> int:
@@ -276,11 +283,6 @@ def _t5_peak(t5: nn.Module, tokens: int) -> int:
     largest = max(weight_bytes(part) for part in parts)
     with few_of_each(t5.encoder, "block"):
         return peak_bytes(lambda: t5(ids)) + 2 * largest
-
-
-def _clip_peak(clip: nn.Module) -> int:
-    ids = torch.zeros(1, 77, dtype=torch.long, device="meta")
-    return weight_bytes(clip) + peak_bytes(lambda: clip(ids))
 
 
 def _denoise(transformer: nn.Module, width: int, height: int, text_tokens: int) -> None:

@@ -87,8 +87,8 @@ def test_its_layers_put_out_what_the_16_bit_ones_do_on_inputs_of_other_prompts(
         whole.transformer.get_submodule(name).register_forward_hook(measure(name))
         for name in errors
     ]
-    prompts = draw_prompts(4, 20261)
-    wanted = list(generate(whole, prompts, seed=70, batch_size=4))
+    prompts = draw_prompts(2, 20261)
+    wanted = list(generate(whole, prompts, seed=70))
     for hook in hooks:
         hook.remove()
     relative = [(ours_ / whole_) ** 0.5 for ours_, whole_, _ in errors.values()]
@@ -96,7 +96,7 @@ def test_its_layers_put_out_what_the_16_bit_ones_do_on_inputs_of_other_prompts(
     over = {name: (e[0] / e[2]) ** 0.5 for name, e in errors.items() if e[0] > 0.4**2 * e[2]}
     assert not over, f"of plain NVFP4's error; {AGAIN}"
 
-    got = list(generate(ours, prompts, seed=70, batch_size=4))
+    got = list(generate(ours, prompts, seed=70))
     assert numpy.mean([psnr(a, b) for a, b in zip(wanted, got, strict=True)]) > 42
 
 
