@@ -4,15 +4,19 @@ import re
 import shlex
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx2
 import psutil
 import pytest
 from PIL import Image
 
 from config.settings import ROOT
+from models.precision import known_precisions, profile_of
 from tests.operations.checkout import clean_environment, copy_checkout
 from tests.service import free_port
+from utils.metadata import read_request
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
@@ -91,8 +95,25 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Newcomer:
     return Newcomer(tmp_path_factory.mktemp("newcomer") / "flux")
 
 
+def draw_with_both(newcomer: Newcomer) -> dict[str, bytes]:
+    """A picture of the same request from each service, asked for at once."""
+
+    def draw(precision: str) -> bytes:
+        port = newcomer.ports[f"{precision.upper()}_PORT"]
+        body = {"prompt": "a red balloon", "width": 128, "height": 128, "steps": 2, "seed": 7}
+        url = f"http://127.0.0.1:{port}/generate?format=raw"
+        answer = httpx2.post(url, json=body, timeout=120)
+        assert answer.status_code == 200, (precision, answer.text)
+        return answer.content
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(known_precisions(), pool.map(draw, known_precisions()), strict=True))
+
+
 @pytest.mark.timeout(INSTALL_SECONDS)
-def test_readme_first_start_draws_and_second_start_installs_nothing(newcomer: Newcomer) -> None:
+def test_readme_first_start_draws_with_both_and_second_start_installs_nothing(
+    newcomer: Newcomer,
+) -> None:
     running, said = newcomer.start()
     try:
         assert "installing the runtime requirements" in said
@@ -102,6 +123,12 @@ def test_readme_first_start_draws_and_second_start_installs_nothing(newcomer: Ne
         with Image.open(newcomer.folder / "picture.png") as picture:
             assert (picture.format, picture.size) == ("PNG", (256, 256))
             picture.load()
+        pictures = draw_with_both(newcomer)
+        for precision, drawn in pictures.items():
+            described = read_request(drawn)
+            assert described["precision"] == precision
+            assert described["engine"] in profile_of(precision).engines
+        assert len(set(pictures.values())) == len(pictures), "each has its own weights"
         assert newcomer.ctrl_c(running) == 0
     finally:
         if running.poll() is None:
