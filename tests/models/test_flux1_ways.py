@@ -92,21 +92,22 @@ def array(picture: Image.Image) -> numpy.ndarray:
 
 
 def test_image_at_strength_0_3_keeps_its_scene(model: Any, postcard: Image.Image) -> None:
-    for seed in (4, 5, 6):
+    for seed in (4, 5):
         [picture] = draw(model, begun(HOUSE, postcard, strength=0.3, seed=seed))
         assert read_postcard(picture) == BALLOON_SCENE
 
 
 def test_image_at_strength_0_9_follows_the_prompt(model: Any, postcard: Image.Image) -> None:
-    for seed in (4, 5, 6):
+    for seed in (4, 5):
         [picture] = draw(model, begun(HOUSE, postcard, strength=0.9, seed=seed))
         right = judge(picture, HOUSE_SCENE)
         assert sum(right.values()) >= len(right) - 1 and right["time"] and right["ground"]
 
 
 def test_image_changes_more_with_more_strength(model: Any, postcard: Image.Image) -> None:
+    image = small(postcard)
     moved = [
-        numpy.abs(array(draw(model, begun(HOUSE, postcard, strength=s, seed=4))[0]) - array(postcard)).mean()
+        numpy.abs(array(draw(model, begun(HOUSE, image, strength=s, seed=4))[0]) - array(image)).mean()
         for s in (0.1, 0.35, 0.6, 0.85)
     ]  # fmt: skip
     assert moved == sorted(moved) and moved[-1] > 4 * moved[0]
@@ -183,7 +184,7 @@ def test_negative_prompt_acts_on_an_image(model: Any, postcard: Image.Image) -> 
             model,
             begun(
                 "a blue house",
-                postcard,
+                small(postcard),
                 strength=0.8,
                 seed=2,
                 negative_prompt="a blue house at night",
@@ -194,7 +195,7 @@ def test_negative_prompt_acts_on_an_image(model: Any, postcard: Image.Image) -> 
     assert light[0] + 3 < light[1] < light[2]
 
 
-@pytest.mark.parametrize("size", [(128, 512), (512, 128), (144, 336), (272, 160)])
+@pytest.mark.parametrize("size", [(64, 256), (256, 64), (80, 176), (144, 96)])
 def test_image_of_any_shape_keeps_pixels_outside_of_the_mask(
     model: Any, postcard: Image.Image, size: tuple[int, int]
 ) -> None:
@@ -214,7 +215,7 @@ def test_image_of_any_shape_keeps_pixels_outside_of_the_mask(
 def test_image_is_what_diffusers_draws(
     model: Any, postcard: Image.Image, steps: int, strength: float, masked: bool
 ) -> None:
-    image = small(postcard, (128, 160))
+    image = small(postcard, (64, 80))
     mask = left_half(image.size) if masked else None
     [ours] = draw(
         model, begun(HOUSE, image, mask, strength=strength, num_inference_steps=steps, seed=9)
@@ -263,7 +264,8 @@ def test_steps_that_are_run_are_the_share_of_the_strength(
 
 
 def test_image_batch_has_the_bytes_of_each_alone(model: Any, postcard: Image.Image) -> None:
-    first, second = small(postcard), small(postcard).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    first = small(postcard, (64, 80))
+    second = first.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     several = [
         begun(HOUSE, first, strength=0.6, seed=1),
         begun(STAR, second, strength=0.6, seed=2),
@@ -273,7 +275,7 @@ def test_image_batch_has_the_bytes_of_each_alone(model: Any, postcard: Image.Ima
 
 
 def test_mask_batch_has_the_bytes_of_each_alone(model: Any, postcard: Image.Image) -> None:
-    image = small(postcard)
+    image = small(postcard, (64, 80))
     masks = [left_half(image.size), left_half(image.size).transpose(Image.Transpose.ROTATE_180)]
     several = [begun(HOUSE, image, mask, strength=0.9, seed=1) for mask in masks]
     assert pixels(model, *several) == [pixels(model, one)[0] for one in several]
@@ -313,11 +315,13 @@ def test_image_is_left_at_a_step_when_it_is_cancelled(model: Any, postcard: Imag
 
 
 def test_image_frugally_keeps_pixels_outside_of_the_mask(model: Any, postcard: Image.Image) -> None:
-    mask = left_half(postcard.size)
-    drawn = begun(STAR, postcard, mask, strength=0.9)
+    image = small(postcard, (144, 160))  # a tile has 128 pixels a side
+    mask = left_half(image.size)
+    drawn = begun(STAR, image, mask, strength=0.9)
     [whole], [tiled] = draw(model, drawn), draw(model, drawn, frugal=True)
     kept = numpy.asarray(mask) == 0
-    assert (array(tiled)[kept] == array(postcard)[kept]).all()
+    assert (array(tiled)[kept] == array(image)[kept]).all()
+    assert (array(tiled)[~kept] != array(whole)[~kept]).any()
     assert numpy.abs(array(tiled) - array(whole)).mean() < 8
 
 
@@ -330,9 +334,10 @@ def test_fp4_image_keeps_and_follows_as_bf16_does(fp4_model: Any, postcard: Imag
 
 
 def test_fp4_mask_changes_nothing_outside(fp4_model: Any, postcard: Image.Image) -> None:
-    mask = left_half(postcard.size)
+    image = small(postcard)
+    mask = left_half(image.size)
     with threads(1):
-        [picture] = draw(fp4_model, begun(STAR, postcard, mask, strength=1.0, seed=5))
+        [picture] = draw(fp4_model, begun(STAR, image, mask, strength=1.0, seed=5))
     kept = numpy.asarray(mask) == 0
-    assert (array(picture)[kept] == array(postcard)[kept]).all()
-    assert (array(picture)[~kept] != array(postcard)[~kept]).mean() > 0.5
+    assert (array(picture)[kept] == array(image)[kept]).all()
+    assert (array(picture)[~kept] != array(image)[~kept]).mean() > 0.5
