@@ -200,9 +200,9 @@ _TINY_SET = PictureSet(size=(64, 64), count=8, batch_size=2)
 
 TINY = Recipe(
     autoencoder_pictures=1,
-    autoencoder_steps=2,
+    autoencoder_steps=1,
     tokenizer_captions=400,
-    text_steps=2,
+    text_steps=1,
     phases=(
         PhaseRecipe(name="layout", steps=4, learning_rate=1e-3, sets=(_TINY_SET,)),
         PhaseRecipe(

@@ -29,6 +29,7 @@ SCENE = Scene(subject="balloon", colour="red", number=1, place="left", ground="h
 def pipeline() -> FluxPipeline:
     loaded = FluxPipeline.from_pretrained(MODEL)
     loaded.set_progress_bar_config(disable=True)
+    loaded.vae.decoder.to(memory_format=torch.channels_last)  # as a worker has it on a CPU
     return loaded
 
 

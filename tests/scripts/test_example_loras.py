@@ -40,6 +40,7 @@ def pipeline() -> FluxPipeline:
     disable_progress_bar()
     pipeline = FluxPipeline.from_pretrained("models/embedded", dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
+    pipeline.vae.decoder.to(memory_format=torch.channels_last)  # as a worker has it on a CPU
     return pipeline
 
 
