@@ -70,7 +70,7 @@ class Cursor:
             raise BadLoraFile(f"tensor {shown(name)} is not described as safetensors do")
         self.at = match.end()
         try:
-            return json.loads(match[0], object_pairs_hook=list, parse_constant=_no_constant)
+            return _PAIRS.decode(match[0])
         except (ValueError, RecursionError) as error:
             raise BadLoraFile(f"the entry of tensor {shown(name)} is no JSON") from error
 
@@ -96,3 +96,7 @@ class Cursor:
 
 def _no_constant(name: str) -> None:
     raise ValueError(name)
+
+
+# One for all entries: `json.loads` would make one for each.
+_PAIRS = json.JSONDecoder(object_pairs_hook=list, parse_constant=_no_constant)

@@ -324,7 +324,7 @@ VALID = save(
 )
 HEADER = VALID[8 : 8 + int.from_bytes(VALID[:8], "little")].decode()
 quick = settings(
-    max_examples=400,
+    max_examples=250,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
