@@ -21,7 +21,7 @@ from config.errors import ConfigurationError
 from config.settings import ROOT
 from models.precision import PrecisionProfile, known_precisions, profile_of
 from tests.operations.checkout import clean_environment, copy_checkout
-from tests.service import free_port
+from tests.service import NO_CERTIFICATES, free_port
 from utils.metadata import read_request
 
 WORDS = re.compile(rf"(?<![a-z])(?:{'|'.join(known_precisions())})(?![a-z0-9])")
@@ -236,7 +236,9 @@ class ThirdService:
     def __init__(self, folder: Path) -> None:
         self.checkout = copy_checkout(folder / "flux", models=True)
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.client = httpx2.Client(
+            base_url=f"http://127.0.0.1:{self.port}", timeout=120, verify=NO_CERTIFICATES
+        )
         self._add()
         self.log = folder / "service.log"
         self.process: subprocess.Popen[bytes] | None = None
@@ -274,11 +276,12 @@ class ThirdService:
 
     def _is_ready(self) -> bool:
         try:
-            return httpx2.get(f"{self.url}/health/ready").status_code == 200
+            return self.client.get("/health/ready").status_code == 200
         except httpx2.TransportError:
             return False
 
     def stop(self) -> None:
+        self.client.close()
         if self.process is None or self.process.poll() is not None:
             return
         children = psutil.Process(self.process.pid).children(recursive=True)
@@ -299,16 +302,15 @@ def third(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThirdService]:
 
 
 def test_third_precision_draws_over_http_and_every_place_names_it(third: ThirdService) -> None:
-    info = httpx2.get(f"{third.url}/info").json()
+    info = third.client.get("/info").json()
     assert (info["service"], info["precision"]) == ("flux-api-fp8", "fp8")
     assert info["weights"] == "8-bit floating point"
     assert info["engines"] == ["rounded"]
-    assert httpx2.get(f"{third.url}/health").json()["precision"] == "fp8"
+    assert third.client.get("/health").json()["precision"] == "fp8"
 
-    answer = httpx2.post(
-        f"{third.url}/generate?format=raw",
+    answer = third.client.post(
+        "/generate?format=raw",
         json={"prompt": "a red balloon over green hills at noon", "width": 128, "height": 128, "seed": 3},
-        timeout=120,
     )  # fmt: skip
     assert answer.status_code == 200, answer.text
     described = read_request(answer.content)
