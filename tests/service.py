@@ -110,13 +110,17 @@ class RunningService:
         return self.client.get("/queue").json()["workers"]
 
     def wait_until(
-        self, condition, seconds: float = WAIT_SECONDS, what: str = "condition not met"
+        self,
+        condition,
+        seconds: float = WAIT_SECONDS,
+        what: str = "condition not met",
+        pause_seconds: float = 0.05,
     ) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert self.process.poll() is None, f"the service ended: {self.log()}"
             assert time.monotonic() < deadline, f"the service {what}: {self.log()}"
-            time.sleep(0.05)
+            time.sleep(pause_seconds)
 
     def generate(self, **body) -> httpx2.Response:
         return self.client.post("/generate", json={"prompt": "a red balloon", **body})

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.faults.handles import StartEngine, files_and_rows, gate, held, hold, paused
+from tests.faults.handles import files_and_rows, gate, held, hold, paused
 from tests.faults.listener import listen
 from tests.service import RunningService
 
@@ -164,16 +164,3 @@ def test_pause_lets_the_running_job_end_and_begins_no_other(
         assert (queue["paused"], queue["queued"]) == (True, 1) and "paused" in queue["held"]
         assert engine_service.job(waiting)["status"] == "queued"
     assert engine_service.wait_for_job(waiting)["status"] == "succeeded"
-
-
-def test_pause_is_remembered_over_a_restart(start_module_engine: StartEngine) -> None:
-    service = start_module_engine(wait_for_workers=False)
-    service.client.post("/queue/pause")
-    job_id = service.submit()
-    service.kill()
-    service.start()
-    service.wait_for_workers()
-    assert service.client.get("/queue").json()["paused"] is True
-    assert service.job(job_id)["status"] == "queued"
-    service.client.post("/queue/resume")
-    assert service.wait_for_job(job_id)["status"] == "succeeded"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 from collections.abc import Iterator
 
 import psutil
@@ -165,13 +167,46 @@ def test_unload_gives_the_model_back_at_once(measured: RunningService) -> None:
     assert answer["unloaded"] is True and model_status(measured)["model"] is None
 
 
+# A worker that dies
+
+
+def is_at_step(job: dict, step: int) -> bool:
+    return job["status"] == "succeeded" or (job["progress"] or {}).get("step", 0) >= step
+
+
+def test_worker_killed_while_drawing_draws_again_with_equal_bytes(
+    split: RunningService, measured: RunningService
+) -> None:
+    """Also to the pixels of another service, whose worker did not die."""
+    body = {**BODY, "seed": 11, "num_inference_steps": 20, "num_images": 2}
+    for _ in range(20):  # until one is seen before its end
+        job_id = split.submit(**body)
+        split.wait_until(lambda id=job_id: is_at_step(split.job(id), 3), pause_seconds=0.01)
+        if split.job(job_id)["status"] == "running":
+            os.kill(split.workers()[0]["pid"], signal.SIGKILL)
+        job = split.wait_for_job(job_id)
+        if job["attempts"] == 2:
+            break
+    assert (job["status"], job["attempts"]) == ("succeeded", 2)
+    assert job["request"]["seed"] == 11
+    assert len([name for name in split.files() if job_id in name]) == 2
+    alike, other = (each.wait_for_job(each.submit(**body)) for each in (split, measured))
+    assert pictures(split, job) == pictures(split, alike)
+    assert pixels(split, job) == pixels(measured, other)
+
+
 # Spread over two devices
+
+
+def pictures(service: RunningService, job: dict) -> list[bytes]:
+    images = job["result"]["images"]
+    return [service.client.get(image["image_url"]).content for image in images]
 
 
 def pixels(service: RunningService, job: dict) -> list[bytes]:
     """Without the texts in the files, which tell the service's settings."""
-    images = [service.client.get(image["image_url"]) for image in job["result"]["images"]]
-    return [Image.open(io.BytesIO(image.content)).tobytes() for image in images]
+    files = pictures(service, job)
+    return [Image.open(io.BytesIO(content)).tobytes() for content in files]
 
 
 def test_split_over_two_devices_draws_the_bytes_of_one(

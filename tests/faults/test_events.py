@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.handles import StartEngine, gate, held, hold, paused
 from tests.faults.listener import ENDS, Listener, Told, is_in_order, listen
-from tests.service import RunningService
+from tests.service import KeyedService, RunningService
 
 # One job's way
 
@@ -244,20 +244,15 @@ def test_everything_has_each_jobs_way(engine_service: RunningService) -> None:
 # Keys
 
 
-@pytest.fixture(scope="module")
-def keyed(start_module_engine: StartEngine) -> RunningService:
-    return start_module_engine(FLUX_API_KEYS="one-key-of-sixteen", wait_for_workers=False)
-
-
 @pytest.mark.parametrize("path", ["/events", "/jobs/any/events"])
-def test_events_need_a_key(keyed: RunningService, path: str) -> None:
-    with Listener(keyed, path) as listener:
+def test_events_need_a_key(keyed_service: KeyedService, path: str) -> None:
+    with Listener(keyed_service, path) as listener:
         assert listener.status == 401
 
 
 @pytest.mark.parametrize("header", ["X-API-Key", "x-key"])
-def test_events_take_a_key(keyed: RunningService, header: str) -> None:
-    with Listener(keyed, "/events", **{header: "one-key-of-sixteen"}) as listener:
+def test_events_take_a_key(keyed_service: KeyedService, header: str) -> None:
+    with Listener(keyed_service, "/events", **{header: keyed_service.key}) as listener:
         assert listener.status == 200
         listener.wait_for("queue")
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import pickle
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +17,7 @@ import pytest
 
 from config.settings import ROOT
 from tests.faults.handles import StartEngine
+from tests.faults.sender import Sender, head
 from tests.lora_files import lora, padded
 from tests.models.lora.test_header import BROKEN, Canary, pack
 from tests.service import RunningService
@@ -26,6 +25,8 @@ from tests.service import RunningService
 KEY = "a-key-of-this-service-0123456789"
 PATIENCE_SECONDS = 2.0
 MAX_BYTES = 320 * 2**20
+SMALL_BYTES = 10 * 2**20
+LARGE_BYTES = 120 * 2**20
 GROWTH_MIB = 50
 SECONDS = 1.0
 
@@ -40,9 +41,15 @@ def library(start_module_engine: StartEngine) -> RunningService:
 
 
 @pytest.fixture(scope="module")
-def patient(start_module_engine: StartEngine) -> RunningService:
-    """The same with the patience it has by default: half of an upload lies there until it is looked at."""
-    return start_module_engine(wait_for_workers=False)
+def guarded(start_module_engine: StartEngine) -> RunningService:
+    """One that asks for a key, takes little, and has the patience of default: half of an upload lies there until it
+    is looked at.
+    """
+    service = start_module_engine(
+        wait_for_workers=False, FLUX_API_KEYS=KEY, FLUX_MAX_LORA_BYTES=str(SMALL_BYTES)
+    )
+    service.client.headers["X-API-Key"] = KEY
+    return service
 
 
 def left(service: RunningService) -> set[str]:
@@ -79,48 +86,6 @@ def cheap(service: RunningService, *, growth_mib: float = GROWTH_MIB) -> Iterato
     status = Path(f"/proc/{service.process.pid}/status").read_text()
     peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
     assert peak / 1024 - before < growth_mib
-
-
-def head(path: str = "/loras/a.safetensors", method: str = "PUT", **headers: Any) -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1"]
-    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode()
-
-
-class Sender:
-    """A connection of its own."""
-
-    def __init__(self, service: RunningService) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", service.port), timeout=20)
-
-    def __enter__(self) -> Sender:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
-
-    def send(self, data: bytes) -> None:
-        self._socket.sendall(data)
-
-    def close(self) -> None:
-        self._socket.close()
-
-    def answer(self) -> tuple[int, dict[str, Any]]:
-        """Status and JSON, read to the end that its length says."""
-        got = b""
-        while b"\r\n\r\n" not in got:
-            piece = self._socket.recv(65536)
-            assert piece, f"closed after {got!r}"
-            got += piece
-        headers, _, body = got.partition(b"\r\n\r\n")
-        length = next(
-            int(line.split(b":")[1])
-            for line in headers.lower().splitlines()
-            if line.startswith(b"content-length")
-        )
-        while len(body) < length:
-            body += self._socket.recv(65536)
-        return int(headers.split(b" ", 2)[1]), json.loads(body[:length])
 
 
 def chunk(data: bytes) -> bytes:
@@ -187,46 +152,45 @@ def test_pickle_of_many_megabytes_is_refused_by_its_first_bytes(library: Running
 
 
 @pytest.mark.parametrize("how", ["length", "chunked"])
-def test_upload_cut_half_way_leaves_nothing(patient: RunningService, how: str) -> None:
+def test_upload_cut_half_way_leaves_nothing(guarded: RunningService, how: str) -> None:
     data = lora(rank=2000)
-    with Sender(patient) as sender:
+    with Sender(guarded) as sender:
         if how == "length":
-            sender.send(head(Content_Length=len(data)) + data[: len(data) // 2])
+            sender.send(head(X_API_Key=KEY, Content_Length=len(data)) + data[: len(data) // 2])
         else:
-            sender.send(head(Transfer_Encoding="chunked") + chunk(data[: len(data) // 2]))
-        patient.wait_until(lambda: left(patient) != set(), what="has not begun")
+            start = head(X_API_Key=KEY, Transfer_Encoding="chunked")
+            sender.send(start + chunk(data[: len(data) // 2]))
+        guarded.wait_until(lambda: left(guarded) != set(), what="has not begun")
         sender.close()
-        patient.wait_until(lambda: left(patient) == set(), what="keeps half an upload")
-    assert names(patient) == []
+        guarded.wait_until(lambda: left(guarded) == set(), what="keeps half an upload")
+    assert names(guarded) == []
 
 
-def test_form_cut_half_way_leaves_nothing(patient: RunningService) -> None:
+def test_form_cut_half_way_leaves_nothing(guarded: RunningService) -> None:
     start = (
         b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.safetensors"\r\n\r\n'
         + lora(rank=2000)
     )
     headers = head("/loras", "POST", Content_Type="multipart/form-data; boundary=x",
-                   Content_Length=len(start) * 2)  # fmt: skip
-    with Sender(patient) as sender:
+                   X_API_Key=KEY, Content_Length=len(start) * 2)  # fmt: skip
+    with Sender(guarded) as sender:
         sender.send(headers + start)
-        patient.wait_until(lambda: left(patient) != set(), what="has not begun")
+        guarded.wait_until(lambda: left(guarded) != set(), what="has not begun")
         sender.close()
-        patient.wait_until(lambda: left(patient) == set(), what="keeps half an upload")
+        guarded.wait_until(lambda: left(guarded) == set(), what="keeps half an upload")
 
 
 def test_service_killed_half_way_leaves_nothing_after_the_next_start(
-    start_engine: StartEngine, tmp_path: Path
+    guarded: RunningService,
 ) -> None:
-    first = start_engine(folder=tmp_path / "one", wait_for_workers=False)
     data = lora(rank=2000)
-    with Sender(first) as sender:
-        sender.send(head(Content_Length=len(data)) + data[:-100])
-        first.wait_until(lambda: left(first) != set(), what="has not begun")
-        first.process.kill()
-        first.process.wait()
-    assert list(first.lora_dir.rglob("*.part"))
-    second = start_engine(folder=tmp_path / "one", wait_for_workers=False)
-    assert left(second) == set() and names(second) == []
+    with Sender(guarded) as sender:
+        sender.send(head(X_API_Key=KEY, Content_Length=len(data)) + data[:-100])
+        guarded.wait_until(lambda: left(guarded) != set(), what="has not begun")
+        guarded.kill()
+    assert list(guarded.lora_dir.rglob("*.part"))
+    guarded.start()
+    assert left(guarded) == set() and names(guarded) == []
 
 
 @pytest.mark.parametrize("path", ["/loras/a.safetensors", "/loras"])
@@ -291,44 +255,28 @@ def test_chunked_body_without_a_length_is_taken(library: RunningService) -> None
     assert status == 201 and told["sha256"] == hashlib.sha256(data).hexdigest()
 
 
-def test_chunked_body_over_the_limit_is_cut_at_the_limit(start_module_engine: StartEngine) -> None:
-    small = start_module_engine(wait_for_workers=False, FLUX_MAX_LORA_BYTES=str(2**20))
-    with Sender(small) as sender:
-        sender.send(head(Transfer_Encoding="chunked") + chunk(lora().ljust(2**20)))
+def test_chunked_body_over_the_limit_is_cut_at_the_limit(guarded: RunningService) -> None:
+    start = head(X_API_Key=KEY, Transfer_Encoding="chunked")
+    with Sender(guarded) as sender:
+        sender.send(start + chunk(lora().ljust(SMALL_BYTES)))
         time.sleep(0.3)
         sender.send(chunk(b"x"))
         status, told = sender.answer()
     assert (status, told["code"]) == (413, "too_large")
-    assert left(small) == set()
+    assert left(guarded) == set()
 
 
 @pytest.mark.parametrize("length", [{"Content_Length": 10**9}, {"Transfer_Encoding": "chunked"}])
 @pytest.mark.parametrize(("method", "path"), [("PUT", "/loras/a.safetensors"), ("POST", "/loras")])
 def test_wrong_key_is_answered_before_the_body(
-    keyed: RunningService, method: str, path: str, length: dict[str, Any]
+    guarded: RunningService, method: str, path: str, length: dict[str, Any]
 ) -> None:
-    with Sender(keyed) as sender:
+    before = {path: path.stat().st_mtime_ns for path in guarded.lora_dir.rglob("*")}
+    with Sender(guarded) as sender:
         sender.send(head(path, method, X_API_Key="x" * 20, **length))
         status, told = sender.answer()
     assert (status, told["code"]) == (401, "unauthorized")
-    assert not keyed.lora_dir.exists()
-
-
-@pytest.fixture(scope="module")
-def keyed(start_module_engine: StartEngine) -> RunningService:
-    service = start_module_engine(wait_for_workers=False, FLUX_API_KEYS=KEY)
-    service.client.headers["X-API-Key"] = KEY
-    return service
-
-
-def test_disk_without_room_is_507_before_the_body(start_module_engine: StartEngine) -> None:
-    free_mib = psutil.disk_usage("/tmp").free // 2**20
-    full = start_module_engine(wait_for_workers=False, FLUX_MIN_FREE_MIB=str(free_mib + 10**6))
-    with Sender(full) as sender:
-        sender.send(head(Content_Length=10**6))
-        status, told = sender.answer()
-    assert (status, told["code"]) == (507, "storage")
-    assert "FLUX_MIN_FREE_MIB" in told["detail"]
+    assert {path: path.stat().st_mtime_ns for path in guarded.lora_dir.rglob("*")} == before
 
 
 # Hostile names
@@ -398,7 +346,7 @@ def test_two_forms_of_one_name_are_two_entries(library: RunningService) -> None:
 @pytest.mark.parametrize("how", ["body", "form"])
 def test_large_upload_grows_the_service_by_little(library: RunningService, how: str) -> None:
     library.client.put("/loras/warm.safetensors", content=lora())  # what is imported once
-    start, zeros = padded(300 * 2**20)
+    start, zeros = padded(LARGE_BYTES)
     block = bytes(2**20)
 
     def content() -> Iterator[bytes]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
@@ -16,15 +15,8 @@ from tests.service import RunningService
 
 
 @pytest.fixture(scope="module")
-def mac(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     folder = tmp_path_factory.mktemp("mac")
-    weights = classifier(tmp_path_factory.mktemp("weights") / "judge")
-    running = start(folder, FLUX_SAFETY_MODEL=str(weights))
-    yield running
-    running.close()
-
-
-def start(folder: Path, **environ: str) -> RunningService:
     mflux_stand_in.install(folder / "bin")
     running = RunningService(
         folder,
@@ -32,12 +24,21 @@ def start(folder: Path, **environ: str) -> RunningService:
         FLUX_MODEL="mflux-schnell",
         FLUX_MFLUX_QUANTIZE="8",
         FLUX_ALLOW_DOWNLOAD="true",  # the stand-in has no weights, and fetches none
+        FLUX_SAFETY_MODEL=str(classifier(tmp_path_factory.mktemp("weights") / "judge")),
         PATH=f"{folder / 'bin'}:{os.environ['PATH']}",
         TMPDIR=str(folder),
-        **environ,
     ).start()
-    running.wait_for_workers()
-    return running
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def mac(installed: RunningService) -> RunningService:
+    """The service, which a test may kill."""
+    if installed.process.poll() is not None:
+        installed.start()
+    installed.wait_for_workers()
+    return installed
 
 
 def commands(service: RunningService) -> list[psutil.Process]:
@@ -81,12 +82,11 @@ def test_mflux_job_that_is_cancelled_while_it_loads_leaves_no_command(
     assert not list(mac.folder.glob("mflux-*"))
 
 
-def test_mflux_command_ends_with_a_service_that_is_killed(tmp_path: Path) -> None:
-    service = start(tmp_path)
-    try:
-        service.submit(f"slow {tmp_path / 'never'}", width=256, height=256)
-        service.wait_until(lambda: len(commands(service)) >= 2)
-        service.kill()  # and looks that no child is left
-    finally:
-        service.close()
-    assert not list(tmp_path.glob("mflux-*"))
+def test_mflux_command_ends_with_a_service_that_is_killed(mac: RunningService) -> None:
+    """The job is drawn by the next start, whose command finds its file."""
+    gate = mac.folder / "later"
+    mac.submit(f"slow {gate}", width=256, height=256)
+    mac.wait_until(lambda: len(commands(mac)) >= 2)
+    mac.kill()  # and looks that no child is left
+    assert not list(mac.folder.glob("mflux-*"))
+    gate.touch()

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import threading
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,28 @@ ANSWERED = 40
 # kill -9
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restarted:
+    """A service that was killed with one job running and twenty waiting, all of them at their end, and what lay there
+    then. Before, a job found no model: `missing`, and `again`, when the model was there.
+    """
+
+    service: RunningService
+    missing: dict
+    again: dict
+    jobs: list[dict]
+    files: set[str]
+    named: set[str]
+
+
 @pytest.fixture(scope="module")
-def restarted(start_module_engine: StartEngine) -> tuple[RunningService, list[dict]]:
-    """A service that was killed with one job running and twenty waiting, and all of them at their end."""
-    service = start_module_engine()
+def restarted(start_module_engine: StartEngine) -> Restarted:
+    service = start_module_engine(engine="needs_weights", FLUX_MAX_QUEUE_SIZE="10000")
+    missing = service.wait_for_job(service.submit())
+    service.release("weights")
+    retried = service.client.post(f"/jobs/{missing['id']}/retry")
+    assert retried.status_code == 202
+    again = service.wait_for_job(retried.json()["id"])
     running, name = hold(service)
     waiting = [service.submit(num_images=1 + i % 2) for i in range(20)]
     service.kill()
@@ -36,45 +55,53 @@ def restarted(start_module_engine: StartEngine) -> tuple[RunningService, list[di
     (service.output_dir / f"{running}-7.png").write_bytes(b"a picture without a row")
     service.release(name)
     service.start()
-    return service, [service.wait_for_job(job_id) for job_id in (running, *waiting)]
+    jobs = [service.wait_for_job(job_id) for job_id in (running, *waiting)]
+    files, named = files_and_rows(service)
+    return Restarted(
+        service=service, missing=missing, again=again, jobs=jobs, files=files, named=named
+    )
 
 
-def test_jobs_of_a_killed_service_all_succeed(
-    restarted: tuple[RunningService, list[dict]],
-) -> None:
-    assert [job["status"] for job in restarted[1]] == ["succeeded"] * 21
+def test_jobs_of_a_killed_service_all_succeed(restarted: Restarted) -> None:
+    assert [job["status"] for job in restarted.jobs] == ["succeeded"] * 21
 
 
-def test_jobs_of_a_killed_service_keep_their_order(
-    restarted: tuple[RunningService, list[dict]],
-) -> None:
-    started = [job["started_at"] for job in restarted[1]]
+def test_jobs_of_a_killed_service_keep_their_order(restarted: Restarted) -> None:
+    started = [job["started_at"] for job in restarted.jobs]
     assert started == sorted(started)
 
 
-def test_jobs_of_a_killed_service_count_the_attempt_that_ran(
-    restarted: tuple[RunningService, list[dict]],
-) -> None:
-    assert [job["attempts"] for job in restarted[1]] == [2] + [1] * 20
+def test_jobs_of_a_killed_service_count_the_attempt_that_ran(restarted: Restarted) -> None:
+    assert [job["attempts"] for job in restarted.jobs] == [2] + [1] * 20
 
 
-def test_service_that_was_killed_has_a_row_for_each_file(
-    restarted: tuple[RunningService, list[dict]],
-) -> None:
-    service, jobs = restarted
-    files, named = files_and_rows(service)
+def test_service_that_was_killed_has_a_row_for_each_file(restarted: Restarted) -> None:
+    jobs = [restarted.again, *restarted.jobs]
     expected = {image["filename"] for job in jobs for image in job["result"]["images"]}
-    assert files == named == expected
+    assert restarted.files == restarted.named == expected
+
+
+def test_pause_is_remembered_over_a_restart(restarted: Restarted) -> None:
+    service = restarted.service
+    service.client.post("/queue/pause")
+    job_id = service.submit()
+    service.kill()
+    service.start()
+    service.wait_for_workers()
+    assert service.client.get("/queue").json()["paused"] is True
+    assert service.job(job_id)["status"] == "queued"
+    service.client.post("/queue/resume")
+    assert service.wait_for_job(job_id)["status"] == "succeeded"
 
 
 # Power
 
 
 def test_power_loss_in_the_middle_of_traffic_loses_no_answered_job(
-    start_engine: StartEngine, tmp_path: Path
+    restarted: Restarted, tmp_path: Path
 ) -> None:
     """Database and log as they are on disk while the process is stopped, opened elsewhere."""
-    service = start_engine(wait_for_workers=False, FLUX_MAX_QUEUE_SIZE="10000")
+    service = restarted.service
     answered: list[str] = []
     enough, over = threading.Event(), threading.Event()
 
@@ -160,12 +187,8 @@ def test_gpu_that_is_not_there_refuses_the_start_by_name(tmp_path: Path) -> None
 
 
 def test_job_whose_model_is_missing_fails_as_such_and_one_after_it_loads(
-    start_engine: StartEngine,
+    restarted: Restarted,
 ) -> None:
-    service = start_engine(TEST_ENGINE="needs_weights")
-    missing = service.wait_for_job(service.submit())
+    missing, again = restarted.missing, restarted.again
     assert (missing["status"], missing["error"]["code"]) == ("failed", "model_unavailable")
-    service.release("weights")
-    again = service.client.post(f"/jobs/{missing['id']}/retry")
-    assert again.status_code == 202
-    assert service.wait_for_job(again.json()["id"])["status"] == "succeeded"
+    assert again["status"] == "succeeded"

@@ -15,6 +15,7 @@ import httpx2
 import pytest
 
 from tests.faults.handles import files_and_rows, gate, held, hold, paused, rows
+from tests.faults.sender import Sender, head
 from tests.service import ENGINE_MAIN, RunningService
 
 GIB = 2**30
@@ -66,12 +67,23 @@ def held_because(service: RunningService) -> str | None:
 # The disk
 
 
-def test_full_disk_refuses_new_jobs_with_the_reason(stored: RunningService) -> None:
+@pytest.mark.parametrize("path", ["/jobs", "/generate"])
+def test_full_disk_refuses_new_jobs_with_the_reason(stored: RunningService, path: str) -> None:
+    before = stored.client.get("/jobs").json()["jobs"]
     with full_disk(stored):
-        answer = stored.client.post("/jobs", json=BODY)
+        answer = stored.client.post(path, json=BODY)
     assert (answer.status_code, answer.json()["code"]) == (503, "storage")
     assert "FLUX_MIN_FREE_MIB" in answer.json()["detail"]
     assert int(answer.headers["Retry-After"]) >= 1
+    assert stored.client.get("/jobs").json()["jobs"] == before
+
+
+def test_full_disk_refuses_an_upload_before_its_body(stored: RunningService) -> None:
+    with full_disk(stored), Sender(stored) as sender:
+        sender.send(head(Content_Length=10**6))
+        status, told = sender.answer()
+    assert (status, told["code"]) == (507, "storage")
+    assert "FLUX_MIN_FREE_MIB" in told["detail"]
 
 
 def test_full_disk_makes_the_service_unready_with_the_reason(stored: RunningService) -> None:

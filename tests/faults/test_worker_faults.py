@@ -43,7 +43,8 @@ def deaths(service: RunningService) -> int:
 
 @pytest.fixture(scope="module")
 def mortal(start_module_engine: StartEngine) -> RunningService:
-    return start_module_engine()
+    """The more often its worker has died, the longer it waits for the next: half as long as by default."""
+    return start_module_engine(TEST_RESTART_SECONDS="0.25")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +118,7 @@ class Poisoned:
 
     service: RunningService
     job: dict
+    deaths: int
     behind_meanwhile: dict
     picture_meanwhile: bytes
     reason: str
@@ -126,6 +128,7 @@ class Poisoned:
 @pytest.fixture(scope="module")
 def poisoned(mortal: RunningService, killed: Killed) -> Poisoned:
     """Together with the death of `killed` its two are three."""
+    before = deaths(mortal)
     with paused(mortal):
         job_id, behind = mortal.submit("kill"), mortal.submit(width=ANOTHER_PX)
     unready: list[str] = []
@@ -139,9 +142,11 @@ def poisoned(mortal: RunningService, killed: Killed) -> Poisoned:
     mortal.wait_until(is_unready, REPLACED_SECONDS, "was never unready")
     meanwhile = mortal.job(behind)
     drawn = picture(mortal, killed.job["id"])
+    job = mortal.wait_for_job(job_id)
     return Poisoned(
         service=mortal,
-        job=mortal.wait_for_job(job_id),
+        job=job,
+        deaths=deaths(mortal) - before,
         behind_meanwhile=meanwhile,
         picture_meanwhile=drawn,
         reason=unready[0],
@@ -152,6 +157,7 @@ def poisoned(mortal: RunningService, killed: Killed) -> Poisoned:
 def test_job_that_kills_two_workers_fails_as_poison(poisoned: Poisoned) -> None:
     job = poisoned.job
     assert (job["status"], job["attempts"], job["error"]["code"]) == ("failed", 2, "poison")
+    assert "SIGKILL" in job["error"]["message"] and poisoned.deaths == 2
 
 
 def test_service_after_three_deaths_is_not_ready_and_says_why(poisoned: Poisoned) -> None:
@@ -187,9 +193,7 @@ def test_service_whose_workers_were_killed_has_a_row_for_each_file(poisoned: Poi
 
 @pytest.fixture(scope="module")
 def impatient(start_module_engine: StartEngine) -> RunningService:
-    return start_module_engine(
-        FLUX_STALL_TIMEOUT_SECONDS="2", FLUX_CANCEL_TIMEOUT_SECONDS="1", FLUX_MAX_ATTEMPTS="1"
-    )
+    return start_module_engine(FLUX_STALL_TIMEOUT_SECONDS="2", FLUX_CANCEL_TIMEOUT_SECONDS="1")
 
 
 def test_cancel_of_a_hung_job_ends_it_at_once_and_its_worker_soon(
@@ -206,56 +210,39 @@ def test_cancel_of_a_hung_job_ends_it_at_once_and_its_worker_soon(
     assert impatient.job(job_id)["status"] == "cancelled"
 
 
-def test_hung_job_at_its_last_attempt_fails_as_timeout(impatient: RunningService) -> None:
-    job_id, _ = hold(impatient, "hang")
-    job = impatient.wait_for_job(job_id)
-    assert (job["status"], job["attempts"], job["error"]["code"]) == ("failed", 1, "timeout")
-    assert "no step" in job["error"]["message"]
-
-
-@pytest.fixture(scope="module")
-def stalling(start_module_engine: StartEngine) -> RunningService:
-    return start_module_engine(FLUX_STALL_TIMEOUT_SECONDS="2")
-
-
 def test_worker_that_is_stopped_by_a_signal_counts_as_hung_and_its_job_is_tried_again(
-    stalling: RunningService,
+    impatient: RunningService,
 ) -> None:
-    """A process that gets no time is as dead as one that waits for its device."""
-    job_id, name = hold(stalling)
-    with listen(stalling, job_id) as heard:
-        os.kill(worker(stalling)["pid"], signal.SIGSTOP)
+    """A process that gets no time is as dead as one that waits for its device. At its last attempt such a job fails."""
+    job_id, _ = hold(impatient, "hang")
+    with listen(impatient, job_id) as heard:
+        os.kill(worker(impatient)["pid"], signal.SIGSTOP)
         retry = heard.wait_for("retrying")
-        stalling.release(name)
         heard.wait_for_end()
     assert "no step" in retry.data["reason"]
-    job = stalling.job(job_id)
-    assert (job["status"], job["attempts"]) == ("succeeded", 2)
+    job = impatient.job(job_id)
+    assert (job["status"], job["attempts"], job["error"]["code"]) == ("failed", 2, "timeout")
+    assert "no step" in job["error"]["message"]
 
 
 # Killed while it has its next job
 
 
-@pytest.fixture(scope="module")
-def ahead(start_module_engine: StartEngine) -> RunningService:
-    return start_module_engine()
+def test_next_job_is_handed_over_before_the_present_one_ends(mortal: RunningService) -> None:
+    job_id, name = hold(mortal, "linger")
+    behind = mortal.submit()
+    mortal.wait_until(lambda: worker(mortal)["job_ids"] == [job_id, behind])
+    mortal.release(name)
+    assert mortal.wait_for_job(behind)["status"] == "succeeded"
 
 
-def test_next_job_is_handed_over_before_the_present_one_ends(ahead: RunningService) -> None:
-    job_id, name = hold(ahead, "linger")
-    behind = ahead.submit()
-    ahead.wait_until(lambda: worker(ahead)["job_ids"] == [job_id, behind])
-    ahead.release(name)
-    assert ahead.wait_for_job(behind)["status"] == "succeeded"
-
-
-def test_worker_killed_with_its_next_job_costs_that_one_no_attempt(ahead: RunningService) -> None:
-    job_id, name = hold(ahead, "linger")
-    behind, last = ahead.submit(), ahead.submit()
-    ahead.wait_until(lambda: behind in worker(ahead)["job_ids"])
-    kill_worker(worker(ahead)["pid"])
-    ahead.release(name)
-    jobs = [ahead.wait_for_job(each, seconds=REPLACED_SECONDS) for each in (job_id, behind, last)]
+def test_worker_killed_with_its_next_job_costs_that_one_no_attempt(mortal: RunningService) -> None:
+    job_id, name = hold(mortal, "linger")
+    behind, last = mortal.submit(), mortal.submit()
+    mortal.wait_until(lambda: behind in worker(mortal)["job_ids"])
+    kill_worker(worker(mortal)["pid"])
+    mortal.release(name)
+    jobs = [mortal.wait_for_job(each, seconds=REPLACED_SECONDS) for each in (job_id, behind, last)]
     assert {job["status"] for job in jobs} == {"succeeded"}
     assert [job["attempts"] for job in jobs] == [2, 1, 1]
     started = [job["started_at"] for job in jobs]
@@ -263,17 +250,17 @@ def test_worker_killed_with_its_next_job_costs_that_one_no_attempt(ahead: Runnin
 
 
 def test_cuda_error_ends_the_worker_with_70_and_the_next_job_never_sees_it(
-    ahead: RunningService,
+    mortal: RunningService,
 ) -> None:
-    pid = worker(ahead)["pid"]
-    with paused(ahead):
-        job_id, behind = ahead.submit("cuda-once context"), ahead.submit(width=ANOTHER_PX)
-    jobs = [ahead.wait_for_job(each, seconds=REPLACED_SECONDS) for each in (job_id, behind)]
+    pid = worker(mortal)["pid"]
+    with paused(mortal):
+        job_id, behind = mortal.submit("cuda-once context"), mortal.submit(width=ANOTHER_PX)
+    jobs = [mortal.wait_for_job(each, seconds=REPLACED_SECONDS) for each in (job_id, behind)]
     assert [(job["status"], job["attempts"]) for job in jobs] == [
         ("succeeded", 2),
         ("succeeded", 1),
     ]
-    assert "exit status 70" in worker(ahead)["last_death"] and worker(ahead)["pid"] != pid
+    assert "exit status 70" in worker(mortal)["last_death"] and worker(mortal)["pid"] != pid
 
 
 # Out of memory

@@ -6,12 +6,13 @@ import asyncio
 import json
 import socket
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import httpx2
 import psutil
+import pytest
 
-from tests.service import RunningService
+from tests.service import ENGINE_MAIN, RunningService
 
 CROWD = 200
 SMALL_CROWD = 24  # of pictures that take their time
@@ -21,8 +22,6 @@ MIB = 2**20
 # 100 MiB over its first thousand pictures, in jumps, and then no more.
 API_GROWTH_MIB = 12
 WORKER_GROWTH_MIB = 64
-
-Start = Callable[..., RunningService]
 
 
 def hold(service: RunningService) -> tuple[str, str]:
@@ -64,59 +63,56 @@ def test_queue_positions_are_exact(engine_service: RunningService) -> None:
     assert positions == [1, 2, 3, 4] and counted == 4
 
 
-def test_queue_two_workers_share_the_line(start_engine: Start) -> None:
-    service = start_engine(FLUX_FAKE_GPUS="2")
-    jobs = [service.submit("slow") for _ in range(6)]
-    ended = [service.wait_for_job(job_id) for job_id in jobs]
-    assert {job["gpu"] for job in ended} == {"cpu0", "cpu1"}
-    started = [job["started_at"] for job in ended]
-    assert started == sorted(started)
-    assert ended[1]["started_at"] < ended[0]["finished_at"]
-
-
 # Limit
 
 
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    """A service in whose line two may wait."""
+    running = RunningService(
+        tmp_path_factory.mktemp("short"),
+        main=ENGINE_MAIN,
+        TEST_ENGINE="scripted",
+        FLUX_MAX_QUEUE_SIZE="2",
+    ).start()
+    try:
+        running.wait_for_workers()
+        yield running
+    finally:
+        running.close()
+
+
 def test_queue_full_refuses_one_more_and_takes_one_for_each_that_leaves(
-    start_engine: Start,
+    short: RunningService,
 ) -> None:
-    service = start_engine(FLUX_MAX_QUEUE_SIZE="2")
-    held, gate = hold(service)
-    waiting = [service.submit(), service.submit()]
+    held, gate = hold(short)
+    waiting = [short.submit(), short.submit()]
     body = {"prompt": "a", "width": 128, "height": 128}
     for path in ("/jobs", "/generate"):
-        answer = service.client.post(path, json=body)
+        answer = short.client.post(path, json=body)
         assert (answer.status_code, answer.json()["code"]) == (429, "queue_full")
         assert int(answer.headers["Retry-After"]) >= 1
         assert "FLUX_MAX_QUEUE_SIZE" in answer.json()["detail"]
-    assert service.client.get("/queue-stats").json()["queued"] == 2
-    service.client.post(f"/jobs/{waiting[0]}/cancel")
-    waiting.append(service.submit())
-    assert service.client.post("/jobs", json=body).status_code == 429
-    service.release(gate)
-    assert service.wait_for_job(held)["status"] == "succeeded"
-    assert service.wait_for_job(waiting[-1])["status"] == "succeeded"
+    assert short.client.get("/queue-stats").json()["queued"] == 2
+    short.client.post(f"/jobs/{waiting[0]}/cancel")
+    waiting.append(short.submit())
+    assert short.client.post("/jobs", json=body).status_code == 429
+    short.release(gate)
+    for job_id in (held, *waiting[1:]):
+        assert short.wait_for_job(job_id)["status"] == "succeeded"
 
 
-def test_queue_full_still_answers_a_repeated_key(start_engine: Start) -> None:
-    service = start_engine(FLUX_MAX_QUEUE_SIZE="1")
-    _, gate = hold(service)
+def test_queue_full_still_answers_a_repeated_key(short: RunningService) -> None:
+    held, gate = hold(short)
+    waiting = short.submit()
     sent = {"json": {"prompt": "a"}, "headers": {"Idempotency-Key": "k"}}
-    first, again = (service.client.post("/jobs", **sent) for _ in range(2))
-    service.release(gate)
-    assert (first.status_code, again.status_code) == (202, 202)
+    first, again = (short.client.post("/jobs", **sent) for _ in range(2))
+    refused = short.client.post("/jobs", json=sent["json"])
+    short.release(gate)
+    assert (first.status_code, again.status_code, refused.status_code) == (202, 202, 429)
     assert first.json() == again.json()
-
-
-def test_queue_without_room_on_disk_takes_no_job(start_engine: Start) -> None:
-    service = start_engine(wait_for_workers=False, FLUX_MIN_FREE_MIB=str(10**9))
-    for path in ("/jobs", "/generate"):
-        answer = service.client.post(path, json={"prompt": "a"})
-        assert (answer.status_code, answer.json()["code"]) == (503, "storage")
-        assert int(answer.headers["Retry-After"]) >= 1
-    ready = service.client.get("/health/ready")
-    assert ready.status_code == 503 and "FLUX_MIN_FREE_MIB" in ready.json()["reason"]
-    assert service.client.get("/jobs").json()["jobs"] == []
+    for job_id in (held, waiting, first.json()["id"]):
+        short.wait_for_job(job_id)
 
 
 # Clients

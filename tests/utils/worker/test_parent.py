@@ -6,7 +6,6 @@ import asyncio
 import base64
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,6 @@ import pytest
 from config.catalog import DefaultModel
 from config.settings import ROOT, load_settings
 from models.precision import profile_of
-from models.types import Stage
 from tests.engines import SECRET
 from tests.service import ENGINE_MAIN, RunningService
 from utils.gpu_manager import WorkerSlot
@@ -41,20 +39,6 @@ def kill_worker(service: RunningService) -> int:
 def wait_for_death(service: RunningService, number: int = 1) -> dict:
     service.wait_until(lambda: deaths(service) >= number)
     return health(service)["workers"][0]
-
-
-def hang(service: RunningService) -> str:
-    """A job that holds the worker and sees neither a cancel nor a stop."""
-    job_id = service.submit("hang gate")
-    service.wait_until(
-        lambda: (service.job(job_id)["progress"] or {}).get("stage") == Stage.DENOISING
-    )
-    return job_id
-
-
-def pictures(service: RunningService, job_id: str) -> list[bytes]:
-    images = service.job(job_id)["result"]["images"]
-    return [service.client.get(image["image_url"]).content for image in images]
 
 
 @pytest.fixture(scope="module")
@@ -116,44 +100,6 @@ def test_worker_that_died_thrice_and_draws_again_is_ready(mortal: RunningService
         assert mortal.client.get(path).status_code == 200
 
 
-def is_at_step(job: dict, step: int) -> bool:
-    return job["status"] == "succeeded" or (job["progress"] or {}).get("step", 0) >= step
-
-
-def test_worker_killed_while_drawing_draws_again_with_equal_bytes(
-    service: RunningService, start_service: Start
-) -> None:
-    """Also to those of another service, one that is as new."""
-    real = start_service()
-    body = {"prompt": "a red balloon", "seed": 11, "width": 128, "height": 128}
-    body |= {"num_inference_steps": 12, "num_images": 2}
-    for _ in range(5):  # until one was killed before its end
-        job_id = real.submit(**body)
-        real.wait_until(lambda: is_at_step(real.job(job_id), 3))  # noqa: B023 (asked in this turn)
-        kill_worker(real)
-        job = real.wait_for_job(job_id)
-        if job["attempts"] == 2:
-            break
-    assert (job["status"], job["attempts"]) == ("succeeded", 2)
-    assert job["request"]["seed"] == 11
-    assert len([name for name in real.files() if job_id in name]) == 2
-    alike = service.submit(**body)
-    service.wait_for_job(alike)
-    assert pictures(real, job_id) == pictures(service, alike)
-
-
-def test_worker_job_that_kills_two_fails_as_poison(start_engine: Start) -> None:
-    service = start_engine()
-    job_id = service.submit("kill")
-    behind = service.submit()
-    job = service.wait_for_job(job_id)
-    assert (job["status"], job["attempts"], job["error"]["code"]) == ("failed", 2, "poison")
-    assert "SIGKILL" in job["error"]["message"]
-    assert service.wait_for_job(behind)["status"] == "succeeded"
-    assert deaths(service) == 2
-    assert len(service.files()) == 1
-
-
 @pytest.fixture(scope="module")
 def dying(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     """A service whose worker ends whenever it starts, after the third death."""
@@ -196,19 +142,6 @@ def test_worker_that_does_not_start_in_time_is_replaced(
         FLUX_START_TIMEOUT_SECONDS="0.1",
     )
     assert "SIGKILL" in wait_for_death(service)["last_death"]
-
-
-@pytest.mark.limit
-def test_worker_that_hangs_does_not_keep_the_service_from_stopping(start_engine: Start) -> None:
-    service = start_engine(FLUX_DRAIN_SECONDS="0.5")
-    job_id = hang(service)
-    began = time.monotonic()
-    assert service.stop() == 0
-    assert time.monotonic() - began < 10
-    service.start()
-    service.release("gate")
-    job = service.wait_for_job(job_id)
-    assert (job["status"], job["attempts"]) == ("succeeded", 1)
 
 
 class Ignores:
