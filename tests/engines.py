@@ -17,7 +17,8 @@ is drawn at once, in one colour that follows from prompt and seed.
     kill           ends its process
     full           the disk has no room for the picture
 
-A prompt with `striped` in it is drawn with black stripes, so that there is something to be seen.
+A prompt with `striped` in it is drawn with black stripes, so that there is something to be seen, and one with
+`grainy` in it with grain, of which an FP4 service has more. References change the colour.
 
 `raise-once NAME`, `kill-once NAME` and so on do it unless the file NAME lies in models_dir, and
 leave that file there.
@@ -28,6 +29,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import random
 import resource
 import signal
 import sys
@@ -63,6 +65,7 @@ STEP_SECONDS = 0.05
 SMALL_PX = 128
 FRUGAL_PX = 192
 FULL_AFTER_BYTES = 64
+GRAIN = {"bf16": 0.2, "fp4": 0.3}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,12 +149,18 @@ class Scripted:
 
 
 def _colour(drawing: Drawing) -> Image.Image:
-    colour = hashlib.sha256(f"{drawing.request.prompt} {drawing.seed}".encode()).digest()[:3]
+    words = " ".join((drawing.request.prompt, str(drawing.seed), *drawing.request.reference_images))
+    colour = hashlib.sha256(words.encode()).digest()[:3]
     size = (drawing.request.width, drawing.request.height)
     picture = Image.new("RGB", size, tuple(colour))
     if "striped" in drawing.request.prompt:
         for left in range(0, size[0], 16):
             picture.paste("black", (left, 0, left + 4, size[1]))
+    if "grainy" in drawing.request.prompt:
+        grain = Image.frombytes(
+            "RGB", size, random.Random(drawing.seed).randbytes(3 * size[0] * size[1])
+        )
+        picture = Image.blend(picture, grain, GRAIN[os.environ.get("TEST_PRECISION", "bf16")])
     return picture
 
 

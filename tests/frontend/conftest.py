@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -55,6 +56,19 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
     At the end of the test no script may have failed, nothing may stand in the console, and no
     request may have gone anywhere but to the origins named (the address's own if none are).
     """
+    with _watched(browser) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def open_page_for_file(browser: Browser) -> Iterator[OpenPage]:
+    """The same for a page that several tests of a file look at."""
+    with _watched(browser) as opened:
+        yield opened
+
+
+@contextmanager
+def _watched(browser: Browser) -> Iterator[OpenPage]:
     faults: list[str] = []
     contexts = []
 

@@ -33,6 +33,12 @@ def opened(open_page: OpenPage, service: RunningService) -> Page:
     return page
 
 
+@pytest.fixture(scope="module")
+def viewed(service: RunningService, open_page_for_file: OpenPage) -> Page:
+    """A page of which tests move the view alone; each begins with where it is."""
+    return opened(open_page_for_file, service)
+
+
 def wires(page: Page) -> set[tuple[str, str]]:
     return {(wire["from"], wire["to"]) for wire in graph(page)["wires"]}
 
@@ -145,8 +151,10 @@ def test_canvas_box_selects_and_copies_with_wires(
     expect(page.locator(".node")).to_have_count(4)
 
 
-def test_canvas_zooms_to_the_pointer_and_fits(service: RunningService, open_page: OpenPage) -> None:
-    page = opened(open_page, service)
+def test_canvas_zooms_to_the_pointer_and_fits(viewed: Page) -> None:
+    page = viewed
+    page.get_by_role("button", name=re.compile("actual size")).click()
+    expect(page.locator(".scale")).to_have_text("100 %")
     head = node(page, "image").locator("h2")
     page.wait_for_timeout(300)
     before = head.bounding_box()
@@ -161,10 +169,8 @@ def test_canvas_zooms_to_the_pointer_and_fits(service: RunningService, open_page
         expect(node(page, kind)).to_be_in_viewport(ratio=0.99)
 
 
-def test_canvas_trackpad_moves_the_view_and_pinches(
-    service: RunningService, open_page: OpenPage
-) -> None:
-    page = opened(open_page, service)
+def test_canvas_trackpad_moves_the_view_and_pinches(service: RunningService, viewed: Page) -> None:
+    page = viewed
     page.get_by_role("button", name=re.compile("actual size")).click()
     scale = page.locator(".scale")
     expect(scale).to_have_text("100 %")
@@ -188,10 +194,9 @@ def _is_at(element, place: dict[str, float]) -> bool:
     return abs(box["x"] - place["x"]) < 2 and abs(box["y"] - place["y"]) < 2
 
 
-def test_canvas_keys_that_scroll_a_page_leave_the_view(
-    service: RunningService, open_page: OpenPage
-) -> None:
-    page = opened(open_page, service)
+def test_canvas_keys_that_scroll_a_page_leave_the_view(viewed: Page) -> None:
+    page = viewed
+    page.keyboard.press("f")
     button = node(page, "sampler").get_by_role("button", name="Another seed")
     button.focus()
     before = button.bounding_box()
@@ -221,10 +226,8 @@ def test_canvas_that_is_empty_says_what_to_do(service: RunningService, open_page
     expect(hint).to_be_hidden()
 
 
-def test_canvas_minimap_goes_where_it_is_clicked(
-    service: RunningService, open_page: OpenPage
-) -> None:
-    page = opened(open_page, service)
+def test_canvas_minimap_goes_where_it_is_clicked(viewed: Page) -> None:
+    page = viewed
     page.get_by_role("button", name=re.compile("actual size")).click()
     page.keyboard.press("+")
     page.keyboard.press("+")
@@ -278,28 +281,27 @@ def _overlap(a: dict, b: dict) -> bool:
     return across and a["y"] < b["y"] + b["height"] and b["y"] < a["y"] + a["height"]
 
 
-@pytest.mark.parametrize(
-    ("words", "side"), [("Align left edges", "x"), ("Align top edges", "y"), ("row", "y"), ("column", "x")]
-)  # fmt: skip
 def test_canvas_selected_nodes_are_aligned_and_it_is_undone(
-    service: RunningService, open_page: OpenPage, words: str, side: str
+    service: RunningService, open_page: OpenPage
 ) -> None:
     page = opened(open_page, service)
     before = places(page)
     node(page, "model").locator("h2").click()
     node(page, "image").locator("h2").click(modifiers=["Shift"])
     node(page, "prompt").locator("h2").click(modifiers=["Shift"])
-    node(page, "prompt").locator("h2").click(button="right")
-    page.locator(".menu li", has_text=words).click()
-    after = places(page)
-    moved = [after[kind] for kind in ("model", "image", "prompt")]
-    assert len({place[side] for place in moved}) == 1
-    if words in ("row", "column"):  # and none over another
-        boxes = [node(page, kind).bounding_box() for kind in ("model", "image", "prompt")]
-        assert not any(_overlap(a, b) for a, b in itertools.combinations(boxes, 2))
-    assert after["sampler"] == before["sampler"]
-    page.keyboard.press("Control+z")
-    assert places(page) == before
+    sides = {"Align left edges": "x", "Align top edges": "y", "row": "y", "column": "x"}
+    for words, side in sides.items():
+        node(page, "prompt").locator("h2").click(button="right")
+        page.locator(".menu li", has_text=words).click()
+        after = places(page)
+        moved = [after[kind] for kind in ("model", "image", "prompt")]
+        assert len({place[side] for place in moved}) == 1, words
+        if words in ("row", "column"):  # and none over another
+            boxes = [node(page, kind).bounding_box() for kind in ("model", "image", "prompt")]
+            assert not any(_overlap(a, b) for a, b in itertools.combinations(boxes, 2)), words
+        assert after["sampler"] == before["sampler"], words
+        page.keyboard.press("Control+z")
+        assert places(page) == before, words
 
 
 def places(page: Page) -> dict[str, dict]:
@@ -316,8 +318,10 @@ def test_canvas_number_is_dragged_by_its_label(
     expect(field(page, "sampler", "num_inference_steps")).to_have_value("9")  # 4 and five steps
 
 
-def test_canvas_runs_with_the_keyboard_alone(service: RunningService, open_page: OpenPage) -> None:
-    page = opened(open_page, service)
+def test_canvas_runs_with_the_keyboard_alone(
+    engine_service: RunningService, open_page: OpenPage
+) -> None:
+    page = opened(open_page, engine_service)
     add(page, "negative")
     expect(field(page, "negative", "text")).to_be_focused()
     page.keyboard.type("a house")

@@ -1,4 +1,6 @@
-"""Pictures that go into a picture, from the page and back: masks and references, by real models."""
+"""Pictures that go into a picture, from the page and back: masks, by the real model, and references, by a stand-in
+whose pictures follow from them. Real ones look at them in `tests/api/routes/test_references.py`.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +13,21 @@ from playwright.sync_api import Page, expect
 
 from tests.frontend.conftest import OpenPage
 from tests.frontend.page import drop, expect_picture, field, graph, is_ready, node, prompt, ui
-from tests.operations.checkout import copy_checkout
 from tests.pictures import file_of, gradient
-from tests.service import RunningService
-from tests.tiny_models import tiny_model, write_catalog
+from tests.service import ENGINE_MAIN, RunningService
 
 FIRST, SECOND = file_of(gradient(96, 64)), file_of(gradient(70, 130))
 
 
 @pytest.fixture(scope="module")
 def klein(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    """A service whose catalog has a tiny FLUX.2 Klein, which looks at references, on any device."""
-    folder = tmp_path_factory.mktemp("klein")
-    copy = copy_checkout(folder / "flux", models=True)
-    row = tiny_model("flux2-klein-4b", folder / "weights")
-    write_catalog(copy / "config" / "models.toml", [row])
-    running = RunningService(folder / "run", main=copy / "main_bf16.py")
+    """A service that draws for FLUX.2 Klein, which looks at references, on any device."""
+    running = RunningService(
+        tmp_path_factory.mktemp("klein"),
+        main=ENGINE_MAIN,
+        TEST_ENGINE="scripted",
+        TEST_ANYWHERE="1",
+    )
     try:
         yield running.start()
     finally:
@@ -80,6 +81,7 @@ def test_inputs_references_are_dropped_drawn_with_and_restored_to_the_same_bytes
     expect(node(restored, "references").locator(".thumb")).to_have_count(2)
     again, same = run(restored, klein)
     assert again["id"] != first["id"]
+    assert again["request"]["reference_images"] == hashes
     assert same == drawn
 
 

@@ -26,19 +26,21 @@ from tests.frontend.page import (
     ui,
 )
 from tests.lora_files import EMBEDDED, SDXL, lora
-from tests.service import RunningService
+from tests.service import ENGINE_MAIN, RunningService
 
 
 @pytest.fixture(scope="module")
 def fp4(
-    service: RunningService, tmp_path_factory: pytest.TempPathFactory
+    engine_service: RunningService, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningService]:
-    """An FP4 service that the page of the BF16 one may call, with the same library."""
+    """An FP4 service that the page of the BF16 one may call, with the same library, a stand-in as that one."""
     running = RunningService(
         tmp_path_factory.mktemp("fp4"),
-        precision="fp4",
-        FLUX_PAGE_ORIGINS=service.url,
-        FLUX_LORA_DIR=str(service.lora_dir),
+        main=ENGINE_MAIN,
+        TEST_ENGINE="scripted",
+        TEST_PRECISION="fp4",
+        FLUX_PAGE_ORIGINS=engine_service.url,
+        FLUX_LORA_DIR=str(engine_service.lora_dir),
     ).start()
     try:
         running.wait_for_workers()
@@ -48,13 +50,18 @@ def fp4(
 
 
 @pytest.fixture
-def no_loras(service: RunningService) -> Iterator[None]:
-    """Takes out of the library what the test put in."""
-    before = {each["name"] for each in service.client.get("/loras").json()["loras"]}
+def no_loras(service: RunningService, engine_service: RunningService) -> Iterator[None]:
+    """Takes out of the libraries what the test put in."""
+    both = (service, engine_service)
+    before = [names_of_loras(each) for each in both]
     yield
-    for each in service.client.get("/loras").json()["loras"]:
-        if each["name"] not in before:
-            service.client.delete(f"/loras/{each['name']}")
+    for each, names in zip(both, before, strict=True):
+        for name in names_of_loras(each) - names:
+            each.client.delete(f"/loras/{name}")
+
+
+def names_of_loras(service: RunningService) -> set[str]:
+    return {each["name"] for each in service.client.get("/loras").json()["loras"]}
 
 
 def newest(service: RunningService) -> tuple[dict, bytes]:
@@ -105,7 +112,7 @@ def test_results_png_dropped_on_the_canvas_draws_the_same_bytes(
 
 
 def test_results_png_of_a1111_gives_its_prompt_and_settings(
-    service: RunningService, open_page: OpenPage
+    engine_service: RunningService, open_page: OpenPage
 ) -> None:
     texts = PngImagePlugin.PngInfo()
     texts.add_text(
@@ -115,7 +122,7 @@ def test_results_png_of_a1111_gives_its_prompt_and_settings(
     )
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "PNG", pnginfo=texts)
-    page = open_page(ui(service))
+    page = open_page(ui(engine_service))
     is_ready(page)
     drop(page, "#canvas", [("a1111.png", "image/png", buffer.getvalue())])
     expect(prompt(page)).to_have_value("a lighthouse")
@@ -146,30 +153,30 @@ def test_results_picture_without_words_becomes_an_input_that_is_drawn_from(
     expect_picture(page, 128)  # the picture's size, as near as the model draws it
 
 
-@pytest.mark.parametrize("written", ["no JSON", "null", '{"request": 1}'])
 def test_results_forged_request_of_a_picture_leaves_the_graph_alone(
-    service: RunningService, open_page: OpenPage, written: str
+    engine_service: RunningService, open_page: OpenPage
 ) -> None:
-    texts = PngImagePlugin.PngInfo()
-    texts.add_itxt("flux_api", written)
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(buffer, "PNG", pnginfo=texts)
-    page = open_page(ui(service))
+    page = open_page(ui(engine_service))
     is_ready(page)
     prompt(page).fill("mine")
-    drop(page, "#canvas", [("forged.png", "image/png", buffer.getvalue())])
-    expect(page.locator("#message")).to_have_text(
-        "forged.png was not opened: its flux_api text holds no request."
-    )
-    expect(prompt(page)).to_have_value("mine")
+    for name, written in (("a.png", "no JSON"), ("b.png", "null"), ("c.png", '{"request": 1}')):
+        texts = PngImagePlugin.PngInfo()
+        texts.add_itxt("flux_api", written)
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(buffer, "PNG", pnginfo=texts)
+        drop(page, "#canvas", [(name, "image/png", buffer.getvalue())])
+        expect(page.locator("#message")).to_have_text(
+            f"{name} was not opened: its flux_api text holds no request."
+        )
+        expect(prompt(page)).to_have_value("mine")
 
 
 def test_results_mask_is_painted_on_the_picture_and_undone(
-    service: RunningService, open_page: OpenPage
+    engine_service: RunningService, open_page: OpenPage
 ) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (64, 64), "blue").save(buffer, "PNG")
-    page = open_page(ui(service))
+    page = open_page(ui(engine_service))
     is_ready(page)
     drop(page, "#canvas", [("blue.png", "image/png", buffer.getvalue())])
     expect(node(page, "image-input").locator("img")).to_have_js_property("naturalWidth", 64)
@@ -190,21 +197,21 @@ def test_results_mask_is_painted_on_the_picture_and_undone(
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] - 5, box["y"] + box["height"] / 2, steps=8)
     page.mouse.up()
-    service.wait_until(lambda: masks(page) != [None], 10, "has no mask")
+    engine_service.wait_until(lambda: masks(page) != [None], 10, "has no mask")
     painted = "canvas => canvas.getContext('2d').getImageData(32, 32, 1, 1).data[3]"
     assert surface.evaluate(painted) == 255
     page.keyboard.press("Control+z")
-    service.wait_until(lambda: masks(page) == [None], 10, "has a mask")
+    engine_service.wait_until(lambda: masks(page) == [None], 10, "has a mask")
     assert surface.evaluate(painted) == 0
 
 
 def test_results_settings_of_a_gallery_picture_come_back(
-    service: RunningService, open_page: OpenPage
+    engine_service: RunningService, open_page: OpenPage
 ) -> None:
-    assert service.generate(
+    assert engine_service.generate(
         prompt="three hearts", width=160, height=128, steps=3, seed=5
     ).is_success
-    page = open_page(ui(service))
+    page = open_page(ui(engine_service))
     is_ready(page)
     small(page, num_inference_steps=1)
     prompt(page).fill("a boat")
@@ -272,13 +279,13 @@ def test_results_gallery_goes_on_to_older_pictures(
 
 
 def test_results_one_click_compares_fp4_and_bf16_with_the_figures_of_python(
-    service: RunningService, fp4: RunningService, open_page: OpenPage
+    engine_service: RunningService, fp4: RunningService, open_page: OpenPage
 ) -> None:
-    page = open_page(ui(service, fp4), origins=(service.url, fp4.url))
+    page = open_page(ui(engine_service, fp4), origins=(engine_service.url, fp4.url))
     is_ready(page)
     is_ready(page, "fp4")
     small(page, num_inference_steps=2)
-    page.keyboard.type("a red balloon over green hills")
+    page.keyboard.type("grainy striped hills")
     page.click("#compare")
     stage = page.locator(".compare-stage")
     expect(stage).to_have_attribute("data-complete", "true", timeout=90_000)
@@ -287,7 +294,7 @@ def test_results_one_click_compares_fp4_and_bf16_with_the_figures_of_python(
         expect(figures).to_contain_text(fact)
     words = figures.inner_text()
     told = float(re.search(r"PSNR\s+([\d.]+) dB", words)[1])
-    (a, first), (b, second) = newest(fp4), newest(service)
+    (a, first), (b, second) = newest(fp4), newest(engine_service)
     assert a["seed"] == b["seed"] and (a["precision"], b["precision"]) == ("fp4", "bf16")
     difference = ImageChops.difference(*(Image.open(io.BytesIO(each)) for each in (first, second)))
     samples = difference.tobytes()
@@ -335,9 +342,9 @@ def test_results_three_loras_dropped_at_once_are_wired_and_change_the_picture(
 
 
 def test_results_lora_goes_once_to_services_that_share_a_library(
-    service: RunningService, fp4: RunningService, open_page: OpenPage, no_loras: None
+    engine_service: RunningService, fp4: RunningService, open_page: OpenPage, no_loras: None
 ) -> None:
-    page = open_page(ui(service, fp4), origins=(service.url, fp4.url))
+    page = open_page(ui(engine_service, fp4), origins=(engine_service.url, fp4.url))
     is_ready(page)
     is_ready(page, "fp4")
     sent: list[str] = []
@@ -345,7 +352,7 @@ def test_results_lora_goes_once_to_services_that_share_a_library(
     drop(page, "#canvas", [("shared.safetensors", "", lora(0.7, EMBEDDED))])
     expect(field(page, "lora", "name")).to_have_value("shared", timeout=15_000)
     assert len(sent) == 1
-    assert {each.client.get("/loras/shared").status_code for each in (service, fp4)} == {200}
+    assert {each.client.get("/loras/shared").status_code for each in (engine_service, fp4)} == {200}
 
 
 def test_results_bad_lora_files_say_why_on_their_nodes(
@@ -417,13 +424,13 @@ def _pixels(png: bytes) -> bytes:
 
 
 def test_results_job_of_the_page_has_what_the_graph_says(
-    service: RunningService, open_page: OpenPage, tmp_path: Path
+    engine_service: RunningService, open_page: OpenPage, tmp_path: Path
 ) -> None:
-    page = open_page(ui(service))
+    page = open_page(ui(engine_service))
     is_ready(page)
     small(page, num_inference_steps=1)
     page.keyboard.type("a star")
-    image, png = run(page, service)
+    image, png = run(page, engine_service)
     metadata = json.loads(Image.open(io.BytesIO(png)).info["flux_api"])
     assert metadata["request"]["prompt"] == "a star" == image["prompt"]
     assert metadata["request"]["loras"] == []
@@ -433,9 +440,11 @@ def test_results_job_of_the_page_has_what_the_graph_says(
 
 
 def test_results_one_service_that_dies_is_told_and_the_other_one_draws_on(
-    service: RunningService, fp4: RunningService, open_page: OpenPage
+    engine_service: RunningService, fp4: RunningService, open_page: OpenPage
 ) -> None:
-    page = open_page(ui(service, fp4), origins=(service.url, fp4.url), errors_expected=True)
+    page = open_page(
+        ui(engine_service, fp4), origins=(engine_service.url, fp4.url), errors_expected=True
+    )
     is_ready(page)
     is_ready(page, "fp4")
     fp4.kill()
