@@ -21,10 +21,15 @@ from models import bf16_flux_model
 from models.families import family_of
 from models.families.embedding_cache import EmbeddingCache
 from models.families.frugal import disable_offloading, enable_offloading, tiled
-from models.types import Cancelled, PreviewOf, Stage
-from tests.models.flux1_drawing import EMBEDDED, draw, drawing, load, pixels, threads
+from models.types import Cancelled, Drawing, PreviewOf, Stage
+from tests.models.flux1_drawing import EMBEDDED, REQUEST, draw, drawing, load, pixels, threads
 
 CPU = torch.device("cpu")
+
+
+def small(prompt: str = REQUEST.prompt, **changes: Any) -> Drawing:
+    """Where the size shows nothing."""
+    return drawing(prompt, **{"width": 64, "height": 80} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +149,7 @@ def test_generate_reports_stages_in_order_and_every_step(model: Any) -> None:
 
 
 def test_generate_leaves_between_two_steps_and_draws_again(model: Any) -> None:
-    whole = pixels(model)
+    whole = pixels(model, small())
     steps: list[int] = []
 
     def leave(step: int, _steps: int, _preview: PreviewOf) -> None:
@@ -153,9 +158,9 @@ def test_generate_leaves_between_two_steps_and_draws_again(model: Any) -> None:
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        draw(model, on_step=leave)
+        draw(model, small(), on_step=leave)
     assert steps == [1, 2]
-    assert pixels(model) == whole
+    assert pixels(model, small()) == whole
 
 
 @pytest.mark.parametrize("stage", [Stage.ENCODING, Stage.DENOISING, Stage.DECODING])
@@ -165,29 +170,29 @@ def test_generate_leaves_at_any_stage(model: Any, stage: Stage) -> None:
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        draw(model, on_stage=leave)
+        draw(model, small(), on_stage=leave)
 
 
 def test_generate_after_a_guided_drawing_is_unguided_again(model: Any) -> None:
     """Nothing of a request may stay in the pipeline."""
-    plain = pixels(model)
-    assert pixels(model, drawing(negative_prompt="hills", true_cfg_scale=5.0)) != plain
-    assert pixels(model) == plain
+    plain = pixels(model, small())
+    assert pixels(model, small(negative_prompt="hills", true_cfg_scale=5.0)) != plain
+    assert pixels(model, small()) == plain
 
 
 def test_generate_with_largest_and_smallest_seed(model: Any) -> None:
-    assert pixels(model, drawing(seed=0)) != pixels(model, drawing(seed=2**53 - 1))
+    assert pixels(model, small(seed=0)) != pixels(model, small(seed=2**53 - 1))
 
 
 def test_generate_of_a_known_text_asks_no_encoder(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    guided = drawing("a text seen before", negative_prompt="another", true_cfg_scale=2.0)
+    guided = small("a text seen before", negative_prompt="another", true_cfg_scale=2.0)
     before = pixels(model, guided)
     monkeypatch.setattr(model._text, "encode_prompt", None)
     assert pixels(model, guided) == before
     with pytest.raises(TypeError):
-        draw(model, drawing("a text not seen before"))
+        draw(model, small("a text not seen before"))
 
 
 def test_embedding_cache_full_forgets_the_text_used_longest_ago() -> None:
@@ -260,22 +265,22 @@ def test_tiled_gives_back_the_autoencoders_settings_after_a_failure(model: Any) 
 def test_offloading_computes_the_same_and_leaves_no_hook(tmp_path: Path) -> None:
     """From the CPU to the CPU: every hook is at work, only nothing moves."""
     offloaded = load(EMBEDDED, tmp_path)
-    before = pixels(offloaded)
+    before = pixels(offloaded, small())
     weighty = offloaded._weighty()
     enable_offloading(*weighty, prefetch=False)
     offloaded._embeddings = EmbeddingCache(offloaded._encode_text)
     assert any("forward" in part.__dict__ for part in offloaded._image.transformer.modules())
-    assert pixels(offloaded) == before
+    assert pixels(offloaded, small()) == before
     disable_offloading(*weighty)
     for module in (weighty[0], *weighty[1]):
         assert not any("forward" in part.__dict__ for part in module.modules())
-    assert pixels(offloaded) == before
+    assert pixels(offloaded, small()) == before
 
 
 def test_unload_leaves_nothing_behind(tmp_path: Path) -> None:
     loaded = load(EMBEDDED, tmp_path)
     previews: list[PreviewOf] = []
-    two = (drawing("one", negative_prompt="two"), drawing("three", negative_prompt="four", seed=2))
+    two = (small("one", negative_prompt="two"), small("three", negative_prompt="four", seed=2))
     draw(loaded, *two, on_step=lambda step, steps, preview: previews.append(preview))
     draw(loaded, *two, frugal=True)
     enable_offloading(*loaded._weighty(), prefetch=False)

@@ -48,7 +48,7 @@ def as_lora(template: Lora, layers: dict[str, tuple[torch.Tensor, torch.Tensor, 
     return replace(template, layers=made)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     chosen=st.lists(
         st.tuples(loras(), st.floats(-2, 2, width=32) | st.just(0.0)), min_size=1, max_size=8
