@@ -103,7 +103,9 @@ def _arguments(work: Path, output: Path) -> list[str]:
 # At a step whose weights no file has, while it is under way.
 _KILLED_AT_ITS_THIRD_STEP = """
 import os, signal
-from scripts import train_embedded_model
+from utils.worker.quick_import import quick_import
+
+train_embedded_model = quick_import("scripts.train_embedded_model")
 from scripts.embedded import flow_training
 
 loss, steps = flow_training._flow_loss, []

@@ -84,7 +84,7 @@ def test_train_lora_every_format_reads_back_with_every_key_matched(
 ) -> None:
     path = run(
         pictures, tmp_path, "--format", form, "--layers", LAYERS[form], "--alpha", "3",
-        "--save-dtype", "float32", "--steps", "2",
+        "--save-dtype", "float32", "--steps", "1",
     )  # fmt: skip
 
     lora = convert(path)
@@ -130,7 +130,8 @@ def test_train_lora_metadata_tell_trigger_word_base_rank_and_trainer(
 ) -> None:
     from models.lora.header import read_header
 
-    path = run(pictures, tmp_path, "--format", "kohya", "--trigger-word", "g0ld", "--alpha", "1")
+    told = ["--format", "kohya", "--trigger-word", "g0ld", "--alpha", "1"]
+    path = run(pictures, tmp_path, *told, "--steps", "1")
 
     info, told = inspect(path), read_header(path).metadata
     assert info.trigger_words == ("g0ld",)
@@ -147,13 +148,12 @@ def test_train_lora_interrupted_and_resumed_gives_the_same_bytes(
 ) -> None:
     options = ["--ema-decay", "0.9", "--schedule", "cosine", "--sampler-steps", "4"]
     options += ["--trigger-word", "g0ld", "--trigger-share", "0.5", "--accumulation", "2"]
-    whole = run(pictures, tmp_path, *options, "--title", "x").read_bytes()
-    half = run(
-        pictures, tmp_path, *options, "--title", "x", "--stop-after", "2", name="b.safetensors"
-    )
+    options += ["--title", "x", "--steps", "3", "--save-every", "1"]
+    whole = run(pictures, tmp_path, *options).read_bytes()
+    half = run(pictures, tmp_path, *options, "--stop-after", "2", name="b.safetensors")
     assert half.read_bytes() != whole
 
-    resumed = run(pictures, tmp_path, *options, "--title", "x", name="b.safetensors")
+    resumed = run(pictures, tmp_path, *options, name="b.safetensors")
 
     assert resumed.read_bytes() == whole
 
@@ -169,9 +169,9 @@ def test_train_lora_gradient_checkpointing_changes_no_bit(pictures: Path, tmp_pa
 def test_train_lora_resuming_with_other_settings_is_refused_until_restart(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = run(pictures, tmp_path, "--steps", "2")
+    path = run(pictures, tmp_path, "--steps", "1")
     words = [str(pictures), "--output", str(path), "--work", str(tmp_path / "work-cat"), *FEW]
-    words += ["--steps", "2", "--learning-rate", "1e-3"]
+    words += ["--steps", "1", "--learning-rate", "1e-3"]
 
     message = refusal(capsys, *words)
     assert "learning_rate" in message and "--restart" in message
@@ -184,7 +184,7 @@ def test_train_lora_guidance_embedding_is_fed_where_the_model_has_one(
     pictures: Path, tmp_path: Path
 ) -> None:
     model = with_guidance(tmp_path / "guided")
-    path = run(pictures, tmp_path, "--model", str(model), "--layers", "all", "--steps", "2")
+    path = run(pictures, tmp_path, "--model", str(model), "--layers", "all", "--steps", "1")
 
     assert any("guidance_embedder" in name for name in convert(path).layers)
 
