@@ -6,7 +6,10 @@ the mapped file when they are asked for, so that a 24 GB transformer never stand
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +27,7 @@ class SourceWeights:
         self.label = f"{folder.name}/{component}"
         self.files = weight_files(folder, component)
         self._where: dict[str, Path] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}  # read when one is asked for
         for file in self.files:
             try:
                 with safe_open(file, framework="pt") as tensors:
@@ -42,23 +46,29 @@ class SourceWeights:
 
     def get(self, name: str) -> torch.Tensor:
         """A tensor on the CPU. Raises ModelUnavailable for one that is in no file."""
+        with safe_open(self._file_of(name), framework="pt") as tensors:
+            return tensors.get_tensor(name)
+
+    def _file_of(self, name: str) -> Path:
         if name not in self._where:
             raise ModelUnavailable(f"{self.label} has no tensor {name!r}; fetch the model again")
-        with safe_open(self._where[name], framework="pt") as tensors:
-            return tensors.get_tensor(name)
+        return self._where[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of a tensor that is there; nothing of it is read."""
-        with safe_open(self._where[name], framework="pt") as tensors:
-            return tuple(tensors.get_slice(name).get_shape())
+        if not self._shapes:  # of all at once: opening a file reads all that it says of its tensors
+            for file in self.files:
+                with safe_open(file, framework="pt") as tensors:
+                    for key in tensors.keys():
+                        self._shapes[key] = tuple(tensors.get_slice(key).get_shape())
+        return self._shapes[name]
 
     def fill(
         self, module: nn.Module, prefix: str, device: torch.device, dtype: torch.dtype
     ) -> None:
         """Put this component's weights into a module of the meta device; `prefix` ends with a dot."""
         state = {}
-        for name, wanted in module.state_dict().items():
-            tensor = self.get(self._alias(prefix + name))
+        for name, wanted, tensor in self._tensors_for(module, prefix):
             if tensor.shape != wanted.shape:
                 raise ModelUnavailable(
                     f"{self.label}: {prefix + name} is {tuple(tensor.shape)}, its config says "
@@ -70,6 +80,19 @@ class SourceWeights:
                     f"{self.label}: {prefix + name} has infinite values or NaN; fetch the model again"
                 )
         module.load_state_dict(state, assign=True)
+
+    def _tensors_for(
+        self, module: nn.Module, prefix: str
+    ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+        """Name, the module's own and the file's; each file is opened once."""
+        with ExitStack() as stack:
+            opened: dict[Path, Any] = {}
+            for name, wanted in module.state_dict().items():
+                alias = self._alias(prefix + name)
+                file = self._file_of(alias)
+                if file not in opened:
+                    opened[file] = stack.enter_context(safe_open(file, framework="pt"))
+                yield name, wanted, opened[file].get_tensor(alias)
 
     def check_fits(self, model: nn.Module) -> None:
         """Raises ModelUnavailable unless these are the tensors of `model`, no more and no fewer.
