@@ -80,7 +80,7 @@ def _until_it_answers(url: str) -> None:
 def test_page_first_picture_takes_three_actions_and_nothing_jumps(
     service: RunningService, open_page: OpenPage, viewport: dict[str, int]
 ) -> None:
-    page = open_page(ui(service), viewport=viewport)  # 1
+    page = open_page(ui(service), viewport=viewport, reduced_motion="no-preference")  # 1
     page.evaluate(COUNT_SHIFT)
     expect(prompt(page)).to_be_focused()
     page.keyboard.type("a green tree at noon")  # 2
@@ -185,7 +185,7 @@ def test_page_shape_and_fixed_seed_are_what_is_drawn(
 def test_page_run_shows_progress_and_preview_and_cancels(
     engine_service: RunningService, open_page: OpenPage
 ) -> None:
-    page = open_page(ui(engine_service))
+    page = open_page(ui(engine_service), reduced_motion="no-preference")
     is_ready(page)
     small(page, num_inference_steps=100, num_images=8)
     page.keyboard.type("slow red car")
