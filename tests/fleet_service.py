@@ -94,7 +94,9 @@ class RunningFleet(RunningService):
     def wait_for(self, *names: str, seconds: float = 120) -> None:
         """Until exactly these replicas are up and idle."""
         wanted = dict.fromkeys(names, "idle")
-        self.wait_until(lambda: self.states() == wanted, seconds, f"has not {names} idle")
+        self.wait_until(
+            lambda: self.states() == wanted, seconds, f"has not {names} idle", pause_seconds=0.2
+        )
 
     def close(self) -> None:
         for node in list(self.machines):

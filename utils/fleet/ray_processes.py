@@ -119,7 +119,9 @@ def remove_temporary(folder: Path) -> None:
 
 def _start_arguments(settings: Settings, resources: dict[str, int], folder: Path) -> list[str]:
     return [
-        str(Path(sys.executable).parent / "ray"),
+        sys.executable,
+        "-m",
+        "utils.fleet.ray_command",
         "start",
         "--block",
         "--num-cpus=1",

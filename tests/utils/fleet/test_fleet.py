@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
@@ -308,26 +309,6 @@ def test_killed_machine_its_job_is_drawn_elsewhere(whole: RunningFleet) -> None:
     whole.join("second", precision="fp4")
 
 
-def test_killed_front_door_every_job_ends_once_and_replicas_stay(whole: RunningFleet) -> None:
-    before = {worker["name"]: worker["pid"] for worker in whole.workers()}
-    names = [f"door-{index}" for index in range(len(ALL))]
-    held = [holding(whole, name)["id"] for name in names]
-    waiting = [whole.submit(f"a cat {index}", **SIZE) for index in range(5)]
-    whole.kill_front_door()
-    for name in names:
-        whole.release(name)
-    whole.start()
-    waiting.append(whole.submit("a cat at once", **SIZE))  # before any replica is there again
-    whole.wait_for(*ALL)
-    ended = [whole.wait_for_job(job_id) for job_id in [*held, *waiting]]
-    assert {job["status"] for job in ended} == {"succeeded"}
-    assert {job["attempts"] for job in ended} == {1}
-    assert {worker["name"]: worker["pid"] for worker in whole.workers()} == before
-    staged = [name for name in whole.files() if name.startswith(".staging")]
-    assert not staged
-    assert all(f"{job['id']}-0.png" in whole.files() for job in ended)
-
-
 def test_input_picture_reaches_a_machine_that_shares_no_folder(whole: RunningFleet) -> None:
     names = [f"input-{index}" for index in range(2)]
     held = [holding(whole, name) for name in names]
@@ -563,14 +544,49 @@ def awake(fleet: RunningFleet) -> list[dict]:
     return [each for each in replicas if not each["is_asleep"]]
 
 
-def test_replicas_sleep_and_wake_by_what_waits(fleet: RunningFleet) -> None:
-    """From here on the front door has limits."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Killed:
+    """The jobs that ran, waited, and came at once after the next start, at their end; who the replicas were."""
+
+    jobs: list[dict]
+    pids: dict[str, int]
+
+
+@pytest.fixture(scope="module")
+def killed(fleet: RunningFleet) -> Killed:
+    """The front door was killed, and its next start has limits: from here on replicas sleep."""
     fleet.wait_for(*ALL)
-    pids = {worker["name"]: worker["pid"] for worker in fleet.workers()}
+    pids = pids_of(fleet)
+    names = [f"door-{index}" for index in range(len(ALL))]
+    ids = [holding(fleet, name)["id"] for name in names]
+    ids += [fleet.submit(f"a cat {index}", **SIZE) for index in range(5)]
     fleet.kill_front_door()
+    for name in names:
+        fleet.release(name)
     limits = {"MIN_REPLICAS": "1", "MAX_REPLICAS": "2", "IDLE_SECONDS": "1"}
     fleet.set(**{f"FLUX_FLEET_{name}": value for name, value in limits.items()})
     fleet.start()
+    ids.append(fleet.submit("a cat at once", **SIZE))  # before any replica is there again
+    return Killed(jobs=[fleet.wait_for_job(job_id) for job_id in ids], pids=pids)
+
+
+def pids_of(fleet: RunningFleet) -> dict[str, int]:
+    return {worker["name"]: worker["pid"] for worker in fleet.workers()}
+
+
+def test_killed_front_door_every_job_ends_once_and_replicas_stay(
+    fleet: RunningFleet, killed: Killed
+) -> None:
+    assert {job["status"] for job in killed.jobs} == {"succeeded"}
+    assert {job["attempts"] for job in killed.jobs} == {1}
+    fleet.wait_until(lambda: pids_of(fleet) == killed.pids)
+    staged = [name for name in fleet.files() if name.startswith(".staging")]
+    assert not staged
+    assert all(f"{job['id']}-0.png" in fleet.files() for job in killed.jobs)
+
+
+def test_replicas_sleep_and_wake_by_what_waits(fleet: RunningFleet, killed: Killed) -> None:
+    pids = killed.pids
     fleet.wait_until(lambda: set(fleet.states()) == set(ALL) and len(awake(fleet)) == 1)
 
     def workers() -> int:
@@ -580,8 +596,12 @@ def test_replicas_sleep_and_wake_by_what_waits(fleet: RunningFleet) -> None:
 
     fleet.wait_until(lambda: workers() == 1, what="keeps the memory of those that sleep")
     held = [fleet.submit("hold wide") for _ in range(8)]
-    running = lambda: [id for id in held if fleet.job(id)["status"] == "running"]  # noqa: E731
-    fleet.wait_until(lambda: len(running()) == 2)
+
+    def at_work() -> set[str]:
+        jobs = [fleet.job(job_id) for job_id in held]
+        return {job["gpu"] for job in jobs if job["status"] == "running"}
+
+    fleet.wait_until(lambda: len(at_work()) == 2)
     assert len(awake(fleet)) == 2 and workers() == 2
     fleet.release("wide")
     assert {fleet.wait_for_job(job_id)["status"] for job_id in held} == {"succeeded"}
@@ -590,7 +610,7 @@ def test_replicas_sleep_and_wake_by_what_waits(fleet: RunningFleet) -> None:
     done = fleet.wait_for_job(fleet.submit("a cat", precision=only, **SIZE))
     assert (done["status"], done["result"]["precision"]) == ("succeeded", only)
     fleet.wait_until(lambda: len(awake(fleet)) == 1)
-    assert {worker["name"]: worker["pid"] for worker in fleet.workers()} == pids
+    assert pids_of(fleet) == pids
 
 
 def test_machine_that_is_told_to_leave_leaves_nothing(fleet: RunningFleet) -> None:
