@@ -39,6 +39,13 @@ _WHOLE = "whole"  # the name of an adapter that is no low rank
 Layers = dict[str, Any]  # PEFT's layers by the name of the model's layer inside, component first
 
 
+class _Given(nn.Linear):
+    """A linear layer whose weight is put in at once; drawing one before takes most of making it."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
 @dataclass(frozen=True, slots=True)
 class _Weights:
     """What an adapter adds to one layer: scale · up · down."""
@@ -146,7 +153,7 @@ class PeftAdapters:
         return _Adapter(layers, self._bytes_of(one))
 
     def _linear(self, path: str, weight: torch.Tensor) -> nn.Linear:
-        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        layer = _Given(weight.shape[1], weight.shape[0], bias=False, device="meta")
         layer.weight = nn.Parameter(self._placed(path, weight), requires_grad=False)
         return layer.eval()
 
