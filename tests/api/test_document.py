@@ -36,7 +36,7 @@ CONFIG = """
 unexpected-methods = ["TRACE"]
 
 [[operations]]
-include-path-regex = "^/(submit-request|jobs|upload-lora|unload-model|v1/bfl/.*)$"
+include-path-regex = "^/(submit-request|jobs|upload-lora|unload-model|v1/bfl/.*|sdapi/v1/txt2img)$"
 phases.coverage.enabled = false
 """
 # What no route reads, in place of a body.

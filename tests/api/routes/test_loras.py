@@ -569,14 +569,15 @@ def test_defaults_and_library_are_there_after_a_restart(
     second.wait_until(lambda: pins(second) == set(), what="keeps the LoRA of an ended job")
 
 
-def test_two_services_share_the_library(start_engine: Callable[..., RunningService]) -> None:
-    first = start_engine(wait_for_workers=False)
-    second = start_engine(FLUX_LORA_DIR=str(first.lora_dir), wait_for_workers=False)
-    put(first)
+def test_two_services_share_the_library(
+    library: RunningService, start_engine: Callable[..., RunningService]
+) -> None:
+    second = start_engine(FLUX_LORA_DIR=str(library.lora_dir), wait_for_workers=False)
+    put(library)
     assert names(second) == ["woodcut"]
     answer = submit(second, lora_name="woodcut")
     assert answer.status_code == 202
-    first.client.delete("/loras/woodcut")
+    library.client.delete("/loras/woodcut")
     assert names(second) == []
 
 
