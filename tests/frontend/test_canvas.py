@@ -407,15 +407,16 @@ def crowded(service: RunningService, browser: Browser) -> Iterator[Page]:
 
 
 @pytest.mark.timing
-@pytest.mark.parametrize("act", [pan, zoom])
+# A turn of the wheel takes more than one frame: of both there are some two hundred.
+@pytest.mark.parametrize(("act", "steps"), [(pan, 120), (zoom, 80)])
 @pytest.mark.parametrize("key", ["f", "0"], ids=["fitted", "actual_size"])
 def test_canvas_of_200_nodes_pans_and_zooms_within_a_frame(
-    crowded: Page, act: Callable[[Page, int], None], key: str
+    crowded: Page, act: Callable[[Page, int], None], steps: int, key: str
 ) -> None:
     for pressed in ("f", key):  # from where all are seen, wherever the one before left the view
         crowded.keyboard.press(pressed)
         expect(crowded.locator(".world")).not_to_have_attribute("data-moving", "true")
-    frames = traced(crowded, lambda: act(crowded, 120))
+    frames = traced(crowded, lambda: act(crowded, steps))
     assert statistics.median(frames.costs_ms) <= FRAME_MS, frames.words()
     assert statistics.quantiles(frames.costs_ms, n=20)[-1] <= RARE_FRAME_MS, frames.words()
 
