@@ -34,40 +34,35 @@ hypothesis.settings.load_profile("ci")
 gc.disable()
 
 
-# Files that take more than eight seconds of the processor, longest first: begun with, so that at the end
-# nobody waits for one of them.
+# Files that take long, longest first: begun with, so that at the end nobody waits for one of them.
 LONG_FILES = (
+    "utils/fleet/test_fleet.py",
     "operations/test_readme.py",
     "frontend/test_page.py",
-    "utils/worker/test_parent.py",
-    "api/test_server.py",
+    "utils/fleet/test_several_doors.py",
+    "models/test_loras_in_use.py",
     "models/test_embedded_model.py",
     "operations/test_start.py",
-    "utils/fleet/test_fleet.py",
-    "utils/fleet/test_several_doors.py",
+    "utils/soak/test_soak.py",
+    "faults/test_worker_faults.py",
     "api/test_document.py",
     "frontend/test_results.py",
     "faults/test_lora_uploads.py",
-    "operations/test_setup_env.py",
-    "models/fp4/test_compute.py",
-    "operations/test_first_use.py",
-    "utils/test_queue_manager.py",
-    "scripts/test_example_loras.py",
-    "operations/test_two_services.py",
-    "scripts/test_doctor.py",
-    "utils/soak/test_soak.py",
+    "utils/worker/test_parent.py",
     "api/routes/test_loras.py",
+    "models/test_every_yes.py",
+    "faults/test_embedded_worker.py",
+    "faults/test_deadlines.py",
+    "frontend/test_comfort.py",
     "operations/test_start_service.py",
     "frontend/test_canvas.py",
-    "scripts/test_train_lora.py",
-    "frontend/test_comfort.py",
-    "frontend/test_inputs.py",
-    "api/routes/test_lora_hub.py",
-    "api/routes/test_model_memory.py",
+    "operations/test_first_use.py",
+    "scripts/test_doctor.py",
     "api/test_schemas.py",
-    "api/routes/test_safety_checker.py",
-    "api/routes/test_references.py",
-    "faults/test_embedded_worker.py",
+    "models/fp4/test_quantize.py",
+    "models/test_flux1_ways.py",
+    "models/test_precision.py",
+    "operations/test_setup_env.py",
 )
 _RANK = {ROOT / "tests" / name: rank for rank, name in enumerate(LONG_FILES)}
 

@@ -2,13 +2,13 @@
 
 import base64
 import hashlib
-import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 import venv
 import zipfile
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -102,7 +102,8 @@ def quick_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     The README's test makes one with Python itself.
     """
     folder = tmp_path_factory.mktemp("python")
-    ours = importlib.util.find_spec("pip")
+    # By this finder alone: setuptools' own would take it for an import, and have distutils be Python's for good.
+    ours = PathFinder.find_spec("pip")
     venv.create(folder / "made", symlinks=True, with_pip=ours is None)
     (packages,) = (folder / "made").glob("lib/python3*/site-packages")
     if ours is not None and ours.origin is not None:
