@@ -86,7 +86,7 @@ class ModelRow(BaseModel):
     min_reference_px: Annotated[int, Field(ge=1)] = 1
     max_reference_ratio: Annotated[float, Field(ge=1)] = 1000.0
     edits: bool = False
-    channels_last: bool = False
+    quick_cpu_decoder: bool = False
     memory_gib: Mapping[str, float]
     largest_part_gib: Mapping[str, float] = {}
     offloaded_gib: Mapping[str, float] = {}

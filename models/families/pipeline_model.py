@@ -21,6 +21,7 @@ from PIL import Image
 from config.catalog import ModelRow
 from config.errors import FluxError
 from models import preview
+from models.cpu_decoder import make_quick
 from models.families import frugal as saving
 from models.families.embedding_cache import EmbeddingCache, Embeddings
 from models.families.exact_batches import rows_alone
@@ -168,8 +169,8 @@ class PipelineModel:
         self._text_device: torch.device = text_device or pipeline.text_encoder.device
         self._device: torch.device = getattr(pipeline, self.DENOISER).device
         self._row = row
-        if row.channels_last and self._device.type == "cpu":
-            self._image.vae.decoder.to(memory_format=torch.channels_last)
+        if row.quick_cpu_decoder and self._device.type == "cpu":
+            make_quick(self._image.vae.decoder)
         self._embeddings = EmbeddingCache(self._encode_text)
         self._preview_map: preview.PreviewMap | None = None
         self._waits_in_main_memory = False

@@ -80,7 +80,7 @@ def test_catalog_row_is_read_as_written(load: Load) -> None:
     assert (row.id, row.title, row.min_size) == ("tiny", ROW["title"], ROW["min_size"])
 
 
-OPTIONAL = {"example_prompts", "channels_last"}
+OPTIONAL = {"example_prompts", "quick_cpu_decoder"}
 
 
 @pytest.mark.parametrize("key", [key for key in ROW if key not in OPTIONAL])

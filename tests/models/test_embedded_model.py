@@ -12,6 +12,7 @@ import torch
 from diffusers import FluxPipeline
 from safetensors.torch import load_file
 
+from models.cpu_decoder import make_quick
 from scripts import train_embedded_model
 from scripts.embedded.captions import plain_caption
 from scripts.embedded.examination import Prompt, draw_prompts, examine, generate
@@ -29,7 +30,7 @@ SCENE = Scene(subject="balloon", colour="red", number=1, place="left", ground="h
 def pipeline() -> FluxPipeline:
     loaded = FluxPipeline.from_pretrained(MODEL)
     loaded.set_progress_bar_config(disable=True)
-    loaded.vae.decoder.to(memory_format=torch.channels_last)  # as a worker has it on a CPU
+    make_quick(loaded.vae.decoder)  # as a worker has it on a CPU
     return loaded
 
 

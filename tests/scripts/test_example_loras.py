@@ -14,6 +14,7 @@ from diffusers import FluxPipeline
 from diffusers.utils.logging import disable_progress_bar
 from PIL import Image
 
+from models.cpu_decoder import make_quick
 from models.lora.convert import convert
 from models.lora.inspect import inspect
 from models.lora.merge import layer_shapes, match
@@ -40,7 +41,7 @@ def pipeline() -> FluxPipeline:
     disable_progress_bar()
     pipeline = FluxPipeline.from_pretrained("models/embedded", dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.vae.decoder.to(memory_format=torch.channels_last)  # as a worker has it on a CPU
+    make_quick(pipeline.vae.decoder)  # as a worker has it on a CPU
     return pipeline
 
 
