@@ -149,15 +149,26 @@ class FleetDispatcher(Dispatcher):
         went, self._line.went = self._line.went, {}
         for job_id in went:
             self.router.withdraw(job_id)
-        for job_id in list(self._line.came)[:MIRRORED_AT_ONCE]:
-            if job_id in self._sent or job_id in self.router.waiting:
-                continue  # looked at again when its replica has let go of it
-            job = await self._ledger.store.get(job_id)
-            if job is None or job_id not in self._line.came:
-                continue  # it went meanwhile
-            del self._line.came[job_id]
-            avoid = self._failed_on.get(job_id, frozenset())
-            self.router.wait(wanted_of(job_id, job.seq, job.request, avoid))
+        looked_at: set[str] = set()
+        # Those, too, that come while the others are read: whoever is sent next may be drawn together with them.
+        while len(looked_at) < MIRRORED_AT_ONCE and (new := self._came_beside(looked_at)):
+            looked_at.update(new)
+            for job_id in new:
+                await self._mirror_job(job_id)
+
+    def _came_beside(self, looked_at: set[str]) -> list[str]:
+        came = list(self._line.came)[:MIRRORED_AT_ONCE]
+        return [job_id for job_id in came if job_id not in looked_at]
+
+    async def _mirror_job(self, job_id: str) -> None:
+        if job_id in self._sent or job_id in self.router.waiting:
+            return  # looked at again when its replica has let go of it
+        job = await self._ledger.store.get(job_id)
+        if job is None or job_id not in self._line.came:
+            return  # it went meanwhile
+        del self._line.came[job_id]
+        avoid = self._failed_on.get(job_id, frozenset())
+        self.router.wait(wanted_of(job_id, job.seq, job.request, avoid))
 
     async def _begin(self, decision: Decision) -> None:
         worker = next((w for w in self.replicas if w.replica == decision.replica), None)
