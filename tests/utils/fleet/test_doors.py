@@ -84,6 +84,36 @@ async def test_line_is_one_and_in_order_at_both_doors(
 
 
 @in_house
+async def test_what_comes_while_the_line_is_read_is_known_before_the_next_job_begins(
+    house: House, first: Door, second: Door
+) -> None:
+    """It may be drawn together with it."""
+    store, router = first.queue.store, first.queue.dispatcher.router
+    get, decide = store.get, router.next
+    is_read, goes_on = asyncio.Event(), asyncio.Event()
+    known: list[list[bool]] = []
+
+    async def slowly(job_id: str) -> Any:
+        is_read.set()
+        await goes_on.wait()
+        return await get(job_id)
+
+    def noted() -> Any:
+        known.append([job.id in router.waiting for job in jobs])
+        return decide()
+
+    store.get = slowly  # type: ignore[method-assign]
+    jobs = [await first.submit("a")]
+    await is_read.wait()
+    jobs += [await first.submit(prompt) for prompt in "bc"]
+    router.next = noted  # type: ignore[method-assign]
+    goes_on.set()
+    for job in jobs:
+        assert (await first.end_of(job)).status is JobStatus.SUCCEEDED
+    assert known[0] == [True, True, True]
+
+
+@in_house
 async def test_what_is_told_between_doors_may_be_lost(
     house: House, first: Door, second: Door
 ) -> None:
