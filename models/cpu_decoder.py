@@ -1,4 +1,4 @@
-"""An autoencoder's decoder as a CPU computes it in three quarters of the time, off by rounding.
+"""An autoencoder's decoder as a CPU computes it in two thirds of the time (the embedded model's), off by rounding.
 
 Channels last: convolutions whose widths are no multiples of 16 are faster. And doubling each side with a
 convolution of 3 x 3 after it is one transposed convolution of 4 x 4 and stride 2: a doubled picture has every pixel
