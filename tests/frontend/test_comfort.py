@@ -72,7 +72,7 @@ def test_comfort_notification_comes_when_nobody_looks(
     assert page.evaluate("told") == []
     page.evaluate("window.isElsewhere = true")
     page.keyboard.press("Enter")
-    expect(node(page, "image").locator(".run-stage")).not_to_have_text("Finished")
+    page.wait_for_function("told.length > 0", timeout=30_000)
     expect(node(page, "image").locator(".run-stage")).to_have_text("Finished", timeout=30_000)
     assert page.evaluate("told") == [["The picture is finished", "a star"]]
 
