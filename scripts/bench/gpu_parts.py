@@ -158,16 +158,22 @@ def fused(size: int) -> None:
 
 
 def tuned(size: int) -> None:
+    """Whether Triton's products, each tried in some twenty shapes of tiles, are quicker than cuBLAS's."""
     import torch._inductor.config as inductor
 
     model, given = random_flux.transformer(CUDA), random_flux.inputs(CUDA, size, size)
-    inductor.coordinate_descent_tuning = True
-    inductor.epilogue_fusion = False
-    with cudnn():
+    plain = model(**given)[0]
+    with cudnn(), inductor.patch(epilogue_fusion=False, coordinate_descent_tuning=True):
         model.compile_repeated_blocks(fullgraph=True)
         say(f"bf16 step, compiled, tuned: {first_and_median(lambda: model(**given))}")
-    inductor.coordinate_descent_tuning = False
-    inductor.epilogue_fusion = True
+    for tma in (False, True):
+        torch.compiler.reset()
+        with cudnn(), inductor.patch({"triton.enable_persistent_tma_matmul": tma}):
+            model.compile_repeated_blocks(fullgraph=True, mode="max-autotune-no-cudagraphs")
+            say(
+                f"bf16 step, compiled, Triton's products{', by TMA' if tma else ''} where they are quicker: "
+                f"{first_and_median(lambda: model(**given))}; {off(model, given, plain)}"
+            )
 
 
 def fp4(size: int, *, setting: str) -> None:
