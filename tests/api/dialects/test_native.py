@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +11,8 @@ from hypothesis import strategies as st
 from api.dialects import native
 from config.catalog import ModelRow, load_catalog
 from config.errors import FieldError, InvalidRequest, UnsupportedHardware
+from tests.api.dialects.comfy_prompts import ksampler
+from tests.service import RunningService
 
 ROWS = list(load_catalog())
 
@@ -70,3 +74,30 @@ def test_every_fault_of_a_body_is_named_at_once() -> None:
             {"prompt": "", "num_inference_steps": 0, "seed": -7}, {"num_inference_steps": "steps"}
         )
     assert {fault.field for fault in raised.value.fields} == {"prompt", "steps", "seed"}
+
+
+UNTELLABLE = {
+    "half a pair": r'"\ud800"',
+    "half a pair in a name": r'{"\udfff": 1}',
+    "no number": "[NaN]",
+    "too large": "[1, 1e400]",
+    "too deep": "[" * 200 + "]" * 200,
+}
+
+
+@pytest.mark.parametrize("path", ["/prompt", "/sdapi/v1/txt2img", "/v1/images/generations"])
+def test_what_no_answer_can_hold_is_refused_by_its_field(
+    engine_service: RunningService, path: str
+) -> None:
+    for kind, literal in UNTELLABLE.items():
+        graph = json.dumps(ksampler()) if path == "/prompt" else '"a"'
+        content = f'{{"prompt": {graph}, "extra_data": {{"kept": {literal}}}}}'
+        answer = engine_service.client.post(path, content=content)
+        assert answer.status_code == 400, kind
+        assert "extra_data" in answer.text, kind
+
+
+def test_emoji_in_escapes_is_text(engine_service: RunningService) -> None:
+    body = {"prompt": "a", "width": 128, "height": 128, "note": ["\N{BALLOON}"]}
+    answer = engine_service.client.post("/sdapi/v1/txt2img", content=json.dumps(body))
+    assert answer.json()["parameters"]["note"] == ["\N{BALLOON}"]
