@@ -13,6 +13,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from diffusers.image_processor import VaeImageProcessor
 
 from config.catalog import load_catalog
 from config.errors import ModelUnavailable
@@ -21,6 +22,7 @@ from models import bf16_flux_model
 from models.families import family_of
 from models.families.embedding_cache import EmbeddingCache
 from models.families.frugal import disable_offloading, enable_offloading, tiled
+from models.families.pipeline_model import PipelineModel
 from models.types import Cancelled, Drawing, PreviewOf, Stage
 from tests.models.flux1_drawing import EMBEDDED, REQUEST, draw, drawing, load, pixels, threads
 
@@ -293,3 +295,21 @@ def test_unload_leaves_nothing_behind(tmp_path: Path) -> None:
     gc.collect()
     assert [reference() for reference in alive if reference() is not None] == []
     assert previews[-1](1).startswith(b"\xff\xd8")  # a preview outlives the model it is of
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_picture_is_rounded_to_the_bytes_that_diffusers_rounds_to(dtype: torch.dtype) -> None:
+    bits = torch.arange(2**15, dtype=torch.int16)  # every positive number of 16 bits
+    halves = bits.view(torch.bfloat16 if dtype is torch.bfloat16 else torch.float16)
+    values = halves[halves <= 1.5].to(dtype)
+    if dtype is torch.float32:  # those between two bytes too
+        values = torch.cat([values, (torch.arange(-520, 520) / 255).to(dtype)])
+    values = torch.cat([values, -values])
+    across = torch.nn.functional.pad(values, (0, -len(values) % 96)).reshape(1, 3, -1, 32)
+    processor = VaeImageProcessor()
+    vae = SimpleNamespace(dtype=dtype, decode=lambda latents, return_dict: (latents,))
+    model = SimpleNamespace(_image=SimpleNamespace(vae=vae, image_processor=processor))
+    drawn = PipelineModel._picture(model, across, REQUEST)
+    wanted = processor.postprocess(across, output_type="pil")[0]
+    assert (drawn.mode, drawn.size) == (wanted.mode, wanted.size)
+    assert drawn.tobytes() == wanted.tobytes()
