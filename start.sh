@@ -253,7 +253,7 @@ from urllib.request import ProxyHandler, build_opener
 direct = build_opener(ProxyHandler({}))  # never by way of a proxy: it asks this machine
 for url in sys.argv[1:]:
     try:
-        info = json.load(direct.open(f"{url}/info", timeout=5))
+        info = json.load(direct.open(f"{url}/info", timeout=30))
         print(f"{info['default_model']}: {info['default_model_reason']}")
     except (OSError, ValueError, LookupError, TypeError):
         print(f"GET {url}/info tells its model (it asks for the API key)")

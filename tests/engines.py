@@ -5,10 +5,12 @@ A worker is given one of the loaders here in place of the real one (`tests/main_
 is drawn at once, in one colour that follows from prompt and seed.
 
     hold NAME      steps until the file NAME lies in models_dir; leaves at a step when cancelled
+    hold-late NAME as hold, at the pictures that are not drawn with the job's first
     hang NAME      the same without steps: it sees no cancel
     watched NAME   as hold, and leaves the file NAME.seen when somebody has a preview made
     linger NAME    its last stage goes on until the file NAME lies in models_dir
     slow           50 ms a step
+    stay NAME      the same, and waits at the fifth until the file NAME lies in models_dir
     raise          fails with a message nobody outside may read
     raise-late     draws the first picture and fails at the next one
     oserror        fails with an OSError that has nothing to do with the picture's file
@@ -45,6 +47,7 @@ from config.catalog import ModelRow
 from config.errors import ModelUnavailable
 from models.lora.errors import LoraIncompatible
 from models.types import (
+    EXACT_BATCH_SIZE,
     Drawing,
     GenerationRequest,
     ImageModel,
@@ -62,6 +65,7 @@ if os.environ.get("TEST_ANYWHERE"):  # in the worker: no model needs memory
 SECRET = "internal detail 4711"
 TICK_SECONDS = 0.02
 STEP_SECONDS = 0.05
+STAY_AT_STEP = 5
 SMALL_PX = 128
 FRUGAL_PX = 192
 FULL_AFTER_BYTES = 64
@@ -119,14 +123,25 @@ class Scripted:
                 action(call)
         request = drawings[0].request
         for step in range(request.steps_to_run):
-            is_slow = any(drawing.request.prompt.startswith("slow") for drawing in drawings)
+            is_slow = any(
+                drawing.request.prompt.startswith(("slow", "stay ")) for drawing in drawings
+            )
             time.sleep(STEP_SECONDS if is_slow else 0)
             on_step(step + 1, request.steps_to_run, lambda index: _jpeg(pictures[index]))
+            while step + 1 == STAY_AT_STEP and self._stays(drawings):
+                on_step(step + 1, request.steps_to_run, lambda index: _jpeg(pictures[index]))
+                time.sleep(TICK_SECONDS)
         on_stage(Stage.DECODING)
         for drawing in drawings:
             if drawing.request.prompt.startswith("linger "):
                 _wait_for(self._folder / drawing.request.prompt.removeprefix("linger "))
         return pictures, {"encode": 0.0, "denoise": 0.0, "decode": 0.0}
+
+    def _stays(self, drawings: Sequence[Drawing]) -> bool:
+        names = (drawing.request.prompt.partition("stay ") for drawing in drawings)
+        return any(
+            not before and name and not (self._folder / name).exists() for before, _, name in names
+        )
 
     def use_loras(self, loras: Sequence[LoraRef]) -> tuple[LoraApplied, ...]:
         """Takes any, of which four keys fit; one named `misfit` does not fit."""
@@ -237,6 +252,11 @@ def _hold(call: Call) -> None:
         time.sleep(TICK_SECONDS)
 
 
+def _hold_late(call: Call) -> None:
+    if call.seed >= call.request.seed + EXACT_BATCH_SIZE:
+        _hold(call)
+
+
 def _hang(call: Call) -> None:
     _wait_for(call.mark)
 
@@ -296,6 +316,7 @@ def _limit_file_size(limit_bytes: int | None) -> None:
 
 _ACTIONS: dict[str, Callable[[Call], None]] = {
     "hold": _hold,
+    "hold-late": _hold_late,
     "hang": _hang,
     "watched": _watched,
     "raise": _raise,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import signal
@@ -10,6 +11,7 @@ import ssl
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
@@ -22,7 +24,7 @@ ENGINE_MAIN = ROOT / "tests" / "main_engine.py"
 
 # Limits, not waits: beside other work a worker's imports alone may take a minute.
 START_SECONDS = 180
-WAIT_SECONDS = 60
+WAIT_SECONDS = 120
 STOP_SECONDS = 40
 
 # Below those that the system gives to clients (from 32768 on): one of these could have the port
@@ -33,15 +35,29 @@ PORTS = range(20_000, 32_000)
 NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
+def _ports() -> Iterator[int]:
+    """Those of this process, each in its turn: whoever is given one may bind it a while later. Of processes that share
+    the tests each has its own; others begin elsewhere.
+    """
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    mine = PORTS[number :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))]
+    first = secrets.randbelow(len(mine))
+    return itertools.cycle([*mine[first:], *mine[:first]])
+
+
+_TURNS = _ports()
+
+
 def free_port() -> int:
-    """A port that nobody has; drawn, so that tests that run beside each other have different ones."""
-    while True:
+    """A port that nobody has, and that no test beside this one will be given."""
+    for port in _TURNS:
         with socket.socket() as probe:
             try:
-                probe.bind(("127.0.0.1", port := secrets.choice(PORTS)))
+                probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
             return port
+    raise AssertionError("there are ports without end")
 
 
 class RunningService:
@@ -143,6 +159,22 @@ class RunningService:
             lambda: self.job(job_id)["status"] in statuses, seconds, f"has {job_id} not {statuses}"
         )
         return self.job(job_id)
+
+    def wait_until_at_work(self, job_id: str) -> None:
+        """Until a worker has the job: that it runs is written down a moment before."""
+        self.wait_until(
+            lambda: any(job_id in worker["job_ids"] for worker in self.workers()),
+            what=f"has given {job_id} to no worker",
+        )
+
+    def wait_until_quiet(self) -> None:
+        """Until nothing waits and nothing runs: what tests before have left has ended."""
+
+        def is_quiet() -> bool:
+            queue = self.client.get("/queue").json()
+            return queue["queued"] == 0 and all(w["state"] == "idle" for w in queue["workers"])
+
+        self.wait_until(is_quiet, what="does not come to rest")
 
     def release(self, name: str = "hold") -> None:
         """Let the jobs of `tests/engines.py` go on that wait for the file `name`."""

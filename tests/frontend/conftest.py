@@ -21,6 +21,8 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
+from tests.frontend.page import WAIT_MS
+
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 ARGUMENTS = [
@@ -37,8 +39,16 @@ NETWORK_LINE = "Failed to load resource"
 
 OpenPage = Callable[..., Page]
 
+# What the page says goes after some seconds: a test may look later.
+HEARD = """addEventListener("DOMContentLoaded", () => {
+    window.said = [];
+    const line = document.querySelector("#message");
+    const hear = () => line.textContent && said.push(line.textContent);
+    if (line) new MutationObserver(hear).observe(line, { childList: true, characterData: true, subtree: true });
+});"""
+
 # A busy machine may take a while; a test that is about time says how long.
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=WAIT_MS)
 
 
 # Not for the session: while it is open a loop runs in this thread, and other tests want their own.
@@ -97,6 +107,8 @@ def _watched(browser: Browser) -> Iterator[OpenPage]:
 
         context = browser.new_context(viewport=viewport, **{"reduced_motion": "reduce", **options})
         contexts.append(context)
+        context.set_default_timeout(WAIT_MS)
+        context.add_init_script(HEARD)
         page = context.new_page()
         # To hear of each request takes a tenth of what a page takes. One to elsewhere fails, of which the console
         # tells; where that is no fault, or there is a second service to call, each is looked at.

@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import base64
 
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Error, Locator, Page, expect
 
 from tests.service import RunningService
 
 PHONE = {"width": 390, "height": 844}
 PICTURE_MS = 60_000
+WAIT_MS = 60_000
+# Looks in every frame. Playwright's own way to wait for a function calls eval, which the page's policy refuses from the
+# second look on.
+UNTIL = """([arg, ms]) => new Promise((done, fail) => {
+    const holds = %s;
+    const end = performance.now() + ms;
+    const look = () => {
+        if (holds(arg)) done();
+        else if (performance.now() > end) fail(new Error(`not in ${ms} ms`));
+        else requestAnimationFrame(look);
+    };
+    look();
+})"""
+# The view is fitted two frames after what it is fitted to, and drawn in the next.
+FRAMES = """new Promise((done) => {
+    let left = 6;
+    const step = () => (left-- > 0 ? requestAnimationFrame(step) : done());
+    step();
+})"""
 
 
 def ui(service: RunningService, fp4: RunningService | None = None) -> str:
@@ -19,7 +38,25 @@ def ui(service: RunningService, fp4: RunningService | None = None) -> str:
 
 def is_ready(page: Page, name: str = "bf16") -> None:
     pill = page.locator(f".pill[data-service={name}]")
-    expect(pill).to_have_attribute("data-phase", "ready", timeout=20_000)
+    expect(pill).to_have_attribute("data-phase", "ready")
+
+
+def stands_still(page: Page) -> None:
+    """The view has come to where it was sent: only then a place in it can be measured."""
+    page.evaluate(FRAMES)
+
+
+def wait_until(page: Page, condition: str, arg: object = None) -> None:
+    """Until a function of the page holds of `arg`."""
+    page.evaluate(UNTIL % condition, [arg, WAIT_MS])
+
+
+def expect_said(page: Page, words: str) -> None:
+    """The page says so, or has: what stands in its line of messages goes after some seconds by itself."""
+    try:
+        wait_until(page, "words => said.some(text => text.includes(words))", words)
+    except Error:
+        raise AssertionError(f"{words!r} is not among {page.evaluate('said')}") from None
 
 
 def node(page: Page, kind: str, nth: int = 0) -> Locator:
@@ -47,7 +84,7 @@ def expect_picture(page: Page, px: int = 256, nth: int = 0) -> None:
     """The Image node shows a picture that was really loaded."""
     picture = node(page, "image", nth).locator(".picture-now")
     expect(picture).to_be_visible(timeout=PICTURE_MS)
-    expect(picture).to_have_js_property("naturalWidth", px, timeout=10_000)
+    expect(picture).to_have_js_property("naturalWidth", px)
 
 
 def graph(page: Page) -> dict:

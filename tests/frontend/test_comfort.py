@@ -18,7 +18,9 @@ from tests.frontend.page import (
     node,
     prompt,
     small,
+    stands_still,
     ui,
+    wait_until,
 )
 from tests.lora_files import EMBEDDED, lora
 from tests.service import RunningService
@@ -29,9 +31,11 @@ def test_comfort_two_fingers_zoom_and_move_the_view(
 ) -> None:
     page = open_page(ui(engine_service), has_touch=True)
     is_ready(page)
+    stands_still(page)
     scale = page.locator(".scale")
     page.get_by_role("button", name=re.compile("actual size")).click()
     expect(scale).to_have_text("100 %")
+    stands_still(page)
     head = node(page, "image").locator("h2")
     before = head.bounding_box()
     touch = page.context.new_cdp_session(page)
@@ -72,8 +76,8 @@ def test_comfort_notification_comes_when_nobody_looks(
     assert page.evaluate("told") == []
     page.evaluate("window.isElsewhere = true")
     page.keyboard.press("Enter")
-    page.wait_for_function("told.length > 0", timeout=30_000)
-    expect(node(page, "image").locator(".run-stage")).to_have_text("Finished", timeout=30_000)
+    wait_until(page, "() => told.length > 0")
+    expect(node(page, "image").locator(".run-stage")).to_have_text("Finished")
     assert page.evaluate("told") == [["The picture is finished", "a star"]]
 
 
@@ -93,7 +97,7 @@ def test_comfort_upload_tells_how_far_it_is(service: RunningService, open_page: 
     cdp.send("Network.emulateNetworkConditions", slow)
     before = {each["name"] for each in service.client.get("/loras").json()["loras"]}
     drop(page, "#canvas", [("large.safetensors", "", lora(0.2, EMBEDDED, rank=400))])
-    expect(field(page, "lora", "name")).to_have_value("large", timeout=30_000)
+    expect(field(page, "lora", "name")).to_have_value("large")
     fractions = seen.evaluate("seen => seen")
     assert fractions == sorted(fractions) and any(0 < each < 1 for each in fractions), fractions
     assert "large" not in before
@@ -125,7 +129,7 @@ def test_comfort_tools_cover_no_node_of_the_first_graph(
     last = node(page, "prompt").locator(".keys")
     expect(last).to_be_in_viewport(ratio=0.99)
     engine_service.wait_until(
-        lambda: _is_above(last, tools), 10, "has its tools over the Prompt node"
+        lambda: _is_above(last, tools), what="has its tools over the Prompt node"
     )
 
 
@@ -171,7 +175,7 @@ def test_comfort_picture_that_began_with_another_is_drawn_again_the_same(
 def _run(page: Page) -> None:
     page.keyboard.press("Control+Enter")
     stage = node(page, "image").locator(".run-stage")
-    expect(stage).to_have_text("Finished", timeout=60_000)
+    expect(stage).to_have_text("Finished")
 
 
 def test_comfort_keys_work_on_a_phone_too(

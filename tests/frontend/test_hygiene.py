@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 from config.settings import ROOT
 from scripts.bench.page import usable_after_ms
 from tests.frontend.conftest import OpenPage
-from tests.frontend.page import PHONE, drop, is_ready, node, ui
+from tests.frontend.page import PHONE, drop, expect_said, is_ready, node, ui
 from tests.service import RunningService
 
 AXE = ROOT / ".venv" / "page-tools" / "node_modules" / "axe-core" / "axe.min.js"
@@ -77,6 +77,7 @@ def test_hygiene_canvas_and_panels_have_no_grave_finding_of_axe(
         expect(page.locator(f"#panel-{panel} .panel-body > *").first).to_be_attached()
         assert grave_findings(page, axe, "#panel") == []
     page.keyboard.press("?")
+    expect(page.locator("#help")).to_be_visible()
     assert grave_findings(page, axe, "#help") == []
 
 
@@ -87,7 +88,7 @@ def test_hygiene_menus_viewer_questions_and_words_have_no_grave_finding_of_axe(
     page = open_page(ui(engine_service))
     is_ready(page)
     drop(page, "#canvas", [("notes.txt", "", b"no file of ours")])
-    expect(page.locator("#message")).to_contain_text("notes.txt")
+    expect_said(page, "notes.txt")
     page.keyboard.press("Escape")
     page.keyboard.press("a")
     assert grave_findings(page, axe) == []
@@ -106,7 +107,7 @@ def test_hygiene_menus_viewer_questions_and_words_have_no_grave_finding_of_axe(
     expect(page.locator("#confirm")).to_be_visible()
     assert grave_findings(page, axe, "#confirm") == []
     page.click("#confirm-yes")
-    expect(page.locator("#message")).to_have_text("Deleted.")
+    expect_said(page, "Deleted.")
 
 
 def test_hygiene_form_at_phone_size_has_no_grave_finding_of_axe(
@@ -167,6 +168,6 @@ def test_hygiene_hostile_file_names_are_text(
     name = "<img src=x onerror=alert(1)>.safetensors"
     drop(page, "#canvas", [(name, "", b"no LoRA"), ("<b>bold<b>.txt", "", b"no file of ours")])
     expect(node(page, "lora").locator(".upload-name")).to_contain_text(name)
-    expect(page.locator("#message")).to_contain_text("<b>bold<b>.txt was not opened")
+    expect_said(page, "<b>bold<b>.txt was not opened")
     expect(page.locator("img[src=x], b")).to_have_count(0)
     assert "<img" in json.dumps(page.evaluate("document.body.innerText"))

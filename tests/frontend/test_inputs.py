@@ -41,7 +41,7 @@ def newest(service: RunningService) -> dict:
 def run(page: Page, service: RunningService) -> tuple[dict, bytes]:
     """Runs the graph and returns the picture that it drew."""
     page.keyboard.press("Control+Enter")
-    expect(node(page, "image").locator(".run-stage")).to_have_text("Finished", timeout=60_000)
+    expect(node(page, "image").locator(".run-stage")).to_have_text("Finished")
     image = newest(service)
     return image, service.client.get(image["image_url"]).content
 

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 
@@ -64,13 +63,14 @@ def static_page() -> Iterator[str]:
 
 def _until_it_answers(url: str) -> None:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    for _ in range(100):
+    deadline = time.monotonic() + 60
+    while True:
         try:
-            direct.open(url, timeout=5).close()
+            direct.open(url, timeout=60).close()
             return
-        except urllib.error.URLError:
+        except OSError:
+            assert time.monotonic() < deadline, f"{url} does not answer"
             time.sleep(0.05)
-    raise AssertionError(f"{url} does not answer")
 
 
 # First look
@@ -188,17 +188,15 @@ def test_page_run_shows_progress_and_preview_and_cancels(
     page = open_page(ui(engine_service), reduced_motion="no-preference")
     is_ready(page)
     small(page, num_inference_steps=100, num_images=8)
-    page.keyboard.type("slow red car")
+    page.keyboard.type("stay page-cancels")
     page.keyboard.press("Enter")
     image = node(page, "image")
-    expect(image.locator(".run-step")).to_have_text(
-        re.compile(r"step [1-9]\d* of 800"), timeout=20_000
-    )
+    expect(image.locator(".run-step")).to_have_text(re.compile(r"step [1-9]\d* of 800"))
     expect(image.locator(".run-step")).to_have_text(re.compile(r" · (\d+ min )?\d+ s left$"))
     expect(page).to_have_title(re.compile(r"^\d+ % · FLUX$"))
     assert 0 < image.locator("progress").evaluate("bar => bar.value") < 1
-    expect(image.locator(".preview")).to_be_visible(timeout=10_000)
-    assert image.locator(".preview").evaluate("image => image.naturalWidth") > 0
+    expect(image.locator(".preview")).to_be_visible()
+    expect(image.locator(".preview")).to_have_js_property("naturalWidth", 128)
     page.keyboard.press("Enter")
     page.click("#panels [data-panel=queue]")
     rows = page.locator("#panel-queue .runs li")
@@ -207,7 +205,7 @@ def test_page_run_shows_progress_and_preview_and_cancels(
     rows.nth(1).locator(".cancel").click()
     expect(rows.nth(1)).to_have_attribute("data-phase", "cancelled")
     image.get_by_role("button", name="Cancel").click()
-    expect(image.locator(".run-stage")).to_have_text("Cancelled", timeout=10_000)
+    expect(image.locator(".run-stage")).to_have_text("Cancelled")
     expect(page).to_have_title("FLUX")
     newest = engine_service.client.get("/jobs?limit=2").json()["jobs"]
     assert [job["status"] for job in newest] == ["cancelled", "cancelled"]
@@ -257,9 +255,9 @@ def test_page_reload_during_a_run_loses_nothing(
     page.keyboard.type("hold page-reload")
     page.keyboard.press("Enter")
     step = node(page, "image").locator(".run-step")
-    expect(step).to_have_text(re.compile(r"step [12] of 14"), timeout=20_000)
+    expect(step).to_have_text(re.compile(r"step [12] of 14"))
     page.reload()
-    expect(step).to_have_text(re.compile(r"step [12] of 14"), timeout=20_000)
+    expect(step).to_have_text(re.compile(r"step [12] of 14"))
     expect(prompt(page)).to_have_value("hold page-reload")
     expect(field(page, "sampler", "width")).to_have_value("128")
     engine_service.release("page-reload")
@@ -301,7 +299,7 @@ def test_page_service_stopped_is_told_within_three_seconds_and_its_return_goes_o
     page.keyboard.press("Enter")
     expect(node(page, "image").locator(".run-stage")).to_have_text("Waiting for the service")
     service.start()
-    expect(page.locator("#notice")).to_be_hidden(timeout=15_000)
+    expect(page.locator("#notice")).to_be_hidden()
     expect(prompt(page)).to_have_value("a fish")
     expect_picture(page)
     assert len(service.client.get("/jobs").json()["jobs"]) == 1
@@ -524,7 +522,7 @@ def test_page_machine_unloads_and_loads_a_model(
     page.click("#panels [data-panel=machine]")
     model = page.locator("#panel-machine .device-model")
     page.get_by_role("button", name="Load", exact=True).click()
-    expect(model).not_to_contain_text("no model loaded", timeout=60_000)
+    expect(model).not_to_contain_text("no model loaded")
     page.get_by_role("button", name="Unload", exact=True).click()
     expect(model).to_contain_text("no model loaded")
 

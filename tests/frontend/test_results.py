@@ -17,13 +17,16 @@ from tests.frontend.conftest import OpenPage
 from tests.frontend.page import (
     drop,
     expect_picture,
+    expect_said,
     field,
     graph,
     is_ready,
     node,
     prompt,
     small,
+    stands_still,
     ui,
+    wait_until,
 )
 from tests.lora_files import EMBEDDED, SDXL, lora
 from tests.service import ENGINE_MAIN, RunningService
@@ -71,12 +74,10 @@ def newest(service: RunningService) -> tuple[dict, bytes]:
 
 def run(page: Page, service: RunningService) -> tuple[dict, bytes]:
     """Runs the graph and returns the picture that it drew."""
-    before = (
-        newest(service)[0]["id"] if service.client.get("/images?limit=1").json()["images"] else ""
-    )
+    before = newest_id(service)
     page.keyboard.press("Control+Enter")
-    service.wait_until(lambda: newest_id(service) != before, 60, "drew nothing")
-    expect(node(page, "image").locator(".run-stage")).to_have_text("Finished", timeout=10_000)
+    service.wait_until(lambda: newest_id(service) != before, what="drew nothing")
+    expect(node(page, "image").locator(".run-stage")).to_have_text("Finished")
     return newest(service)
 
 
@@ -128,7 +129,7 @@ def test_results_png_of_a1111_gives_its_prompt_and_settings(
     expect(prompt(page)).to_have_value("a lighthouse")
     expect(field(page, "sampler", "seed")).to_have_value("42")
     expect(field(page, "sampler", "height")).to_have_value("768")
-    expect(page.locator("#message")).to_contain_text("its model foreign is not here")
+    expect_said(page, "its model foreign is not here")
 
 
 def test_results_picture_without_words_becomes_an_input_that_is_drawn_from(
@@ -142,7 +143,7 @@ def test_results_picture_without_words_becomes_an_input_that_is_drawn_from(
     expect(node(page, "image-input").locator("img")).to_have_js_property("naturalWidth", 64)
     page.reload()
     picture = node(page, "image-input").locator("img")
-    expect(picture).to_have_js_property("naturalWidth", 64, timeout=20_000)
+    expect(picture).to_have_js_property("naturalWidth", 64)
     is_ready(page)
     prompt(page).fill("a red ball")
     node(page, "image-input").locator(".socket").focus()
@@ -165,9 +166,7 @@ def test_results_forged_request_of_a_picture_leaves_the_graph_alone(
         buffer = io.BytesIO()
         Image.new("RGB", (8, 8)).save(buffer, "PNG", pnginfo=texts)
         drop(page, "#canvas", [(name, "image/png", buffer.getvalue())])
-        expect(page.locator("#message")).to_have_text(
-            f"{name} was not opened: its flux_api text holds no request."
-        )
+        expect_said(page, f"{name} was not opened: its flux_api text holds no request.")
         expect(prompt(page)).to_have_value("mine")
 
 
@@ -192,16 +191,17 @@ def test_results_mask_is_painted_on_the_picture_and_undone(
     surface = node(page, "mask").locator("canvas")
     expect(surface).to_have_js_property("width", 64)
     surface.scroll_into_view_if_needed()
+    stands_still(page)
     box = surface.bounding_box()
     page.mouse.move(box["x"] + 5, box["y"] + box["height"] / 2)
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] - 5, box["y"] + box["height"] / 2, steps=8)
     page.mouse.up()
-    engine_service.wait_until(lambda: masks(page) != [None], 10, "has no mask")
+    engine_service.wait_until(lambda: masks(page) != [None], what="has no mask")
     painted = "canvas => canvas.getContext('2d').getImageData(32, 32, 1, 1).data[3]"
     assert surface.evaluate(painted) == 255
     page.keyboard.press("Control+z")
-    engine_service.wait_until(lambda: masks(page) == [None], 10, "has a mask")
+    engine_service.wait_until(lambda: masks(page) == [None], what="has a mask")
     assert surface.evaluate(painted) == 0
 
 
@@ -239,15 +239,20 @@ def test_results_gallery_picture_is_used_as_input_and_its_prompt_copied(
     page.get_by_role("button", name="copied words").first.click()
     viewer = page.locator("#viewer")
     viewer.get_by_role("button", name="Copy prompt").click()
-    expect(page.locator("#message")).to_have_text("Copied.")
-    assert page.locator("#message").evaluate("""message => {
+    wait_until(
+        page,
+        """() => {
+            const message = document.querySelector("#message");
             const { left, top, width, height } = message.getBoundingClientRect();
-            return document.elementFromPoint(left + width / 2, top + height / 2) === message;
-        }""")  # over the viewer and not below it
+            const seen = document.elementFromPoint(left + width / 2, top + height / 2);
+            return message.textContent === "Copied." && seen === message;
+        }""",
+    )  # over the viewer and not below it
     assert page.evaluate("navigator.clipboard.readText()") == "copied words"
     viewer.get_by_role("button", name="Use as input").click()
     expect(viewer).to_be_hidden()
-    expect(page.locator("body > .bottom > #message")).to_have_text("The picture is an input now.")
+    expect_said(page, "The picture is an input now.")
+    expect(page.locator("body > .bottom > #message")).to_be_attached()
     expect(node(page, "image-input").locator("img")).to_have_js_property("naturalWidth", 128)
     [start] = [each for each in graph(page)["nodes"] if each["kind"] == "image-input"]
     assert start["values"]["image"] == drawn["id"]
@@ -265,11 +270,14 @@ def test_results_gallery_goes_on_to_older_pictures(
     page.click("#panels [data-panel=gallery]")
     page.fill("#gallery-search", "many-")
     expect(page.locator("#tiles img[alt=many-7]")).to_have_count(8)
-    page.wait_for_function("""() => {
+    wait_until(
+        page,
+        """() => {
             const panel = document.querySelector("#panel");
             panel.scrollTo(0, panel.scrollHeight);
             return document.querySelectorAll("#tiles > li").length === 64;
-        }""")
+        }""",
+    )
     expect(page.locator("#tiles img[alt=many-0]")).to_have_count(8)
     keys = page.locator("#tiles > li").evaluate_all("all => all.map(each => each.dataset.key)")
     assert len(set(keys)) == 64  # none twice
@@ -288,7 +296,7 @@ def test_results_one_click_compares_fp4_and_bf16_with_the_figures_of_python(
     page.keyboard.type("grainy striped hills")
     page.click("#compare")
     stage = page.locator(".compare-stage")
-    expect(stage).to_have_attribute("data-complete", "true", timeout=90_000)
+    expect(stage).to_have_attribute("data-complete", "true")
     figures = page.locator(".figures")
     for fact in ("SSIM", "FP4, seed", "BF16, seed", " s · ", "GiB"):
         expect(figures).to_contain_text(fact)
@@ -330,7 +338,7 @@ def test_results_three_loras_dropped_at_once_are_wired_and_change_the_picture(
     expect(nodes).to_have_count(3)
     for index in range(3):
         expect(nodes.nth(index)).to_be_in_viewport(ratio=0.99)
-        expect(field(page, "lora", "name", index)).not_to_have_value("", timeout=15_000)
+        expect(field(page, "lora", "name", index)).not_to_have_value("")
     image, styled = run(page, service)
     names = {each["name"] for each in service.client.get("/loras").json()["loras"]}
     assert {each["name"] for each in image["request"]["loras"]} <= names
@@ -350,7 +358,7 @@ def test_results_lora_goes_once_to_services_that_share_a_library(
     sent: list[str] = []
     page.on("request", lambda each: sent.append(each.url) if each.method == "PUT" else None)
     drop(page, "#canvas", [("shared.safetensors", "", lora(0.7, EMBEDDED))])
-    expect(field(page, "lora", "name")).to_have_value("shared", timeout=15_000)
+    expect(field(page, "lora", "name")).to_have_value("shared")
     assert len(sent) == 1
     assert {each.client.get("/loras/shared").status_code for each in (engine_service, fp4)} == {200}
 
@@ -386,7 +394,7 @@ def test_results_lora_that_does_not_fit_is_refused_in_words(
     page.keyboard.press("Enter")  # the service answers with 409
     why = "LoRA other cannot be used with embedded"
     expect(node(page, "image").locator(".run-detail")).to_have_text(re.compile(f"^{why}"))
-    expect(page.locator("#message")).to_have_text(re.compile(f"^{why}"))
+    expect_said(page, why)
     expect(field(page, "lora", "name")).to_have_attribute("aria-invalid", "true")
 
 
@@ -449,12 +457,12 @@ def test_results_one_service_that_dies_is_told_and_the_other_one_draws_on(
     is_ready(page, "fp4")
     fp4.kill()
     notice = page.locator("#notice")
-    expect(notice).to_contain_text(f"at {fp4.url} does not answer", timeout=3000)
+    expect(notice).to_contain_text(f"at {fp4.url} does not answer")
     expect(notice).to_contain_text("BF16 still draws")
     small(page, num_inference_steps=1)
     page.keyboard.type("a fish")
     page.keyboard.press("Enter")
     expect_picture(page, 128)
     fp4.start()
-    expect(notice).to_be_hidden(timeout=30_000)
+    expect(notice).to_be_hidden()
     is_ready(page, "fp4")

@@ -12,6 +12,7 @@ from config.settings import ROOT
 _NOT_COPIED = shutil.ignore_patterns(
     ".git", ".venv*", ".env", "data", "generated_images", "uploads", "logs", "models_cache",
     ".*_cache", ".hypothesis", "node_modules", "test_*.py", "*-pytest-*.pyc",
+    "*.pyc.*",  # while it is written, by another process that compiles; gone in a moment
 )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ from tests.service import free_port
 COMPOSE = ROOT / "docker-compose.yml"
 SETTINGS = {name for _, _, name in leaves()}
 KEY = "key-of-the-container-0123456789"
-START_SECONDS = 60
+START_SECONDS = 180
 
 # What another service's documentation has its users write into .env for its containers.
 OTHERS_ENV = """\

@@ -170,12 +170,16 @@ def test_setup_after_a_changed_lock_installs_what_is_new(installed: Checkout) ->
 
 
 def test_setup_after_an_installation_that_was_cut_off_starts_over(
-    installed: Checkout, quick_python: Path
+    installed: Checkout, quick_python: Path, tmp_path: Path
 ) -> None:
-    with installed.start_setup("--dev", PYTHON=quick_python) as run:
-        while not (installed.root / ".venv" / ".installing").exists():
-            assert run.poll() is None
-        run.kill()
+    settings = tmp_path / "pip.conf"
+    os.mkfifo(settings)  # pip reads them to their end: it stands until they are written
+    with installed.start_setup("--dev", PYTHON=quick_python, PIP_CONFIG_FILE=settings) as run:
+        with open(settings, "w"):
+            assert (installed.root / ".venv" / ".installing").exists()
+            run.kill()
+            settings.unlink()
+            settings.touch()
     status, said = installed.setup("--dev", PYTHON=quick_python)
     assert status == 0
     assert "did not finish: starting over" in said

@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 import shlex
 import signal
 import socket
@@ -29,7 +30,7 @@ class Started:
         self.checkout = checkout
         self.ports = {name: free_port() for name in ("BF16_PORT", "FP4_PORT", "PAGE_PORT")}
         settings = {"FLUX_GPUS": "none", "FLUX_MIN_FREE_MIB": 0, **self.ports, **environ}
-        self.output = checkout / "output.txt"
+        self.output = checkout / f"output-{secrets.token_hex(4)}.txt"  # several may write at once
         with open(self.output, "wb") as output:
             self.process = subprocess.Popen(
                 [checkout / "start.sh"],
@@ -117,9 +118,9 @@ def test_start_says_where_all_is_and_draws_a_picture_by_its_curl_line(
             assert profile_of(name).not_built in said
             continue
         assert re.search(rf"{profile_of(name).title} +http://127.0.0.1:{port} ", said)
-        assert httpx2.get(f"http://127.0.0.1:{port}/info").json()["precision"] == name
+        assert httpx2.get(f"http://127.0.0.1:{port}/info", timeout=60).json()["precision"] == name
     assert re.search(r"model +embedded: \S", said)
-    assert httpx2.get(f"http://127.0.0.1:{up.ports['PAGE_PORT']}/").status_code == 200
+    assert httpx2.get(f"http://127.0.0.1:{up.ports['PAGE_PORT']}/", timeout=60).status_code == 200
 
     curl = shlex.split(
         next(line for line in said.splitlines() if line.lstrip().startswith("curl "))
@@ -133,7 +134,7 @@ def test_start_says_where_all_is_and_draws_a_picture_by_its_curl_line(
 def test_start_lets_the_page_call_the_service(up: Started) -> None:
     page = f"http://127.0.0.1:{up.ports['PAGE_PORT']}"
     service = f"http://127.0.0.1:{up.ports['BF16_PORT']}"
-    answer = httpx2.get(f"{service}/info", headers={"Origin": page})
+    answer = httpx2.get(f"{service}/info", headers={"Origin": page}, timeout=60)
     assert answer.headers["access-control-allow-origin"] == page
 
 
@@ -227,7 +228,7 @@ def test_start_with_both_services_keeps_one_when_the_other_dies(run, both_built:
     assert "the FP4 service ended (exit status 137)" in said
     assert "the end of logs/fp4.out" in said
     assert "made-up service" in said
-    assert httpx2.get(f"{urls['bf16']}/info").status_code == 200
+    assert httpx2.get(f"{urls['bf16']}/info", timeout=60).status_code == 200
 
     started.service("bf16").kill()
     assert started.process.wait(60) == 1

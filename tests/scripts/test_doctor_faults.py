@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -108,7 +109,7 @@ def test_many_faults_at_once_are_all_named(patient: Patient, tmp_path: Path) -> 
     root = patient.root
     data = root / "data"
     data.mkdir()
-    (data / "bf16.sqlite3").write_bytes(b"SQLite format 3\0" + os.urandom(8192))
+    (data / "bf16.sqlite3").write_bytes(b"SQLite format 3\0" + random.Random(1).randbytes(8192))
     make_schema_1(data / "fp4.sqlite3")
     with closing(sqlite3.connect(data / "fp4.sqlite3")) as db:
         db.execute(f"PRAGMA user_version = {sql.schema_version() + 1}")
@@ -287,7 +288,7 @@ def test_database_in_health_is_well_and_nothing_is_made(data: Path) -> None:
 
 def test_database_that_is_damaged_is_to_be_moved_or_restored(data: Path) -> None:
     content = bytearray((data / "bf16.sqlite3").read_bytes())
-    content[4096:8192] = os.urandom(4096)
+    content[4096:8192] = random.Random(1).randbytes(4096)
     (data / "bf16.sqlite3").write_bytes(content)
     found = the(databases.look_at(data, "bf16"), "job database")
     assert found.state is State.FAULT and "./flux restore" in found.fix

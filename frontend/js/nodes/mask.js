@@ -21,7 +21,7 @@ export function mountMask(body, context) {
 	picture.onload = () => {
 		const {naturalWidth: width, naturalHeight: height} = picture;
 		if (surface.width !== width || surface.height !== height) {
-			[surface.width, surface.height] = [width, height];
+			Object.assign(surface, {width, height});
 			void restore(context.node().values.mask);
 		}
 	};
@@ -37,7 +37,7 @@ export function mountMask(body, context) {
 	surface.onpointermove = event => {
 		if (surface.hasPointerCapture(event.pointerId)) paint(event);
 	};
-	surface.onpointerup = () => void save();
+	surface.onpointerup = save;
 	body.append(
 		field(context, {name: "mask", label: "Mask", control: make("div.drop.paint", picture, surface, hint), wide: true}),
 		rangeField(context, {name: "brush", label: "Brush, px"}),
@@ -57,13 +57,13 @@ export function mountMask(body, context) {
 	}
 
 	async function save() {
-		const flat = make("canvas");
-		[flat.width, flat.height] = [surface.width, surface.height];
+		const {width, height} = surface;
+		const flat = make("canvas", {width, height});
 		const ink = flat.getContext("2d");
-		if (!ink || !surface.width) return;
-		ink.fillRect(0, 0, flat.width, flat.height);
+		if (!ink || !width) return;
+		ink.fillRect(0, 0, width, height);
 		ink.drawImage(surface, 0, 0);
-		const blob = await new Promise((/** @type {(blob: Blob | null) => void} */ resolve) => flat.toBlob(resolve, "image/png"));
+		const blob = await new Promise((/** @type {(blob: Blob | null) => void} */ resolve) => flat.toBlob(resolve));
 		if (blob) {
 			context.set({mask: await keepAsset(blob)});
 			context.app.editor.endSeries();
@@ -72,11 +72,14 @@ export function mountMask(body, context) {
 
 	/** White of the file onto a clear surface. @param {unknown} name */
 	async function restore(name) {
-		pen?.clearRect(0, 0, surface.width, surface.height);
-		const blob = typeof name === "string" ? await readAsset(name) : null;
-		if (!blob || !pen || !surface.width) return;
-		pen.drawImage(await createImageBitmap(blob), 0, 0, surface.width, surface.height);
-		const pixels = pen.getImageData(0, 0, surface.width, surface.height);
+		const blob = typeof name === "string" && (await readAsset(name));
+		const bitmap = blob && (await createImageBitmap(blob));
+		const {width, height} = surface;
+		if (!pen || !width || name !== context.node().values.mask) return; // another by now
+		pen.clearRect(0, 0, width, height);
+		if (!bitmap) return;
+		pen.drawImage(bitmap, 0, 0, width, height);
+		const pixels = pen.getImageData(0, 0, width, height);
 		for (let i = 0; i < pixels.data.length; i += 4) pixels.data[i + 3] = Number(pixels.data[i]);
 		pen.putImageData(pixels, 0, 0);
 	}
@@ -84,7 +87,7 @@ export function mountMask(body, context) {
 	/** @param {State} state */
 	function sourceOf({document, shown}) {
 		const origin = originOf(document.graph, context.id, "image");
-		const last = origin?.kind === "sampler" ? shown[origin.id] : undefined;
+		const last = origin?.kind === "sampler" && shown[origin.id];
 		return String((last ? last.job.result?.images[last.index]?.id : origin?.values.image) ?? "");
 	}
 }
