@@ -49,6 +49,7 @@ def serve(replica: str = REPLICA) -> int:
     try:
         settings = load_settings(FLEET.name)
         logs.configure(settings, FLEET.name)
+        server.require_address(settings.server)
         server.give_hub_token(settings)
         cluster = Cluster(f"{VERSION}-{replica}", replica)
         # What is wrong is said before Ray starts.

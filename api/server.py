@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import logging
 import os
 import signal
+import socket
 import sys
 from functools import partial
 from types import FrameType
@@ -18,8 +20,8 @@ from fastapi import FastAPI
 from api.app import create_app
 from api.connection import PatientProtocol
 from api.services import make_plan
-from config.errors import ConfigurationError
-from config.settings import Settings, load_settings
+from config.errors import ConfigurationError, NotThereYet
+from config.settings import ServerSettings, Settings, load_settings
 from models.precision import profile_of
 from utils import logs, systemd
 from utils.queue_manager import QueueManager
@@ -100,6 +102,51 @@ def refuse(service: str, error: ConfigurationError) -> int:
     return error.exit_status
 
 
+def require_address(settings: ServerSettings) -> None:
+    """Look whether the service can listen where it is told to, before anything begins. Raises ConfigurationError.
+
+    The server would say so too, after the start, without the name of a setting.
+    """
+    host, port = settings.host, settings.port
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise NotThereYet(
+            f"FLUX_HOST = {host!r}: this name has no address here ({error}); "
+            "give it one, or set FLUX_HOST to an address of this machine"
+        ) from error
+    absent = []
+    for family, kind, protocol, _, address in found:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+        except OSError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                raise _cannot_listen(settings, error) from error
+            absent.append(error)  # as one of `localhost` where there is no IPv6
+    if len(absent) == len(found):
+        raise _cannot_listen(settings, absent[0]) from absent[0]
+
+
+def _cannot_listen(settings: ServerSettings, error: OSError) -> ConfigurationError:
+    host, port = settings.host, settings.port
+    match error.errno:
+        case errno.EADDRINUSE:
+            return NotThereYet(
+                f"FLUX_PORT = {port} is in use by another program on {host}; end that one, or set another port"
+            )
+        case errno.EADDRNOTAVAIL | errno.EAFNOSUPPORT:
+            return NotThereYet(f"FLUX_HOST = {host!r} is no address of this machine")
+        case errno.EACCES:
+            return ConfigurationError(
+                f"FLUX_PORT = {port}: this account may not listen there; take a port from 1024 on"
+            )
+    return ConfigurationError(f"FLUX_HOST = {host!r}, FLUX_PORT = {port}: {error.strerror}")
+
+
 def serve(precision: str) -> int:
     """Run the service until it is told to stop; returns the exit status."""
     profile = profile_of(precision)
@@ -116,6 +163,7 @@ def serve(precision: str) -> int:
     try:
         settings = load_settings(precision)
         logs.configure(settings, precision)
+        require_address(settings.server)
         give_hub_token(settings)
         app = create_app(make_plan(settings, profile))
     except ConfigurationError as error:

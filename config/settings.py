@@ -22,6 +22,7 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -42,6 +43,7 @@ ENV_PREFIX = "FLUX_"
 _KEY = re.compile(r"[!-~]{16,}")
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _HEADER_TEXT = re.compile(r"[!-~]+")
+_HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
 # Not leaves of the tree: the first is read by this module itself, the other by the command line. Its FLUX_API_KEY is
 # not among them: who sets that for a service means FLUX_API_KEYS, and would have a service that asks for no key.
@@ -90,6 +92,28 @@ class ServerSettings(Section):
     drain_seconds: float = Field(
         10.0, ge=0, description="How long a stop waits for the running jobs."
     )
+
+    @field_validator("host")
+    @classmethod
+    def _host_is_one(cls, value: str) -> str:
+        value = value.strip()
+        if not _is_host(value):
+            raise ValueError(
+                "expected an address or a name of this machine without http:// and port, such as 127.0.0.1; "
+                "0.0.0.0 is all of its addresses"
+            )
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _hosts_are_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        wrong = [name for name in value if not _is_host(name)]
+        if wrong:
+            raise ValueError(
+                f"{wrong[0]!r} is no host; each is the name or address in a client's URL without http:// and port, "
+                "such as draw.example.org. `*` is not taken"
+            )
+        return value
 
     @field_validator("page_origins")
     @classmethod
@@ -164,7 +188,7 @@ class WorkerSettings(Section):
     preload: bool = Field(
         False, description="Load the default model at start, not at the first request."
     )
-    threads: int = Field(0, ge=0, description="CPU threads of a worker; 0: torch decides.")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads of a worker; 0: torch decides.")
     start_timeout_seconds: float = Field(
         180.0, gt=0, description="A worker that is not up by then is replaced."
     )
@@ -183,12 +207,23 @@ class WorkerSettings(Section):
         return ",".join(str(int(part)) for part in parts)
 
 
+def _named(value: Any) -> Any:
+    """A setting that was left empty must not mean the project itself."""
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("is empty; name a folder, or leave the setting out")
+    return value
+
+
 def _in_the_project(path: Path) -> Path:
-    """Relative paths are relative to the project, wherever the service is started from."""
+    """Relative paths are relative to the project, wherever the service is started from; `~` is the user's folder."""
+    try:
+        path = path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path.parts[0]} is nobody's folder here; name it in full") from error
     return path if path.is_absolute() else ROOT / path
 
 
-ProjectPath = Annotated[Path, AfterValidator(_in_the_project)]
+ProjectPath = Annotated[Path, BeforeValidator(_named), AfterValidator(_in_the_project)]
 
 
 class ModelSettings(Section):
@@ -606,6 +641,14 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _is_host(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return bool(_HOST_NAME.fullmatch(text))
+    return True
 
 
 def _dotenv() -> dict[str, str]:

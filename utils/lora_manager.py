@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from config.catalog import Catalog, ModelRow
-from config.errors import FieldError, FluxError, InvalidRequest, NotFound
+from config.errors import ConfigurationError, FieldError, FluxError, InvalidRequest, NotFound
 from config.settings import ROOT, Settings
 from models.lora import incoming, lookup, names
 from models.lora.entry import UPLOADED, LoraEntry
@@ -61,12 +61,15 @@ class LoraManager:
         self._bus: EventBus
 
     async def start(self, store: JobStore, bus: EventBus) -> None:
-        """Read the defaults and the library; remove what an earlier process left half-way."""
+        """Read the defaults and the library; remove what an earlier process left half-way. Raises ConfigurationError."""
         self._store, self._bus = store, bus
         self._fetcher.start(bus)
         self.set_defaults(await store.read_state(DEFAULTS))
-        await self._in_a_thread(self.library.sweep)
-        await self.refresh()
+        try:
+            await self._in_a_thread(self.library.sweep)
+            await self.refresh()
+        except FluxError as error:
+            raise ConfigurationError(error.message) from error
 
     def set_defaults(self, stored: str | None) -> None:
         """As they stand in the store."""

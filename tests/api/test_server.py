@@ -18,7 +18,7 @@ import pytest
 
 from config.settings import ROOT
 from tests.operations.checkout import clean_environment
-from tests.service import RunningService, free_port
+from tests.service import RunningService
 from utils import sql
 
 Start = Callable[..., RunningService]
@@ -27,6 +27,7 @@ Refuses = Callable[..., str]
 
 EXIT_USAGE = 64
 EXIT_NOT_BUILT = 69
+EXIT_AGAIN = 75
 EXIT_CONFIGURATION = 78
 STOP_SECONDS = 60  # a limit, not a wait
 
@@ -154,8 +155,7 @@ def test_service_killed_begins_again_where_it_was(start_engine: Start) -> None:
 def test_service_killed_keeps_every_job_it_answered(start_engine: Start) -> None:
     service = start_engine(wait_for_workers=False)
     answered = [service.submit() for _ in range(20)]
-    service.process.kill()
-    service.process.wait()
+    service.kill()
     service.start()
     assert all(service.job(job_id)["status"] != "failed" for job_id in answered)
     listed = service.client.get("/jobs?limit=500").json()["jobs"]
@@ -167,9 +167,11 @@ def test_service_beside_another_leaves_its_staged_pictures_alone(
 ) -> None:
     """Two services may share an output folder: by default the FP4 and the BF16 service do."""
     first = engine_service
-    job_id = first.submit("slow", num_images=2, num_inference_steps=30)
+    gate = uuid.uuid4().hex
+    job_id = first.submit(f"hold-late {gate}", num_images=8)
     first.wait_until(lambda: any(job_id in name for name in first.files()))
     start_engine(FLUX_OUTPUT_DIR=str(first.output_dir), wait_for_workers=False)
+    first.release(gate)
     assert first.wait_for_job(job_id)["status"] == "succeeded"
 
 
@@ -303,11 +305,19 @@ def test_database_of_a_newer_version_refuses_and_is_left_as_it_is(
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["FLUX_DATA_DIR", "FLUX_OUTPUT_DIR", "FLUX_LOG_DIR"])
+@pytest.mark.parametrize(
+    "name", ["FLUX_DATA_DIR", "FLUX_OUTPUT_DIR", "FLUX_LOG_DIR", "FLUX_LORA_DIR"]
+)
 def test_folder_that_cannot_be_made_refuses(tmp_path: Path, name: str, refuses: Refuses) -> None:
     (tmp_path / "file").write_text("in the way")
     text = refuses(tmp_path, **{name: str(tmp_path / "file" / "folder")})
     assert str(tmp_path / "file") in text
+
+
+def test_lora_folder_that_is_a_file_refuses(tmp_path: Path, refuses: Refuses) -> None:
+    (tmp_path / "file").write_text("in the way")
+    text = refuses(tmp_path, FLUX_LORA_DIR=str(tmp_path / "file"))
+    assert str(tmp_path / "file") in text and "FLUX_LORA_DIR" in text
 
 
 @pytest.mark.parametrize(
@@ -338,11 +348,24 @@ def test_refusal_is_in_the_log_too(tmp_path: Path, serve: Serve) -> None:
 
 
 def test_port_in_use_refuses_and_says_so(tmp_path: Path, serve: Serve) -> None:
-    with socket.create_server(("127.0.0.1", free_port())) as taken:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         status, text = serve(tmp_path, FLUX_PORT=str(port))
-    assert status not in (0, None)
-    assert str(port) in text and "in use" in text and "Traceback" not in text
+    assert status == EXIT_AGAIN, text  # whoever has it may end
+    assert f"FLUX_PORT = {port} is in use" in text and "Traceback" not in text
+    assert not (tmp_path / "data").exists()  # nothing had begun
+
+
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [("192.0.2.1", "no address of this machine"), ("draw.invalid", "has no address here")],
+)
+def test_address_that_is_not_here_refuses(
+    tmp_path: Path, serve: Serve, host: str, words: str
+) -> None:
+    status, text = serve(tmp_path, FLUX_HOST=host, FLUX_API_KEYS="key-of-the-settings-0123456789")
+    assert status == EXIT_AGAIN, text  # it may come with the network
+    assert f"FLUX_HOST = {host!r}" in text and words in text and "Traceback" not in text
 
 
 # Not built

@@ -158,6 +158,16 @@ WRONG = [
     ("FLUX_CLEANUP_MAX_OUTPUTS", "1.5"),
     ("FLUX_CLEANUP_JOB_DAYS", "1"),
     ("FLUX_CLEANUP_USAGE_DAYS", "31"),
+    ("FLUX_HOST", ""),
+    ("FLUX_HOST", "http://127.0.0.1"),
+    ("FLUX_HOST", "127.0.0.1:8001"),
+    ("FLUX_THREADS", "1025"),
+    ("FLUX_OUTPUT_DIR", ""),
+    ("FLUX_DATA_DIR", " "),
+    ("FLUX_LORA_DIR", ""),
+    ("FLUX_LOG_DIR", ""),
+    ("FLUX_MODELS_DIR", ""),
+    ("FLUX_OUTPUT_DIR", "~nobody-of-this-name/pictures"),
 ]
 
 Toml = Callable[[str], dict[str, str]]
@@ -298,6 +308,16 @@ def test_settings_relative_folder_lies_in_the_project(key: str) -> None:
     assert leaf(load_settings("bf16", {f"FLUX_{key.upper()}": "here"}), key) == ROOT / "here"
 
 
+def test_settings_folder_of_the_user_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/of-the-test")
+    settings = load_settings("bf16", {"FLUX_OUTPUT_DIR": "~/pictures"})
+    assert settings.storage.output_dir == Path("/home/of-the-test/pictures")
+
+
+def test_settings_host_with_a_space_beside_it_is_that_host() -> None:
+    assert load_settings("bf16", {"FLUX_HOST": " 127.0.0.1 "}).server.host == "127.0.0.1"
+
+
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_settings("bf16", {}).server.port = 1  # type: ignore[misc]
@@ -365,6 +385,12 @@ def test_settings_several_wrong_values_are_all_named() -> None:
 
 
 # Exposure
+
+
+@pytest.mark.parametrize("host", ["*", "http://a.example", "a.example:80", "*.a.example", "a b"])
+def test_settings_allowed_host_that_is_none_is_refused(host: str) -> None:
+    said = refused({"FLUX_ALLOWED_HOSTS": f"b.example,::1,10.0.0.1,{host}"})
+    assert "FLUX_ALLOWED_HOSTS" in said and repr(host) in said
 
 
 @pytest.mark.parametrize(
