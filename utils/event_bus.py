@@ -90,7 +90,11 @@ class Subscription:
         if not self.may_hear(event):
             return
         if event.name == PROGRESS:
-            self._forget_progress(event.job_id)
+            preview = self._forget_progress(event.job_id)
+            if event.preview is None and preview is not None:
+                event = replace(
+                    event, preview=preview
+                )  # few steps have one, and it was not told yet
         elif event.name in STATES:
             self._forget_state(event.name)
         self._pending.append(event)
@@ -103,13 +107,16 @@ class Subscription:
         self.is_closed = True
         self._something.set()
 
-    def _forget_progress(self, job_id: str | None) -> None:
+    def _forget_progress(self, job_id: str | None) -> str | None:
+        """Of the job's newest event, where it is one; returns the preview that it came with."""
         for index in range(len(self._pending) - 1, -1, -1):
             earlier = self._pending[index]
             if earlier.job_id == job_id:
-                if earlier.name == PROGRESS:
-                    del self._pending[index]
-                return
+                if earlier.name != PROGRESS:
+                    return None
+                del self._pending[index]
+                return earlier.preview
+        return None
 
     def _forget_state(self, name: str) -> None:
         for index, earlier in enumerate(self._pending):

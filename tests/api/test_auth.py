@@ -326,7 +326,7 @@ def test_running_job_of_another_key_is_seen_nowhere(
 ) -> None:
     job_id = client.post("/jobs", json={**SMALL, "prompt": "hold seen-nowhere"}).json()["id"]
     try:
-        keyed_service.wait_for_job(job_id, "running")
+        keyed_service.wait_until_at_work(job_id)
         for path in ("/queue", "/health", "/jobs", "/images", "/model-status", "/queue-stats"):
             assert job_id not in other.get(path).text, path
         assert job_id in client.get("/queue").json()["running"]

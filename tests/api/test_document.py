@@ -106,7 +106,7 @@ def operations(service: KeyedService) -> list[tuple[str, str]]:
 
 
 def test_route_of_any_kind_wants_a_key(service: KeyedService) -> None:
-    with httpx2.Client(base_url=service.url) as nobody:
+    with httpx2.Client(base_url=service.url, timeout=120) as nobody:
         let_in = [
             (method, path)
             for method, path in operations(service)

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from api.middleware import SECURITY_HEADERS
-from tests.service import ENGINE_MAIN, RunningService
+from tests.service import ENGINE_MAIN, START_SECONDS, RunningService
 
 KEY = "a-key-of-this-service-0123456789"
 OTHER_KEY = "another-key-of-it-0123456789"
@@ -462,4 +462,5 @@ def test_bytes_that_are_no_http_are_400(
 def test_client_of_an_idle_connection_does_not_stop_others(engine_service: RunningService) -> None:
     with socket.create_connection(("127.0.0.1", engine_service.port)) as idle:
         idle.sendall(b"POST /generate HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n")
-        assert httpx2.get(f"{engine_service.url}/health").status_code == 200
+        answer = httpx2.get(f"{engine_service.url}/health", timeout=START_SECONDS)
+    assert answer.status_code == 200

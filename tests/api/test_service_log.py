@@ -11,7 +11,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from tests.service import ENGINE_MAIN, RunningService
+from tests.service import ENGINE_MAIN, START_SECONDS, RunningService
 
 KEY = "key-that-is-in-no-line-0123456789"
 PROMPT = "a walled garden behind the seventh gate"
@@ -22,7 +22,8 @@ class Telling(RunningService):
     def lines(self) -> list[dict[str, Any]]:
         """What is in the log's file."""
         text = (self.folder / "logs" / "bf16.log").read_text()
-        return [json.loads(line) for line in text.splitlines()]
+        whole, _, _ = text.rpartition("\n")  # the last one may be half there
+        return [json.loads(line) for line in whole.splitlines()]
 
     def lines_of(self, **fields: object) -> list[dict[str, Any]]:
         return [line for line in self.lines() if fields.items() <= line.items()]
@@ -108,7 +109,7 @@ def test_prompts_are_in_no_line(telling: Telling) -> None:
 def test_keys_are_in_no_line_however_they_are_sent(telling: Telling) -> None:
     made = telling.client.post("/admin/keys", json={"name": "log", "scopes": ["generate"]})
     key = made.raise_for_status().json()["key"]
-    bare = httpx2.Client(base_url=telling.url)
+    bare = httpx2.Client(base_url=telling.url, timeout=START_SECONDS)
     with bare:
         for headers in ({"X-API-Key": key}, {"x-key": key}, {"Authorization": f"Basic {key}"}):
             bare.get("/jobs", headers=headers)
@@ -116,7 +117,11 @@ def test_keys_are_in_no_line_however_they_are_sent(telling: Telling) -> None:
         bare.post("/generate", json={"prompt": "x", "key": key}, headers={"X-API-Key": key})
     for address, headers in (("/ws", {"X-API-Key": key}), (f"/ws?token={key}", {})):
         try:
-            with connect(telling.url.replace("http", "ws") + address, additional_headers=headers):
+            with connect(
+                telling.url.replace("http", "ws") + address,
+                additional_headers=headers,
+                open_timeout=START_SECONDS,
+            ):
                 pass
         except InvalidStatus:
             pass

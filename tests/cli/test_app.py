@@ -21,7 +21,7 @@ from cli.failures import Status
 from config.settings import ROOT
 from tests.cli.conftest import PROGRAM
 from tests.operations.checkout import clean_environment
-from tests.service import KeyedService, free_port
+from tests.service import KeyedService
 
 HELP_SECONDS = 0.5  # of the processor
 
@@ -84,8 +84,8 @@ def test_address_comes_from_the_option_then_the_environment_then_the_settings(
 
 
 def test_no_service_is_a_status_of_its_own_and_says_what_to_do(flux, monkeypatch) -> None:
-    monkeypatch.setenv("BF16_PORT", str(free_port()))
-    monkeypatch.setenv("FP4_PORT", str(free_port()))
+    monkeypatch.setenv("BF16_PORT", "1")
+    monkeypatch.setenv("FP4_PORT", "2")
     done = flux("queue", "list", "--json")
     assert (done.status, done.error["code"]) == (Status.UNREACHABLE, "unreachable")
     assert "./flux serve" in done.error["message"]

@@ -288,7 +288,8 @@ def test_compare_where_one_fails_cancels_the_other(
 ) -> None:
     """The first would draw for minutes; nobody waits for it."""
     prompt = f"raise {uuid.uuid4().hex}"
-    done = both("generate", prompt, "--compare", "-o", "out.png", "--steps", "100")
+    large = ("--size", "512x512", "--steps", "100")
+    done = both("generate", prompt, "--compare", "-o", "out.png", *large)
     assert done.status == Status.FAILED
     jobs = service.client.get("/jobs", params={"limit": 20}).json()["jobs"]
     (job,) = [job for job in jobs if job["request"]["prompt"] == prompt]

@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.service import RunningService
 
-PATIENCE_SECONDS = 60  # a limit, not a wait
+PATIENCE_SECONDS = 120  # a limit, not a wait
 ENDS = ("succeeded", "failed", "cancelled")
 
 

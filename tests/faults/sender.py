@@ -19,7 +19,7 @@ class Sender:
     """A connection of its own."""
 
     def __init__(self, service: RunningService) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", service.port), timeout=20)
+        self._socket = socket.create_connection(("127.0.0.1", service.port), timeout=60)
 
     def __enter__(self) -> Sender:
         return self

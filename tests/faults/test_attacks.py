@@ -10,13 +10,13 @@ import socket
 import time
 from collections.abc import Iterator
 
-import httpx2
 import pytest
 
 from api.server import build_app
 from tests.service import KeyedService, RunningService
 
-PATIENCE_SECONDS = 0.5
+PATIENCE_SECONDS = 1.0  # also between a connection and its first request, on a machine that is busy
+CLIENT_SECONDS = 60  # a limit, not a wait
 BODY = b'{"prompt": "a", "width": 128, "height": 128}'
 SIMPLE_FORMS = [  # what a page may send anywhere without asking first
     ("text/plain", BODY),
@@ -44,14 +44,16 @@ def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeyedService]:
 
 @contextlib.contextmanager
 def connected(service: RunningService) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", service.port), timeout=20) as connection:
+    address = ("127.0.0.1", service.port)
+    with socket.create_connection(address, timeout=CLIENT_SECONDS) as connection:
         yield connection
 
 
 def sent(service: RunningService, request: bytes) -> bytes:
-    """The whole answer to bytes as they are."""
+    """The whole answer to bytes as they are, of which the service may read no more than it refuses."""
     with connected(service) as connection:
-        connection.sendall(request)
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(request)
         return rest_of(connection)
 
 
@@ -301,7 +303,7 @@ def test_head_that_drips_is_ended(hasty: KeyedService, start: bytes) -> None:
     with connected(hasty) as connection:
         connection.sendall(start)
         assert drips_until_closed(connection) < 30 * PATIENCE_SECONDS
-    assert httpx2.get(f"{hasty.url}/health/live").status_code == 200
+    assert hasty.client.get("/health/live").status_code == 200
 
 
 def test_head_that_drips_on_a_used_connection_is_ended(hasty: KeyedService) -> None:
@@ -313,7 +315,7 @@ def test_head_that_drips_on_a_used_connection_is_ended(hasty: KeyedService) -> N
 
 def test_connection_that_asks_now_and_then_is_kept(hasty: KeyedService) -> None:
     """Longer than the patience for one request."""
-    connection = http.client.HTTPConnection("127.0.0.1", hasty.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", hasty.port, timeout=CLIENT_SECONDS)
     connection.connect()
     first = connection.sock.getsockname()
     for _ in range(4):
@@ -328,11 +330,11 @@ def drips_until_closed(connection: socket.socket, *, until_answer: bool = False)
     """Seconds that the other side listened to a byte now and then."""
     started = time.monotonic()
     connection.settimeout(0.05)
-    while time.monotonic() - started < 30:
+    while time.monotonic() - started < CLIENT_SECONDS:
         try:
             connection.sendall(b"a")
             if connection.recv(1, socket.MSG_PEEK) == b"" or until_answer:
-                connection.settimeout(20)
+                connection.settimeout(CLIENT_SECONDS)
                 return time.monotonic() - started
         except TimeoutError:
             continue
@@ -397,13 +399,14 @@ def test_chunks_beside_a_length_end_the_connection(engine_service: RunningServic
 def test_what_is_no_http_is_answered_like_every_wrong_request(
     engine_service: RunningService, request_: bytes
 ) -> None:
+    told = len(engine_service.log_path.read_text())
     answer = sent(engine_service, request_)
     head, _, content = answer.lower().partition(b"\r\n\r\n")
     assert status_of(answer) == 400
     for name in (b"x-request-id: ", b"x-content-type-options: nosniff", b"connection: close"):
         assert name in head
     assert json.loads(content)["code"] == "invalid_request"
-    assert "Traceback" not in engine_service.log()
+    assert "Traceback" not in engine_service.log_path.read_text()[told:]
 
 
 @pytest.mark.parametrize(
@@ -468,6 +471,6 @@ def test_keys_that_differ_early_and_late_are_refused_in_the_same_words(
     early, late = "x" + keyed_service.key[1:], keyed_service.key[:-1] + "x"
     said = set()
     for key in (early, late, "x", "x" * 4000):
-        answer = httpx2.get(f"{keyed_service.url}/jobs", headers={"X-API-Key": key})
+        answer = keyed_service.client.get("/jobs", headers={"X-API-Key": key})
         said.add((answer.status_code, answer.json()["detail"]))
     assert len(said) == 1 and said.pop()[0] == 401

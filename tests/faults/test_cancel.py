@@ -12,8 +12,9 @@ from tests.faults.listener import listen
 from tests.service import RunningService
 
 RACES = 60
-# How much later (or earlier) the next one comes after a cancel that won (or lost).
+# How much later (or earlier) the next one comes after a cancel that won (or lost); the longer the more alike came before.
 STEP_SECONDS = 0.004
+GROWTH = 1.5
 
 
 def cancel(service: RunningService, job_id: str) -> dict:
@@ -55,7 +56,7 @@ def raced(engine_service: RunningService) -> list[tuple[dict, dict, list[str]]]:
     Where that step is, on this machine as busy as it is, the cancels before have shown.
     """
     outcomes = []
-    after_seconds = 0.0
+    after_seconds, step_seconds = 0.0, STEP_SECONDS
     with ThreadPoolExecutor(2) as pool:
         for _ in range(RACES):
             job_id, name = hold(engine_service)
@@ -72,8 +73,10 @@ def raced(engine_service: RunningService) -> list[tuple[dict, dict, list[str]]]:
             answers = [each.result() for each in cancels]
             job = engine_service.wait_for_job(job_id)
             ends = [name for name in ends if name in ("succeeded", "failed", "cancelled")]
+            is_alike = bool(outcomes) and outcomes[-1][1]["status"] == job["status"]
             outcomes += [(answer, job, ends) for answer in answers]
-            after_seconds += STEP_SECONDS if job["status"] == "cancelled" else -STEP_SECONDS
+            step_seconds = step_seconds * GROWTH if is_alike else STEP_SECONDS
+            after_seconds += step_seconds if job["status"] == "cancelled" else -step_seconds
     engine_service.wait_for_workers()
     return outcomes
 

@@ -84,7 +84,7 @@ def ended(draining: RunningService) -> Iterator[Ended]:
         with connect(service, "/events", buffer_bytes=4096):
             began = told_to_end(service)
             ready = wait_until_draining(service)
-            refused = httpx2.post(f"{service.url}/jobs", json=BODY)  # a connection of its own
+            refused = httpx2.post(f"{service.url}/jobs", json=BODY, timeout=60)  # not a kept one
             service.release(name)
             status = service.process.wait(60)
             seconds = time.monotonic() - began

@@ -198,9 +198,9 @@ def test_child_that_was_killed_is_started_once_more(child: Child) -> None:
 def test_child_that_does_not_answer_any_more_is_noticed_before_there_is_a_picture(
     child: Child, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checker_process, "LOOK_SECONDS", 0.3)
     checker = child(READY + THERE + "time.sleep(60)")
     checker.prepare()
+    monkeypatch.setattr(checker_process, "LOOK_SECONDS", 0.3)
     with pytest.raises(ModelUnavailable, match="said nothing for 0.3 s"):
         checker.prepare()
 

@@ -27,11 +27,16 @@ def submit(service: RunningService, model: str = "embedded", **body: Any) -> htt
     return service.client.post(f"/v1/{model}", json={"prompt": "x", **body})
 
 
+def got(url: str, **headers: str) -> httpx2.Response:
+    """By a client that knows nothing but the address."""
+    return httpx2.get(url, headers=headers, timeout=WAIT_SECONDS)
+
+
 def polled(polling_url: str, key: str = "") -> dict[str, Any]:
     """As BFL's own example polls: until the status is none of those that go on."""
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
-        result = httpx2.get(polling_url, headers={"accept": "application/json", "x-key": key})
+        result = got(polling_url, accept="application/json", **{"x-key": key})
         if result.json()["status"] not in ("Pending", "Queued", "Processing"):
             return result.json()
         assert time.monotonic() < deadline
@@ -43,7 +48,7 @@ def drawn(service: RunningService, model: str = "embedded", **body: Any) -> Imag
     assert answer.status_code == 200, answer.text
     result = polled(answer.json()["polling_url"])
     assert result["status"] == "Ready", result
-    picture = Image.open(io.BytesIO(httpx2.get(result["result"]["sample"]).content))
+    picture = Image.open(io.BytesIO(got(result["result"]["sample"]).content))
     picture.load()
     return picture
 
@@ -62,13 +67,13 @@ def test_flow_of_a_client_with_a_key(keyed: RunningService) -> None:
     told = answer.json()
     assert set(told) >= {"id", "polling_url"}
     assert told["polling_url"] == f"{keyed.url}/v1/get_result?id={told['id']}"
-    assert httpx2.get(told["polling_url"]).status_code == 401
+    assert got(told["polling_url"]).status_code == 401
     result = polled(told["polling_url"], KEY)
     assert result["id"] == told["id"]
     assert result["result"]["seed"] == 7
     assert result["result"]["prompt"] == "a cat on its back legs"
     assert result["result"]["duration"] >= 0
-    picture = httpx2.get(result["result"]["sample"])
+    picture = got(result["result"]["sample"])
     assert picture.headers["content-type"] == "image/jpeg"
     assert Image.open(io.BytesIO(picture.content)).size == (128, 144)
 
@@ -148,8 +153,8 @@ def test_picture_is_begun_with(engine_service: RunningService) -> None:
 
 def test_progress_is_told_while_it_is_drawn(engine_service: RunningService) -> None:
     told = submit(engine_service, prompt="hold bfl-progress", width=128, height=128).json()
-    engine_service.wait_until(lambda: httpx2.get(told["polling_url"]).json()["progress"])
-    result = httpx2.get(told["polling_url"]).json()
+    engine_service.wait_until(lambda: got(told["polling_url"]).json()["progress"])
+    result = got(told["polling_url"]).json()
     assert (result["status"], result["result"]) == ("Pending", None)
     assert 0 < result["progress"] < 1
     engine_service.release("bfl-progress")

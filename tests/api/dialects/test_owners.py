@@ -46,7 +46,7 @@ def test_task_of_another_key_is_not_found(
     answer = theirs.get(told["polling_url"])
     assert (answer.status_code, answer.json()["status"]) == (404, "Task not found")
     sample = ours.get(told["polling_url"]).json()["result"]["sample"]
-    assert httpx2.get(sample).status_code == 200, "who was given the link may follow it"
+    assert keyed.client.get(sample).status_code == 200, "who was given the link may follow it"
 
 
 def test_run_of_another_key_is_neither_seen_nor_ended(

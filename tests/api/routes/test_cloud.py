@@ -191,13 +191,13 @@ def test_cloud_request_that_bfl_would_not_take_is_refused_by_field(
     clouded: RunningService, cloud: StandIn, body: dict[str, Any], field: str
 ) -> None:
     assert field in faulty_fields(in_cloud(clouded, **body))
-    assert cloud.calls == []
+    assert cloud.submits == []
 
 
 def test_cloud_takes_no_lora(clouded: RunningService, cloud: StandIn) -> None:
     answer = in_cloud(clouded, loras=[{"name": "sketch"}])
     assert answer.status_code == 409 and "takes no LoRAs" in answer.json()["detail"]
-    assert cloud.calls == []
+    assert cloud.submits == []
 
 
 def test_cloud_model_cannot_be_loaded(clouded: RunningService) -> None:
@@ -251,12 +251,12 @@ def test_cloud_jobs_in_line_are_counted_among_themselves(
         there = [clouded.submit("in line", model="flux-2-klein-4b") for _ in range(2)]
         assert clouded.job(here)["position"] == 1
         assert [clouded.job(job_id)["position"] for job_id in there] == [1, 2]
-        assert cloud.calls == []
+        assert cloud.submits == []
         assert clouded.client.post("/queue/clear").json()["cleared"] >= 3
     finally:
         clouded.client.post("/queue/resume")
     assert {clouded.job(job_id)["status"] for job_id in there} == {"cancelled"}
-    assert cloud.calls == []
+    assert cloud.submits == []
 
 
 def test_cloud_jobs_in_line_take_no_place_of_others_and_keep_to_the_days_budget(
@@ -293,7 +293,7 @@ def test_cloud_cancel_before_it_was_asked_costs_nothing(
     finally:
         clouded.client.post("/queue/resume")
     assert answer["cancelled"] is True and "note" not in answer
-    assert cloud.calls == []
+    assert cloud.submits == []
 
 
 def test_cloud_retry_asks_once_more(clouded: RunningService, cloud: StandIn) -> None:

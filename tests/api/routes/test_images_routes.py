@@ -163,7 +163,7 @@ def test_image_thumbnail_at_once_by_many_is_whole(engine_service: RunningService
     image = drawn(engine_service, width=512, height=512)
     url = f"{engine_service.url}/images/{image['id']}/thumbnail"
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: httpx2.get(url), range(8)))
+        answers = list(pool.map(lambda _: httpx2.get(url, timeout=120), range(8)))
     assert {answer.status_code for answer in answers} == {200}
     for answer in answers:
         Image.open(io.BytesIO(answer.content)).load()

@@ -9,20 +9,14 @@ from pathlib import Path
 import pytest
 
 from config.catalog import load_catalog
+from config.settings import ROOT
 from tests import hub as stand_in
 from tests.hub import Hub
 from tests.service import ENGINE_MAIN, RunningService
 from tests.tiny_models import tiny_model
-from utils import main_memory
 
 ROW = load_catalog()["stable-diffusion-v1-5"]
 SIZE = {"width": ROW.min_size, "height": ROW.min_size, "steps": 1, "seed": 1}
-
-# The service knows the row's size and not how small the stand-in for its weights is.
-pytestmark = pytest.mark.skipif(
-    main_memory.free_gib() < 3 * ROW.memory_gib["bf16"],
-    reason="less main memory is free than the service would ask for",
-)
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +32,10 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
 @pytest.fixture(scope="module")
 def service(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    """It knows the row's size, and neither how small the stand-in for its weights is nor how much others leave free."""
     running = RunningService(
         tmp_path_factory.mktemp("memory"),
+        main=ROOT / "tests" / "main_roomy.py",
         HF_ENDPOINT=hub.url,
         HF_HUB_OFFLINE="0",
         FLUX_ALLOW_DOWNLOAD="true",

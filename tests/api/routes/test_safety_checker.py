@@ -16,7 +16,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import httpx2
 import pytest
 from PIL import Image, ImageChops
 from websockets.sync.client import connect
@@ -27,7 +26,7 @@ from config.settings import ModelSettings, Settings
 from models.safety import HUB_ID
 from tests.api.dialects.comfy_prompts import ksampler, node
 from tests.safety_weights import classifier
-from tests.service import ENGINE_MAIN, RunningService
+from tests.service import ENGINE_MAIN, START_SECONDS, RunningService
 from utils.line import Lane
 from utils.metadata import read_request
 
@@ -262,7 +261,7 @@ def by_openai(service: RunningService) -> list[bytes]:
     told = service.client.post("/v1/images/generations", json=body).json()["data"][0]
     body["response_format"] = "url"
     linked = service.client.post("/v1/images/generations", json=body).json()["data"][0]
-    return [base64.b64decode(told["b64_json"]), httpx2.get(linked["url"]).content]
+    return [base64.b64decode(told["b64_json"]), service.client.get(linked["url"]).content]
 
 
 def hold(service: RunningService) -> Callable[[], None]:
@@ -307,7 +306,7 @@ def by_bfl(service: RunningService) -> list[bytes]:
         return service.client.get(f"/v1/get_result?id={asked['id']}").json()
 
     service.wait_until(lambda: result()["status"] == "Ready")
-    return [httpx2.get(result()["result"]["sample"]).content]
+    return [service.client.get(result()["result"]["sample"]).content]
 
 
 def by_comfy(service: RunningService) -> list[bytes]:
@@ -316,7 +315,8 @@ def by_comfy(service: RunningService) -> list[bytes]:
     prompt["5"]["inputs"]["height"] = 128
     prompt["10"] = node("SaveImageWebsocket", images=["8", 0])
     found, names = [], []
-    with connect(f"{service.url.replace('http', 'ws')}/ws?clientId={client}") as socket:
+    address = f"{service.url.replace('http', 'ws')}/ws?clientId={client}"
+    with connect(address, open_timeout=START_SECONDS) as socket:
         body = {"prompt": prompt, "client_id": client}
         prompt_id = service.client.post("/prompt", json=body).json()["prompt_id"]
         for message in socket:
@@ -345,7 +345,9 @@ def by_events(service: RunningService) -> list[bytes]:
             found += re.findall(r"data:image/jpeg;base64,([A-Za-z0-9+/=]+)", line)
             if found:
                 let_go()
-            if line == "event: succeeded":
+            if (
+                found and line == "event: succeeded"
+            ):  # of this job: one before it has no preview here
                 break
     assert found, "no preview came"
     return [base64.b64decode(each) for each in found]

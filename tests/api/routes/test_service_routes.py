@@ -39,6 +39,7 @@ BUILT = {
 
 
 def test_health_of_a_service_that_can_serve(engine_service: RunningService) -> None:
+    engine_service.wait_for_workers()
     for path in ("/health", "/health/ready"):
         answer = engine_service.client.get(path)
         assert (answer.status_code, answer.json()["status"]) == (200, "ok")
@@ -81,7 +82,7 @@ def test_gpu_info_without_a_gpu_says_why(engine_service: RunningService) -> None
 def test_queue_shows_who_runs_and_how_many_wait(engine_service: RunningService) -> None:
     gate = uuid.uuid4().hex
     running = engine_service.submit(f"hold {gate}")
-    engine_service.wait_for_job(running, "running")
+    engine_service.wait_until_at_work(running)
     waiting = [engine_service.submit() for _ in range(2)]
     queue = engine_service.client.get("/queue").json()
     engine_service.release(gate)
@@ -94,9 +95,11 @@ def test_queue_shows_who_runs_and_how_many_wait(engine_service: RunningService) 
 
 
 def test_queue_stats_count_jobs_by_status(engine_service: RunningService) -> None:
+    engine_service.wait_until_quiet()
     before = engine_service.client.get("/queue-stats").json()
     engine_service.wait_for_job(engine_service.submit("raise"))
     engine_service.wait_for_job(engine_service.submit())
+    engine_service.wait_until_quiet()
     after = engine_service.client.get("/queue-stats").json()
     assert after["failed"] - before["failed"] == 1
     assert after["succeeded"] - before["succeeded"] == 1

@@ -173,12 +173,12 @@ def test_a_process_that_was_killed_leaves_work_that_another_ends(
 ) -> None:
     out = tmp_path / "tiny-fp4"
     code = (
-        "import sys; from pathlib import Path; from utils.worker.quick_import import quick_import;"
+        "import sys, time; from pathlib import Path; from utils.worker.quick_import import quick_import;"
         "tiny_job = quick_import('tests.models.fp4.conftest').tiny_job;"
         "import torch; from models.fp4 import lowrank, quantize, work;"
         "torch.set_num_threads(1); lowrank.ROUNDS = 1;"
         "job = tiny_job(Path(sys.argv[1]), Path(sys.argv[2]),"
-        " on_progress=lambda what, done: print(what, flush=True));"
+        " on_progress=lambda what, done: print(what, flush=True) or 'transformer' in what and time.sleep(600));"
         "lock = work.locked(job.out, lambda: None); lock.__enter__(); quantize.quantize_folder(job)"
     )
     with subprocess.Popen(

@@ -195,11 +195,11 @@ def test_token_is_not_sent_on_to_another_server(
 def test_silent_server_is_given_up(cache: RepoCache, hub: Hub) -> None:
     file = vae()
     hub.gate.clear()
-    impatient = Patience(silence_seconds=0.1, tries=2, first_pause_seconds=0.01)
+    impatient = Patience(silence_seconds=0.5, tries=2, first_pause_seconds=0.01)
     began = time.monotonic()
     with pytest.raises(ModelUnavailable, match="ReadTimeout.*2 times without progress"):
         bring(cache, file, patience=impatient)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 30  # when the stand-in would go on
     assert cache.part(file).stat().st_size > 0, "what came is kept"
 
 
@@ -211,7 +211,7 @@ def test_server_that_trickles_is_given_up(hub: Hub, cache: RepoCache) -> None:
         silence_seconds=5, window_seconds=0.2, window_bytes=2000, tries=2, first_pause_seconds=0.01
     )
     try:
-        with pytest.raises(ModelUnavailable, match="bytes came in 0 s"):
+        with pytest.raises(ModelUnavailable, match=r"bytes came in \d+ s"):
             bring(cache, file, patience=impatient)
     finally:
         trickle.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 
 import pytest
@@ -18,11 +19,12 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     return lines
 
 
-def listened(*writes: bytes) -> None:
-    """Listen to a pipe into which these are written, one after the other, until it is closed."""
+def listened(*writes: bytes) -> str:
+    """Listen to a pipe into which these are written, one after the other, until it is closed; returns its name in /proc."""
 
-    async def listen_to() -> None:
+    async def listen_to() -> str:
         ours, theirs = os.pipe()
+        name = f"pipe:[{os.fstat(ours).st_ino}]"
         listening = asyncio.create_task(said.listen(ours, "gpu0"))
         for data in writes:
             view = memoryview(data)
@@ -31,8 +33,9 @@ def listened(*writes: bytes) -> None:
             await asyncio.sleep(0)
         os.close(theirs)
         await asyncio.wait_for(listening, 60)
+        return name
 
-    asyncio.run(listen_to())
+    return asyncio.run(listen_to())
 
 
 def test_listen_tells_each_line_with_its_worker(heard: list[tuple[str, str]]) -> None:
@@ -80,7 +83,8 @@ def test_listen_line_without_an_end_is_not_kept_for_ever(
 
 
 def test_listen_closes_the_pipe(heard: list[tuple[str, str]]) -> None:
-    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
-    listened(b"one\n")
-    if before is not None:
-        assert len(os.listdir("/proc/self/fd")) == before
+    pipe, open_files = listened(b"one\n"), []
+    for handle in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # another thread's, closed meanwhile
+            open_files.append(os.readlink(f"/proc/self/fd/{handle}"))
+    assert open_files and pipe not in open_files
