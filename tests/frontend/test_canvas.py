@@ -382,6 +382,7 @@ def test_canvas_workflow_is_kept_in_the_browser_and_opened_again(
     page.get_by_role("button", name="Open FP4 against BF16").click()
     expect(node(page, "compare")).to_be_visible()
     page.reload()
+    is_ready(page)
     page.click("#workflow")
     page.get_by_role("button", name="Open mine <b>").click()
     expect(prompt(page)).to_have_value("kept words")

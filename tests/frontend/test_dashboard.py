@@ -99,6 +99,8 @@ def dashboard(engine_service: RunningService, open_page: OpenPage):
         page.route("**/dashboard/api/*", tell)
         page.goto(f"{engine_service.url}/ui/dashboard.html")
         expect(page.locator("#nodes .card")).to_have_count(3)
+        for place in ("#day", "#recent", "#decisions"):  # each is told by itself
+            expect(page.locator(place)).to_contain_text(MARKUP)
         return page
 
     return opened

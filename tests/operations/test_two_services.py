@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from models.precision import known_precisions, profile_of
-from tests.service import ENGINE_MAIN, RunningService
+from tests.service import ENGINE_MAIN, START_SECONDS, RunningService
 
 pytestmark = pytest.mark.skipif(
     profile_of("fp4").loader is None, reason=f"no FP4 loader: {profile_of('fp4').not_built}"
@@ -52,7 +52,7 @@ class Pair:
         for service in self.running.values():
             service.start(wait=False)
         for service in self.running.values():
-            service.wait_until(service._answers, 60, "did not answer")
+            service.wait_until(service._answers, START_SECONDS, "did not answer")
             service.wait_for_workers()
 
     def _service(self, precision: str) -> RunningService:
