@@ -38,8 +38,8 @@ from models.types import (
     Stage,
 )
 from utils import images, input_pictures, log_context, logs, metadata
+from utils.worker import compile_cache, events
 from utils.worker import device as devices
-from utils.worker import events
 from utils.worker.config import WorkerConfig
 from utils.worker.drawing import JobInHand, Run
 from utils.worker.inspection import Inspection
@@ -429,6 +429,7 @@ def main() -> None:
     config = WorkerConfig.from_argument(sys.argv[1])
     logs.configure_worker(config.name, config.log_level)
     connection = socket.socket(fileno=config.socket_fd)
+    compile_cache.require_usable()
     try:
         Child(config, connection, load_catalog()).run()
     except BrokenPipeError:
