@@ -62,7 +62,7 @@ SD_SAFETY_CHECKER=flag
 def test_dockerfile_is_clean() -> None:
     hadolint = Path(sys.prefix) / "bin" / "hadolint"
     done = subprocess.run(
-        [hadolint, "Dockerfile"], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [hadolint, "Dockerfile"], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -141,7 +141,7 @@ class App:
 
     def command(self, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            words, cwd=self.folder, env={**self.environ, **environ}, capture_output=True, text=True, timeout=60,
+            words, cwd=self.folder, env={**self.environ, **environ}, capture_output=True, text=True, timeout=120,
         )  # fmt: skip
 
     def run(self, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -256,7 +256,7 @@ def compose(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         env={"PATH": os.environ["PATH"], "HOME": str(folder)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return yaml.safe_load(done.stdout)
@@ -362,7 +362,7 @@ def test_prometheus_finds_the_services_and_its_rules(
     shutil.copy(monitoring / "alerts.yml", tmp_path)
     (tmp_path / "metrics.key").write_text(KEY)
     done = subprocess.run(
-        ["promtool", "check", "config", "prometheus.yml"], cwd=tmp_path, capture_output=True, text=True, timeout=60,
+        ["promtool", "check", "config", "prometheus.yml"], cwd=tmp_path, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     (job,) = yaml.safe_load(text)["scrape_configs"]

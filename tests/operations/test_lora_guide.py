@@ -30,7 +30,7 @@ def test_guide_commands_do_what_it_says_in_their_order(
         command = command.replace("127.0.0.1:8001", f"127.0.0.1:{engine_service.port}")
         command = command.replace("curl ", "curl --fail-with-body ", 1)
         done = subprocess.run(
-            shlex.split(command), cwd=tmp_path, capture_output=True, text=True, timeout=60
+            shlex.split(command), cwd=tmp_path, capture_output=True, text=True, timeout=120
         )
         assert done.returncode == 0, (command, done.stdout, done.stderr)
         answers.append(json.loads(done.stdout) if done.stdout else None)

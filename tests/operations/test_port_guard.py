@@ -80,7 +80,7 @@ def guard(checkout: Path, port: int | str, *more: str) -> subprocess.CompletedPr
         env=clean_environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
 
 
@@ -109,7 +109,7 @@ def test_earlier_instance_is_ended_with_its_children(
     done = guard(checkout, port)
     assert (done.returncode, done.stdout) == (0, f"{port}\n")
     assert f"pid {started.pid}" in done.stderr
-    assert started.wait(60) == 0
+    assert started.wait(120) == 0
     assert wait_until_gone(child)
 
 
@@ -146,7 +146,7 @@ def test_pid_that_a_file_names_is_not_believed(checkout: Path, listen: Listen) -
             (folder / name).write_text(f"{stranger.pid}\n")
     started, _ = listen(port)
     assert guard(checkout, port).returncode == 0
-    assert started.wait(60) == 0 and stranger.poll() is None
+    assert started.wait(120) == 0 and stranger.poll() is None
 
 
 def test_end_of_a_pid_that_another_program_has_by_now_ends_nothing(listen: Listen) -> None:
@@ -180,7 +180,7 @@ def test_page_server_of_this_checkout_is_ended(checkout: Path) -> None:
             assert page.poll() is None
             time.sleep(0.02)
         assert guard(checkout, port, "--page", "frontend").returncode == 0
-        assert page.wait(60) == -signal.SIGTERM
+        assert page.wait(120) == -signal.SIGTERM
 
 
 def test_instance_that_ignores_sigterm_is_killed(checkout: Path, listen: Listen, capsys) -> None:
@@ -188,7 +188,7 @@ def test_instance_that_ignores_sigterm_is_killed(checkout: Path, listen: Listen,
     started, child = listen(port, how="stubborn")
     is_ours = port_guard.runs_script(checkout / "main_bf16.py")
     assert port_guard.take_port("127.0.0.1", port, is_ours, stop_seconds=0.3) == port
-    assert started.wait(60) == -signal.SIGKILL
+    assert started.wait(120) == -signal.SIGKILL
     assert wait_until_gone(child)
     assert "did not end in time" in capsys.readouterr().err
 
@@ -197,7 +197,7 @@ def test_child_that_an_instance_leaves_behind_is_killed(checkout: Path, listen: 
     port = free_port()
     started, child = listen(port, how="careless")
     assert guard(checkout, port).returncode == 0
-    assert started.wait(60) == 0
+    assert started.wait(120) == 0
     assert wait_until_gone(child)
 
 

@@ -88,8 +88,8 @@ class Newcomer:
     def ctrl_c(self, running: subprocess.Popen[str]) -> int:
         family = psutil.Process(running.pid).children(recursive=True)
         running.send_signal(signal.SIGINT)
-        running.communicate(timeout=60)
-        _, alive = psutil.wait_procs(family, timeout=60)
+        running.communicate(timeout=120)
+        _, alive = psutil.wait_procs(family, timeout=120)
         assert family and not alive
         return running.returncode
 
@@ -207,7 +207,7 @@ def test_readme_start_script_command_is_accepted(checkout: Path, command: str) -
         env=clean_environment(BF16_PORT=free_port(), FP4_PORT=free_port()),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert (done.returncode, done.stdout) == (0, "started\n"), done.stderr
 

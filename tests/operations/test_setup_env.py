@@ -346,7 +346,7 @@ def test_setup_of_a_checkout_that_can_only_be_read_says_who_must_do_it(bare: Che
     else:
         bare.root.chmod(0o555)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     finally:
         bare.root.chmod(0o755)
     if "unshare" in done.stderr or "mount:" in done.stderr:

@@ -61,12 +61,12 @@ class Started:
 
     def ctrl_c(self) -> int:
         os.killpg(self.process.pid, signal.SIGINT)
-        return self.process.wait(60)
+        return self.process.wait(120)
 
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.terminate()
-            self.process.wait(60)
+            self.process.wait(120)
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def run() -> Iterator[Callable[..., Started]]:
 
 
 def assert_all_gone(family: list[psutil.Process]) -> None:
-    _, alive = psutil.wait_procs(family, timeout=60)
+    _, alive = psutil.wait_procs(family, timeout=120)
     assert not alive
 
 
@@ -118,9 +118,9 @@ def test_start_says_where_all_is_and_draws_a_picture_by_its_curl_line(
             assert profile_of(name).not_built in said
             continue
         assert re.search(rf"{profile_of(name).title} +http://127.0.0.1:{port} ", said)
-        assert httpx2.get(f"http://127.0.0.1:{port}/info", timeout=60).json()["precision"] == name
+        assert httpx2.get(f"http://127.0.0.1:{port}/info", timeout=120).json()["precision"] == name
     assert re.search(r"model +embedded: \S", said)
-    assert httpx2.get(f"http://127.0.0.1:{up.ports['PAGE_PORT']}/", timeout=60).status_code == 200
+    assert httpx2.get(f"http://127.0.0.1:{up.ports['PAGE_PORT']}/", timeout=120).status_code == 200
 
     curl = shlex.split(
         next(line for line in said.splitlines() if line.lstrip().startswith("curl "))
@@ -134,7 +134,7 @@ def test_start_says_where_all_is_and_draws_a_picture_by_its_curl_line(
 def test_start_lets_the_page_call_the_service(up: Started) -> None:
     page = f"http://127.0.0.1:{up.ports['PAGE_PORT']}"
     service = f"http://127.0.0.1:{up.ports['BF16_PORT']}"
-    answer = httpx2.get(f"{service}/info", headers={"Origin": page}, timeout=60)
+    answer = httpx2.get(f"{service}/info", headers={"Origin": page}, timeout=120)
     assert answer.headers["access-control-allow-origin"] == page
 
 
@@ -147,7 +147,7 @@ def test_start_ends_all_of_it_at_ctrl_c(up: Started) -> None:
 
 def test_start_when_the_service_refuses_says_why(run, light: Path) -> None:
     started = run(light, FLUX_MODEL="no-such-model")
-    assert started.process.wait(60) == 1
+    assert started.process.wait(120) == 1
     assert "no-such-model" in started.said()
     assert re.search(r"the (FP4|BF16) service ended \(exit status 78\)", started.said())
 
@@ -156,7 +156,7 @@ def test_start_when_the_service_refuses_says_why(run, light: Path) -> None:
 def test_start_names_another_program_on_a_port_and_leaves_it(run, light: Path, name: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         started = run(light, **{name: other.getsockname()[1]})
-        assert started.process.wait(60) == 3
+        assert started.process.wait(120) == 3
         assert f"pid {os.getpid()}" in started.said()
         with socket.create_connection(other.getsockname()):
             pass
@@ -164,7 +164,7 @@ def test_start_names_another_program_on_a_port_and_leaves_it(run, light: Path, n
 
 def test_start_with_a_wrong_page_port_names_it(run, light: Path) -> None:
     started = run(light, PAGE_PORT="nine")
-    assert started.process.wait(60) == 2
+    assert started.process.wait(120) == 2
     assert "PAGE_PORT takes a port from 1 to 65535, not 'nine'" in started.said()
 
 
@@ -228,10 +228,10 @@ def test_start_with_both_services_keeps_one_when_the_other_dies(run, both_built:
     assert "the FP4 service ended (exit status 137)" in said
     assert "the end of logs/fp4.out" in said
     assert "made-up service" in said
-    assert httpx2.get(f"{urls['bf16']}/info", timeout=60).status_code == 200
+    assert httpx2.get(f"{urls['bf16']}/info", timeout=120).status_code == 200
 
     started.service("bf16").kill()
-    assert started.process.wait(60) == 1
+    assert started.process.wait(120) == 1
     assert "the BF16 service ended (exit status 137)" in started.said()
     assert_all_gone(family)
 
@@ -245,7 +245,7 @@ def test_start_goes_on_without_a_service_that_is_not_built_until_the_other_dies(
     assert str(started.ports["FP4_PORT"]) not in started.said()
     family = started.family()
     started.service().kill()
-    assert started.process.wait(60) == 1
+    assert started.process.wait(120) == 1
     assert "the BF16 service ended (exit status 137)" in started.said()
     assert "the end of logs/bf16.out" in started.said()
     assert_all_gone(family)
@@ -260,28 +260,28 @@ def test_start_replaces_an_earlier_one_on_its_ports_and_ends_when_its_page_dies(
     later = run(both_built, **earlier.ports)
     later.wait_until_up()
     assert "ending the earlier instance" in later.said()
-    assert earlier.process.wait(60) == 1
+    assert earlier.process.wait(120) == 1
     assert_all_gone(family)
     assert later.service("bf16").is_running() and later.service("fp4").is_running()
     assert later.process.poll() is None
 
     family = later.family()
     next(process for process in family if "http.server" in process.cmdline()).kill()
-    assert later.process.wait(60) == 1
+    assert later.process.wait(120) == 1
     assert "the page ended (exit status 137)" in later.said()
     assert_all_gone(family)
 
 
 def test_start_when_a_service_fails_before_both_are_up_ends_the_rest(run, both_built: Path) -> None:
     started = run(both_built, BROKEN="main_fp4")
-    assert started.process.wait(60) == 1
+    assert started.process.wait(120) == 1
     assert "the FP4 service ended (exit status 1)" in started.said()
     assert "going on" not in started.said()
 
 
 def test_start_refuses_one_port_for_two_services(run, both_built: Path) -> None:
     started = run(both_built, FLUX_PORT=free_port())
-    assert started.process.wait(60) == 2
+    assert started.process.wait(120) == 2
     assert "set BF16_PORT and FP4_PORT" in started.said()
 
 
@@ -290,6 +290,6 @@ def test_start_refuses_one_port_that_is_given_twice(
     run, both_built: Path, names: tuple[str, str]
 ) -> None:
     started = run(both_built, **dict.fromkeys(names, free_port()))
-    assert started.process.wait(60) == 2
+    assert started.process.wait(120) == 2
     assert all(name in started.said() for name in names)
     assert "give each a port of its own" in started.said()

@@ -35,7 +35,7 @@ def start(checkout: Path) -> Start:
             env=clean_environment(**{"FLEET_PORT": free_port(), **environ}),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
         )
 
     return run
@@ -154,5 +154,5 @@ def test_start_fleet_stop_during_setup_ends_the_setup(
         time.sleep(0.02)
     installs = psutil.Process(int(noted.read_text()))
     process.send_signal(number)
-    assert process.wait(60) == status
-    installs.wait(60)
+    assert process.wait(120) == status
+    installs.wait(120)

@@ -57,7 +57,7 @@ def run_script(path: Path, *flags: str, **environ: str | int) -> subprocess.Comp
         env=clean_environment(**{**ports, **environ}),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
 
 

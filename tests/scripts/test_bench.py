@@ -317,7 +317,7 @@ def test_interrupted_run_leaves_no_process_and_no_folder(number: int, tmp_path: 
     else:
         pytest.fail(f"the part did not begin: {process.communicate()}")
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130 and "without figures are: stays" in err
     assert not psutil.pid_exists(int(pid)) and not Path(folder).exists()
 

@@ -47,7 +47,7 @@ def test_stand_in_starts_as_the_guide_says_and_says_how_to_use_it() -> None:
             # The port is taken from the start: who comes early waits until it is answered.
             answer = httpx2.get(f"http://127.0.0.1:{port}/v1/credits", headers=HEADERS, timeout=30)
             assert answer.json() == {"credits": 1000.0}
-            again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+            again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
             assert again.returncode == 1 and "--port" in again.stderr
         finally:
             running.terminate()

@@ -153,6 +153,6 @@ def test_open_address_with_a_key_of_the_script_starts(
     service = start_engine(
         wait_for_workers=False, FLUX_HOST="0.0.0.0", FLUX_DATA_DIR=str(tmp_path / "data")
     )
-    with contextlib.closing(httpx2.Client(base_url=service.url, timeout=60)) as client:
+    with contextlib.closing(httpx2.Client(base_url=service.url, timeout=120)) as client:
         assert client.get("/info").status_code == 401
         assert client.get("/info", headers={"x-key": secret.strip()}).status_code == 200

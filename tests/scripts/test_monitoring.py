@@ -25,7 +25,7 @@ def promtool(*arguments: str, stdin: str = "") -> None:
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
