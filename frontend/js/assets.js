@@ -16,11 +16,23 @@ export const isAsset = source => source.startsWith(PREFIX);
 
 /** @type {Fn.keepAsset} */
 export async function keepAsset(blob) {
+	const picture = await asTaken(blob);
 	const name = PREFIX + randomHex(12);
-	memory.set(name, blob);
+	memory.set(name, picture);
 	// With storage off or full the picture is there until the page is closed.
-	await within("readwrite", files => files.put(blob, name)).catch(() => {});
+	await within("readwrite", files => files.put(picture, name)).catch(() => {});
 	return name;
+}
+
+/** In a format that a service takes. @param {Blob} blob */
+async function asTaken(blob) {
+	const bitmap = await createImageBitmap(blob).catch(() => {
+		throw new Error("this browser cannot read the picture");
+	});
+	if (/png|jpeg|webp/.test(blob.type)) return blob;
+	const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
+	canvas.getContext("2d")?.drawImage(bitmap, 0, 0);
+	return canvas.convertToBlob();
 }
 
 /** @type {Fn.readAsset} */

@@ -12,7 +12,7 @@ export function ownService(page) {
 	return /^\/(?:ui|docs)(?:\/|$)/.test(page.pathname) ? page.origin : null;
 }
 
-/** Both services: the one that serves the page, the ones named by `?fp4=http://127.0.0.1:PORT` and `?bf16=…`, else the ones on the usual ports of the page's machine. An empty name means that there is none. An address elsewhere is `refused`: prompts and keys go to this machine only. @type {Fn.serviceAddresses} */
+/** @type {Fn.serviceAddresses} */
 export function serviceAddresses(page, own = null) {
 	const origin = ownService(page);
 	// Beside a service that is not on its usual port, the other one is not known.

@@ -4,7 +4,7 @@ import {ICONS} from "./icons.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** The element, which must be there. One whose selector begins with a tag is of its type. @type {Fn.find} */
+/** @type {Fn.find} */
 export function find(selector, root = document) {
 	const found = root.querySelector(selector);
 	if (found) return /** @type {any} */ (found);
@@ -76,6 +76,24 @@ export function focusFirstField(node) {
 			observer.disconnect();
 			if (document.activeElement === focused) focusFirstField(node);
 		}).observe(body, {childList: true});
+	}
+}
+
+/** `navigator.clipboard` is missing on pages served without TLS by name. @param {string} text */
+export async function copyText(text) {
+	try {
+		await navigator.clipboard.writeText(text);
+		return true;
+	} catch {
+		const before = document.activeElement;
+		const field = make("textarea.unseen", {"aria-hidden": "true"});
+		field.value = text;
+		(document.querySelector("dialog[open]") ?? document.body).append(field);
+		field.select();
+		const isDone = document.execCommand("copy");
+		field.remove();
+		if (before instanceof HTMLElement) before.focus();
+		return isDone;
 	}
 }
 

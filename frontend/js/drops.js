@@ -1,9 +1,9 @@
 /** Files that are dropped anywhere on the page, or pasted. */
 
-import {find} from "./dom.js";
+import {find, isTyping} from "./dom.js";
 
 /** @type {Fn.mountDrops} */
-export function mountDrops({store, opener}, canvas) {
+export function mountDrops({store, editor, opener}, canvas) {
 	const veil = find("#veil");
 	/** @type {Timer} */
 	let timer;
@@ -24,9 +24,17 @@ export function mountDrops({store, opener}, canvas) {
 		void opener.open(files, isOnGround ? canvas.placeOf(event) : null);
 	});
 	document.addEventListener("paste", event => {
-		const files = [...(event.clipboardData?.files ?? [])];
-		if (!files.length) return;
-		event.preventDefault();
-		void opener.open(files);
+		const {clipboardData, target} = event;
+		const files = [...(clipboardData?.files ?? [])];
+		if (files.length) {
+			event.preventDefault();
+			void opener.open(files);
+		} else if (store.state.view === "canvas" && !isTyping(target)) {
+			try {
+				editor.paste(clipboardData?.getData("text/plain") ?? "");
+			} catch {
+				store.say("What was copied is no node of this page.");
+			}
+		}
 	});
 }

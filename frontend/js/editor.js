@@ -1,20 +1,26 @@
 /** Edits of the graph, as commands that can be undone; what is selected; what was copied. */
 
+import {copyText} from "./dom.js";
 import * as commands from "./graph/commands.js";
-import {freeIds, newNode} from "./graph/graph.js";
+import {freeIds, newNode, nodesOf, wiresInto, wiresOf} from "./graph/graph.js";
 import * as history from "./graph/history.js";
+import {mainSampler} from "./graph/plan.js";
+import {parse, serialise} from "./graph/workflow.js";
 
 /** Keystrokes with less between them are undone together. */
 const SERIES_MS = 1200;
 const BESIDE_PX = 40;
+const BELOW_PX = 400;
 
 /** @type {Fn.newEditor} */
 export function newEditor(store) {
 	let lastSeries = "";
 	let lastAt = 0;
-	/** @type {Fragment} */
-	let copied = {nodes: [], wires: []};
-	let pastes = 0;
+	/** What was pasted last, and how often. */
+	let [pasted, pastes] = ["", 0];
+	/** What went with a graph that another one took the place of. @type {WeakMap<Command, ReturnType<typeof aside>>} */
+	const asides = new WeakMap();
+	const aside = () => (({workflow, shown, toShow}) => ({workflow, shown, toShow}))(store.state);
 	/** @type {Editor} */
 	const own = {
 		get graph() {
@@ -52,7 +58,9 @@ export function newEditor(store) {
 		},
 
 		replace(graph, label, workflow = "") {
-			own.do(commands.replaceAll(own.graph, graph, label));
+			const command = commands.replaceAll(own.graph, graph, label);
+			asides.set(command, aside());
+			own.do(command);
 			own.endSeries();
 			// What the nodes of the graph before have drawn is not these ones', though their ids may be the same.
 			store.set({workflow, selection: [], selectedWire: null, faults: {}, shown: {}, toShow: {}});
@@ -67,16 +75,31 @@ export function newEditor(store) {
 			own.do(selectedWire ? commands.disconnect(own.graph, [selectedWire]) : commands.removeNodes(own.graph, selection));
 		},
 
-		copy() {
-			copied = commands.copy(own.graph, store.state.selection);
-			pastes = 0;
-			return copied.nodes.length;
+		useAsInput(image, place) {
+			const {graph} = own;
+			const sampler = mainSampler(graph);
+			const there = sampler && wiresInto(graph, sampler.id, "image")[0]?.from.node;
+			if (!place && there && graph.nodes[there]?.kind === "image-input") return own.setValues(there, {image});
+			const below = () => Math.max(0, ...nodesOf(graph).map(({y}) => y)) + BELOW_PX;
+			const node = newNode(freeIds(graph, "nodes")(), "image-input", place ?? {x: (sampler?.x ?? 0) - BELOW_PX, y: below()}, {image});
+			const wire = sampler && !(place && there) ? commands.connecting(`${node.id}.image`, `${sampler.id}.image`) : () => null;
+			own.do(commands.together("add Image input", graph, [() => commands.addNode(node), wire]));
+			own.select([node.id]);
 		},
 
-		paste() {
-			pastes += 1;
+		async copy() {
+			const {graph} = own;
+			const {selection} = store.state;
+			const others = commands.removeNodes(graph, Object.keys(graph.nodes).filter(id => !selection.includes(id)));
+			const text = JSON.stringify(serialise(others ? commands.execute(graph, others) : graph, ""));
+			if (selection.length && (await copyText(text))) store.say("Copied.");
+		},
+
+		paste(text) {
+			const {graph} = parse(JSON.parse(text));
+			[pasted, pastes] = [text, text === pasted ? pastes + 1 : 1];
 			const by = BESIDE_PX * pastes;
-			put(commands.paste(own.graph, copied, {x: by, y: by}));
+			put(commands.paste(own.graph, {nodes: nodesOf(graph), wires: wiresOf(graph)}, {x: by, y: by}));
 		},
 
 		duplicate() {
@@ -91,6 +114,11 @@ export function newEditor(store) {
 		const command = document.history[from].at(-1);
 		own.endSeries();
 		set(by(document));
+		const before = command && asides.get(command);
+		if (before) {
+			asides.set(command, aside());
+			store.set(before);
+		}
 		store.say(command ? `${words}: ${command.label}.` : `There is nothing to ${verb}.`);
 	}
 

@@ -30,15 +30,14 @@ export function mountKeys(app, canvas, openHelp) {
 		if (name === "y" || (name === "z" && shiftKey)) return () => editor.redo(); // of the whole graph: what is typed is a part of it
 		if (name === "z") return () => editor.undo();
 		if (isTyping(target) || store.state.view !== "canvas") return undefined;
+		const copy = () => void editor.copy();
 		const cut = () => {
-			editor.copy();
+			copy();
 			editor.deleteSelected();
 		};
-		const copy = () => void (editor.copy() && store.say("Copied."));
 		/** @type {Record<string, () => void>} */
 		const acts = {
 			a: () => editor.select(Object.keys(editor.graph.nodes)),
-			v: () => editor.paste(),
 			d: () => editor.duplicate(),
 			...(document.getSelection()?.isCollapsed !== false && {c: copy, x: cut}) // else it is text that is copied
 		};

@@ -32,11 +32,16 @@ export function newLibrary(connections, store, editor, reveal) {
 
 		async add(files, place = null) {
 			const ids = addNodes(files.map(() => null), place);
-			await Promise.all(files.map((file, index) => own.fill(String(ids[index]), file)));
+			const fill = async (/** @type {File} */ file, /** @type {string} */ id) => {
+				await own.fill(id, file);
+				const name = editor.graph.nodes[id]?.values.name;
+				if (name && isThere(String(name), id)) editor.do(commands.removeNodes(editor.graph, [id]));
+			};
+			await Promise.all(files.map((file, index) => fill(file, String(ids[index]))));
 		},
 
 		use(name) {
-			addNodes([name], null);
+			if (!isThere(name)) addNodes([name], null);
 		},
 
 		async again(nodeId) {
@@ -96,6 +101,16 @@ export function newLibrary(connections, store, editor, reveal) {
 		return connectionTo(connections, service).ask(call);
 	}
 
+	/** @type {Fn.isThere} */
+	function isThere(name, but = "") {
+		const there = nodesOf(editor.graph).find(({id, kind, values}) => id !== but && kind === "lora" && values.name === name);
+		if (there) {
+			editor.select([there.id]);
+			store.say(`${name} has a node already.`);
+		}
+		return Boolean(there);
+	}
+
 	/** @type {Fn.addNodes} */
 	function addNodes(names, place) {
 		const {graph} = editor;
@@ -107,7 +122,7 @@ export function newLibrary(connections, store, editor, reveal) {
 		const nodes = names.map((name, index) => newNode(nextId(), "lora", {x, y: y + index * LORA_HEIGHT_PX}, {name}));
 		const makers = nodes.flatMap(node => [() => commands.addNode(node), ...models.map(({id}) => commands.connecting(`${node.id}.lora`, `${id}.loras`))]);
 		editor.do(commands.together(nodes.length === 1 ? "add a LoRA" : `add ${nodes.length} LoRAs`, graph, makers));
-		editor.select(nodes.map(({id}) => id));
+		editor.select(nodes.length > 1 ? [] : nodes.map(({id}) => id)); // of several the view would be fitted to them alone
 		// What is in them is read when it is first used.
 		if (!place || nodes.length > 1) void import("./nodes/lora.js").then(reveal, reveal);
 		return nodes.map(({id}) => id);

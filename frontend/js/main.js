@@ -105,7 +105,7 @@ function fitWhenKnown(store, camera, fitSoon) {
 	store.watch(({services}) => [Object.values(services).filter(({phase}) => phase === "ready").length], ready => ready && !isMoved && fitSoon());
 }
 
-/** Which service serves this page; null: none does. A reload while it is down remembers. @type {Fn.ownName} */
+/** @type {Fn.ownName} */
 async function ownName() {
 	const origin = ownService(location);
 	if (origin === null) return null;

@@ -4,7 +4,7 @@ import {wiresOutOf} from "./graph/graph.js";
 import {planOf} from "./graph/plan.js";
 import {serviceNamed} from "./services.js";
 
-/** The chosen one, else the default of the backend or the service. Null before the list is known. @type {Fn.modelOf} */
+/** @type {Fn.modelOf} */
 export function modelOf(state, node) {
 	const service = serviceNamed(state, node?.values.service);
 	const {backend, model} = node?.values ?? {};

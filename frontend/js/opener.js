@@ -10,6 +10,7 @@ import {firstService} from "./services.js";
 
 /** Larger files are no workflows. */
 const MOST_JSON_BYTES = 20 * 2 ** 20;
+const ROW = 5;
 
 /** @type {Fn.newOpener} */
 export function newOpener(store, editor, library, onOpened) {
@@ -18,9 +19,11 @@ export function newOpener(store, editor, library, onOpened) {
 		async open(files, place = null) {
 			const loras = files.filter(isLoraFile);
 			if (loras.length) void library.add(loras, place);
-			for (const file of files.filter(each => !isLoraFile(each))) {
+			for (const [index, file] of files.filter(each => !isLoraFile(each)).entries()) {
 				try {
-					await openOne(file, place);
+					// Several pictures lie in rows.
+					await openOne(file, place && {x: place.x + (index % ROW) * 300, y: place.y + Math.floor(index / ROW) * 460});
+					if (!place || index) void import("./nodes/inputs.js").then(onOpened, onOpened);
 				} catch (error) {
 					store.say(`${file.name} was not opened: ${messageOf(error)}.`);
 				}
@@ -33,6 +36,7 @@ export function newOpener(store, editor, library, onOpened) {
 			if (isWorkflow(data)) {
 				const {graph, name: own} = parse(data);
 				replace(graph, own || name);
+				store.say("Opened.");
 			} else if (!(await openComfy(data, name))) throw new Error("it is no workflow of this page and none of ComfyUI");
 		},
 
@@ -64,9 +68,7 @@ export function newOpener(store, editor, library, onOpened) {
 			store.say("The graph of this picture is back.");
 		} else if (infotext) openForeign(infotext, []);
 		else if (prompt === undefined || !(await openComfy(parsed(prompt), ""))) {
-			const nodes = Object.values(editor.graph.nodes);
-			const [left, bottom] = [Math.min(0, ...nodes.map(({x}) => x)), Math.max(0, ...nodes.map(({y}) => y))];
-			editor.add("image-input", place ?? {x: left, y: bottom + 340}, {image: await keepAsset(file)});
+			editor.useAsInput(await keepAsset(file), place);
 			store.say("The picture says nothing about how it was made: it is an input now.");
 		}
 	}
@@ -80,7 +82,7 @@ export function newOpener(store, editor, library, onOpened) {
 		return true;
 	}
 
-	/** A request of another program: its model may have another name here. @type {Fn.openForeign} */
+	/** @type {Fn.openForeign} */
 	function openForeign(wanted, leftOut, name = "") {
 		const service = firstService(store.state);
 		const isKnown = store.state.services[service]?.models.some(({id}) => id === wanted.model);

@@ -1,6 +1,6 @@
 /** Pictures of the service in `<img>` elements and as downloads, with or without a key. */
 
-/** Shows a picture of the service. With a key it is fetched with the header and shown as a blob. The newest call for an element wins. @type {Fn.show} */
+/** @type {Fn.show} */
 export async function show(image, path, connection) {
 	if (!connection || image.dataset.path === path) return;
 	image.dataset.path = path;
@@ -21,7 +21,7 @@ export function clear(image) {
 	image.removeAttribute("src");
 }
 
-/** For a click on a link to a file of the service: with a key the browser cannot fetch it alone. @type {Fn.download} */
+/** @type {Fn.download} */
 export async function download(event, connection) {
 	const link = event.currentTarget;
 	if (!connection.sendsKey || !(link instanceof HTMLAnchorElement)) return;

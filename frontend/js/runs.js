@@ -113,7 +113,7 @@ export function newRuns(connections, store, onPicture) {
 		else if (["succeeded", "failed", "cancelled"].includes(name)) update(run.key, data);
 	}
 
-	/** Those of a service that it knows; of every one that answers, if none is named. @type {Fn.sent} */
+	/** @type {Fn.sent} */
 	function sent(service) {
 		const {services} = store.state;
 		return open().filter(run => run.id !== null && (service ? run.service === service : isReachable(services[run.service])));
@@ -321,7 +321,7 @@ export function currentRun(runs) {
 	return runs.find(({phase}) => phase === "running") ?? runs.find(({phase}) => isOpen(phase));
 }
 
-/** The run to show for a sampler: what draws, else what is next, else how the last one ended. @type {Fn.runOf} */
+/** @type {Fn.runOf} */
 export function runOf(runs, sampler) {
 	const mine = runs.filter(run => run.sampler === sampler);
 	return currentRun(mine) ?? mine.at(-1);

@@ -28,7 +28,7 @@ export function whenUp(store, connections, act) {
 	}
 }
 
-/** The connection of a service. Throws, saying what to do, when the page has none of that name. @type {Fn.connectionTo} */
+/** @type {Fn.connectionTo} */
 export function connectionTo(connections, name) {
 	const connection = connections[name];
 	if (!connection) throw new Error(`This page knows no ${name.toUpperCase()} service. Choose the other one in the Model node.`);

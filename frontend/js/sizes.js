@@ -3,7 +3,7 @@
 /** @type {Readonly<Record<string, [number, number]>>} */
 const SHAPES = {Square: [1, 1], Landscape: [4, 3], Portrait: [3, 4], Wide: [16, 9], Tall: [9, 16]};
 
-/** One size for each shape, of about the area of the model's default, within its limits; and the largest square. @type {Fn.presets} */
+/** @type {Fn.presets} */
 export function presets({defaults, limits: {min_size, max_size, size_multiple}}) {
 	const nearest = (/** @type {number} */ px) => Math.min(Math.max(Math.round(px / size_multiple) * size_multiple, min_size), max_size);
 	const shapes = Object.entries(SHAPES).map(([name, [across, down]]) => {

@@ -38,9 +38,12 @@ interface Editor {
 	select: (ids: readonly string[]) => void;
 	/** The selected nodes, or the selected wire. */
 	deleteSelected: () => void;
-	/** How many nodes were copied. */
-	copy: () => number;
-	paste: () => void;
+	/** A picture to draw from: in an Image input node at the place, else in the one that the sampler has. */
+	useAsInput: (image: string, place?: Point | null) => void;
+	/** The selected nodes, as a workflow's text to paste here or in another tab. */
+	copy: () => Promise<void>;
+	/** Throws for a text that is no workflow. */
+	paste: (text: string) => void;
 	duplicate: () => void;
 }
 

@@ -47,7 +47,7 @@ interface Socket {
 }
 
 type ValueSpec =
-	| {kind: "text"; initial: string; longest: number}
+	| {kind: "text"; initial: string}
 	| {kind: "number"; initial: number | null; least: number; most: number; step: number; whole: boolean}
 	| {kind: "choice"; initial: string; choices: readonly string[]}
 	| {kind: "name"; initial: string | null}

@@ -146,9 +146,12 @@ def test_results_picture_without_words_becomes_an_input_that_is_drawn_from(
     expect(picture).to_have_js_property("naturalWidth", 64)
     is_ready(page)
     prompt(page).fill("a red ball")
-    node(page, "image-input").locator(".socket").focus()
-    page.keyboard.press("Enter")
-    page.keyboard.press("Enter")  # the first that it fits: the sampler
+    socket = node(page, "image-input").locator(".socket")
+    for wired in ("false", "true"):  # the list's first: the wire to cut, then the sampler again
+        socket.focus()
+        page.keyboard.press("Enter")
+        page.keyboard.press("Enter")
+        expect(socket).to_have_attribute("data-wired", wired)
     assert any(wire["to"] == "n3.image" for wire in graph(page)["wires"])
     page.keyboard.press("Control+Enter")
     expect_picture(page, 128)  # the picture's size, as near as the model draws it

@@ -19,6 +19,8 @@ const GUESSED_HEIGHT = 220;
 /** Between the minimap and the nodes above it. */
 const MAP_GAP = 12;
 const ZOOM = 1.25;
+/** A node that is dropped near the edge is seen whole. */
+const DROPPED_PX = 450;
 /** Of the space that is scrolled (`.space`): there the graph's origin is. */
 const MIDDLE_PX = 4_000_000;
 
@@ -94,7 +96,9 @@ export function mountCanvas(app) {
 		},
 		placeOf({clientX, clientY}) {
 			const {left, top} = root.getBoundingClientRect();
-			return toWorld(camera(), {x: clientX - left, y: clientY - top});
+			const {clientWidth, clientHeight} = root;
+			const within = (/** @type {number} */ at, /** @type {number} */ end) => Math.max(0, Math.min(at, end - DROPPED_PX * camera().scale));
+			return toWorld(camera(), {x: within(clientX - left, clientWidth), y: within(clientY - top, clientHeight)});
 		}
 	};
 

@@ -54,7 +54,7 @@ export function zoomed(camera, point, factor) {
 	return {scale, x: point.x - (point.x - camera.x) * ratio, y: point.y - (point.y - camera.y) * ratio};
 }
 
-/** All of a box in view, not larger than it is made for, and none of it below the tools. @type {Fn.fitted} */
+/** @type {Fn.fitted} */
 export function fitted(box, room, tools = TOOLS) {
 	const [across, down] = [room.width - 2 * MARGIN, room.height - MARGIN - tools];
 	const scale = Math.min(

@@ -180,7 +180,7 @@ export function mountGestures({root, app, wires, lasso, boxOf, setCamera}) {
 		};
 	}
 
-	/** A wire by one end. One that is in an input already is taken out of it. @type {Fn.dragWire} */
+	/** @type {Fn.dragWire} */
 	function dragWire(socket, start) {
 		const {end, side} = socket;
 		const kind = editor.graph.nodes[end.node]?.kind ?? "note";
@@ -228,7 +228,7 @@ export function mountGestures({root, app, wires, lasso, boxOf, setCamera}) {
 		};
 	}
 
-	/** The end under the pointer that a wire fits: the socket, or the first one of the node that does. @type {Fn.targetAt} */
+	/** @type {Fn.targetAt} */
 	function targetAt(event, fixed, type) {
 		const element = document.elementFromPoint(event.clientX, event.clientY);
 		const id = element && nodeAt(element);

@@ -6,7 +6,7 @@ import {nodesOf, whyNoWire, wiresInto, wiresOutOf} from "../graph/graph.js";
 import {NODE_KINDS, NODE_TYPES, mainType} from "../graph/table.js";
 import {openMenu} from "./menu.js";
 
-/** Search for a node to add; with `end` only those that fit, and wired at once. @type {Fn.openSearch} */
+/** @type {Fn.openSearch} */
 export function openSearch(app, {at, place, end}) {
 	const isOut = end?.side === "out";
 	/** @param {NodeKind} kind */

@@ -31,7 +31,7 @@ export function joined(first, second) {
 	return {...second, changes: [...changes.values()]};
 }
 
-/** Several commands, each made for the graph that the ones before leave, as one. @type {Fn.together} */
+/** @type {Fn.together} */
 export function together(label, graph, makers) {
 	/** @type {Command | null} */
 	let all = null;
@@ -143,7 +143,7 @@ export function paste(graph, fragment, by, label = "paste") {
 	return {command: commandOf(label, changes), ids: nodes.map(({id}) => id)};
 }
 
-/** A copy beside the original, with the wires that lead into it from elsewhere. @type {Fn.duplicate} */
+/** @type {Fn.duplicate} */
 export function duplicate(graph, ids, by) {
 	const {nodes} = copy(graph, ids);
 	return paste(graph, {nodes, wires: wiresOf(graph).filter(({to}) => ids.includes(to.node))}, by, "duplicate");

@@ -8,7 +8,7 @@ import {Builder} from "./restore.js";
 
 const GAP = 36;
 
-/** A graph in which a sampler has a twin on the other service, with the same seed, and both lead into a Compare node; null when it has no model. A twin that is there already is used again. @type {Fn.withTwin} */
+/** @type {Fn.withTwin} */
 export function withTwin(graph, samplerId, seed, boxOf) {
 	const plan = planOf(graph, samplerId);
 	if (!plan?.model) return null;

@@ -41,7 +41,7 @@ export function ssim(a, b) {
 	return sum / meanX.length;
 }
 
-/** Where they differ: black where they agree, brighter the more they do not (`gain` times). @type {Fn.differenceMap} */
+/** @type {Fn.differenceMap} */
 export function differenceMap(a, b, gain = 8) {
 	requireSameSize(a, b);
 	return {...sizeOf(a), data: a.data.map((value, i) => (i % 4 < 3 ? gain * Math.abs(value - Number(b.data[i])) : 255))};

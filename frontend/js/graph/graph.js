@@ -112,7 +112,7 @@ export function inOrder(graph) {
 	return [...ordered];
 }
 
-/** What is wrong with a graph, one sentence each: for tests and for files from elsewhere. @type {Fn.faultsOf} */
+/** @type {Fn.faultsOf} */
 export function faultsOf(graph) {
 	const nodes = Object.entries(graph.nodes).filter(([id, node]) => node.id !== id || !(node.kind in NODE_TYPES));
 	const faults = nodes.map(([id, node]) => `node ${id} has the id ${node.id} and the kind ${node.kind}`);

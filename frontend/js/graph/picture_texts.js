@@ -5,7 +5,7 @@ const TOO_LARGE = "a text in the PNG file is too large";
 const MARK = "\nflux_api: ";
 const [EXIF_IFD, USER_COMMENT] = [0x8769, 0x9286];
 
-/** Texts by keyword; none in a picture that has none. Throws for a file that is no such picture or is cut off. @type {Fn.pictureTexts} */
+/** @type {Fn.pictureTexts} */
 export async function pictureTexts(data) {
 	const head = latin1(new Uint8Array(data, 0, Math.min(12, data.byteLength)));
 	if (head.startsWith("\x89PNG\r\n\x1a\n")) return pngTexts(new DataView(data));

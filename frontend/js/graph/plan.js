@@ -22,20 +22,20 @@ export function samplersOf(graph) {
 	return nodesOf(graph).filter(({kind}) => kind === "sampler");
 }
 
-/** The sampler that the form shows: the one that is wanted, else the first one that draws into an image, else the first. @type {Fn.mainSampler} */
+/** @type {Fn.mainSampler} */
 export function mainSampler(graph, wanted = null) {
 	const samplers = samplersOf(graph);
 	return samplers.find(({id}) => id === wanted) ?? samplers.find(({id}) => wiresOutOf(graph, id).length) ?? samplers[0] ?? null;
 }
 
-/** The sampler whose picture arrives at an input, through Image nodes; or the Image input node that it comes from. @type {Fn.originOf} */
+/** @type {Fn.originOf} */
 export function originOf(graph, nodeId, socket) {
 	let source = sourceOf(graph, nodeId, socket);
 	while (source?.kind === "image") source = sourceOf(graph, source.id, "image");
 	return source;
 }
 
-/** Samplers that must run before this one, because it starts from their picture. @type {Fn.samplersBefore} */
+/** @type {Fn.samplersBefore} */
 export function samplersBefore(graph, samplerId) {
 	const origin = originOf(graph, samplerId, "image");
 	return origin?.kind === "sampler" ? [origin.id] : [];

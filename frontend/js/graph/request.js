@@ -3,7 +3,7 @@
 import {planOf, originOf} from "./plan.js";
 import {MAX_LORAS} from "./table.js";
 
-/** What a sampler asks for. Left to the model is what was left open; values are judged by the service. @type {Fn.orderOf} */
+/** @type {Fn.orderOf} */
 export function orderOf(graph, samplerId) {
 	const plan = planOf(graph, samplerId);
 	if (!plan) return null;

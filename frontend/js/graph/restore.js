@@ -75,7 +75,7 @@ export function graphOf(wanted, service) {
 /** Below the Model node. */
 const PROMPT_TOP = 436;
 
-/** Values of a request as a client or a file gives it; what is of the wrong type is left out. @type {Fn.wantedFrom} */
+/** @type {Fn.wantedFrom} */
 export function wantedFrom(data) {
 	const given = asObject(data);
 	/** @type {Record<string, unknown>} */

@@ -2,8 +2,6 @@
 
 import {FIRST_SERVICE, SERVICE_NAMES} from "../config.js";
 
-const MAX_PROMPT = 2000;
-const MAX_NOTE = 4000;
 export const MAX_SEED = Number.MAX_SAFE_INTEGER;
 export const MAX_LORAS = 8;
 export const MAX_REFERENCES = 4;
@@ -17,8 +15,8 @@ const out = (type, name = type) => ({name, type, label: SOCKET_NAMES[type]});
 const into = (type, name = type, label = SOCKET_NAMES[type]) => ({name, type, label});
 /** One without which nothing can be drawn. @type {(...socket: Parameters<typeof into>) => Socket} */
 const needed = (...socket) => ({...into(...socket), needed: true});
-/** @type {(longest: number) => ValueSpec} */
-const text = longest => ({kind: "text", initial: "", longest});
+/** @type {ValueSpec} */
+const text = {kind: "text", initial: ""};
 /** @type {(initial: number | null, least: number, most: number, step: number, whole?: boolean) => ValueSpec} */
 const number = (initial, least, most, step, whole = false) => ({kind: "number", initial, least, most, step, whole});
 /** @type {(initial: number | null, least: number, most: number, step?: number) => ValueSpec} */
@@ -46,14 +44,14 @@ export const NODE_TYPES = {
 		outputs: [out("lora")],
 		values: {name, weight: number(1, -2, 2, 0.05), trigger_word: name} // a word of null: the LoRA's own; "": none
 	},
-	prompt: {title: "Prompt", about: "What the picture should show", width: 320, inputs: [], outputs: [out("text")], values: {text: text(MAX_PROMPT)}},
+	prompt: {title: "Prompt", about: "What the picture should show", width: 320, inputs: [], outputs: [out("text")], values: {text}},
 	negative: {
 		title: "Negative prompt",
 		about: "What to keep away from; a step takes twice as long",
 		width: 320,
 		inputs: [],
 		outputs: [out("text")],
-		values: {text: text(MAX_PROMPT), true_cfg_scale: number(null, 0, 20, 0.1)}
+		values: {text, true_cfg_scale: number(null, 0, 20, 0.1)}
 	},
 	"image-input": {
 		title: "Image input",
@@ -119,7 +117,7 @@ export const NODE_TYPES = {
 		outputs: [],
 		values: {view: choice("slider", ["slider", "side", "difference"])}
 	},
-	note: {title: "Note", about: "Words for whoever opens this workflow", width: 260, inputs: [], outputs: [], values: {text: text(MAX_NOTE)}}
+	note: {title: "Note", about: "Words for whoever opens this workflow", width: 260, inputs: [], outputs: [], values: {text}}
 };
 
 export const NODE_KINDS = /** @type {NodeKind[]} */ (Object.keys(NODE_TYPES));
@@ -144,7 +142,7 @@ export function mainType(kind) {
 	return (NODE_TYPES[kind].outputs[0] ?? NODE_TYPES[kind].inputs[0])?.type;
 }
 
-/** What is wrong with a value, or "". Only what can never be right: a number out of a model's range is judged by the service. @type {Fn.faultOf} */
+/** @type {Fn.faultOf} */
 export function faultOf(spec, value) {
 	switch (spec.kind) {
 		case "text":

@@ -77,7 +77,7 @@ export function mountImage(body, context) {
 		facts.textContent = shown && image ? factsOf(shown, image) : "";
 		showProgress(bar, run);
 		if (run) {
-			stage.textContent = run.phase === "unsent" && phase === "down" ? "Waiting for the service" : runStatus(run);
+			stage.textContent = run.phase === "unsent" && (phase === "down" || phase === "locked") ? "Waiting for the service" : runStatus(run);
 			step.textContent = [runStep(run), eta(run)].filter(Boolean).join(" · ");
 		} else {
 			stage.textContent = failed.length ? `${images.length} of ${images.length + failed.length} pictures` : image ? "Finished" : "Ready";

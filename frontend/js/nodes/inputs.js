@@ -1,9 +1,8 @@
 /** Nodes with pictures to start from: the Image input, and the Reference images. */
 
 import {button, chooseFiles, keep, make} from "../dom.js";
-import {keepAsset} from "../assets.js";
 import {MAX_REFERENCES} from "../graph/table.js";
-import {showSource, takeDrops, whyNotUsed} from "./pictures.js";
+import {keptOf, showSource, takeDrops, whyNotUsed} from "./pictures.js";
 import {field, rangeField, watchValue} from "./fields.js";
 
 /** @type {MountNode} */
@@ -11,7 +10,10 @@ export function mountImageInput(body, context) {
 	const picture = make("img", {alt: "The picture to start from"});
 	const hint = make("p.hint", "Drop a picture here");
 	const drop = make("div.drop", picture, hint);
-	const take = async (/** @type {readonly File[]} */ [file]) => void (file && context.set({image: await keepAsset(file)}));
+	const take = async (/** @type {readonly File[]} */ files) => {
+		const [image] = await keptOf(context.app, files.slice(0, 1));
+		if (image) context.set({image});
+	};
 	takeDrops(drop, take);
 	watchValue(context, "image", async source => {
 		picture.hidden = source === null;
@@ -34,8 +36,9 @@ export function mountReferences(body, context) {
 	const drop = make("div.drop.small", list, hint);
 	const names = () => /** @type {readonly string[]} */ (context.node().values.images);
 	const take = async (/** @type {readonly File[]} */ files) => {
-		const added = await Promise.all(files.map(keepAsset));
-		context.set({images: [...names(), ...added].slice(0, MAX_REFERENCES)});
+		const images = [...names(), ...(await keptOf(context.app, files))];
+		context.set({images: images.slice(0, MAX_REFERENCES)});
+		if (images.length > MAX_REFERENCES) context.app.store.say(`A picture takes ${MAX_REFERENCES} references; the others were left out.`);
 	};
 	takeDrops(drop, take);
 	const choose = button({words: "Choose pictures", icon: "upload", act: async () => take(await chooseFiles("image/*", true))});

@@ -83,7 +83,7 @@ export function mountLora(body, context) {
 		return "";
 	}
 
-	/** Of the services that the wire leads to; of all where there is none. @type {Fn.lorasFor} */
+	/** @type {Fn.lorasFor} */
 	function lorasFor(state) {
 		const services = [...modelsAfter(state).map(({values}) => serviceNamed(state, values.service)), ...Object.values(state.services)];
 		return services.find(service => service?.loras.length)?.loras ?? NONE;

@@ -21,7 +21,7 @@ const MOUNTS = {
 	note: () => import("./words.js").then(({mountNote}) => mountNote)
 };
 
-/** Fills the body of a node. The view follows the state until it is ended. @type {Fn.mountNode} */
+/** @type {Fn.mountNode} */
 export function mountNode(app, node, body, place) {
 	const {context, end, isOver} = contextOf(app, node, place);
 	const mount = MOUNTS[node.kind];

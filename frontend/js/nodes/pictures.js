@@ -1,14 +1,15 @@
 /** What nodes with pictures of the page share. */
 
-import {isAsset, readAsset} from "../assets.js";
+import {isAsset, keepAsset, readAsset} from "../assets.js";
 import {make} from "../dom.js";
+import {messageOf} from "../format.js";
 import {modelAfter} from "../models.js";
 import {show} from "../pictures.js";
 
 /** What a service calls a picture that it began with. */
 const KEPT = /^[0-9a-f]{64}$/;
 
-/** Shows a picture of the page, or one of a service by its id; "" shows none. @type {Fn.showSource} */
+/** @type {Fn.showSource} */
 export async function showSource(image, app, source) {
 	if (image.dataset.source === source) return;
 	image.dataset.source = source;
@@ -28,6 +29,12 @@ export async function showSource(image, app, source) {
 	}
 }
 
+/** @type {Fn.keptOf} */
+export async function keptOf({store}, files) {
+	const kept = files.map(file => keepAsset(file).catch(error => store.say(`${file.name} was not taken: ${messageOf(error)}.`)));
+	return (await Promise.all(kept)).flatMap(name => name ?? []);
+}
+
 /** Pictures that are dropped on an element are its own. @type {Fn.takeDrops} */
 export function takeDrops(element, take) {
 	element.ondragover = event => event.preventDefault();
@@ -41,7 +48,7 @@ export function takeDrops(element, take) {
 	};
 }
 
-/** Says when the model that a node leads to takes no such pictures, and which do. @type {Fn.whyNotUsed} */
+/** @type {Fn.whyNotUsed} */
 export function whyNotUsed(context, way) {
 	const words = make("p.hint.warning");
 	context.watch(

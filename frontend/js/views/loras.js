@@ -40,7 +40,7 @@ export function mountLoras({store, library}, panel) {
 		now => now === "loras" && servicesOf(store.state).forEach(service => void (isReachable(service) && library.refresh(service.name)))
 	);
 
-	/** On each service that has it: those that share a folder know of a change already. @type {Fn.onEach} */
+	/** @type {Fn.onEach} */
 	async function onEach(name, act) {
 		const entry = entriesOf(store.state).find(({lora}) => lora.name === name);
 		for (const service of entry?.services ?? []) {

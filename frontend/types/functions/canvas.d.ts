@@ -13,6 +13,7 @@ declare namespace Fn {
 
 	/* js/canvas/geometry.js */
 	type anchorAt = (graph: Graph, end: End, side: Way) => Point;
+	/** All of a box in view, not larger than it is made for, and none of it below the tools. */
 	type fitted = (box: Box, room: Extent, /** how high they are */ tools?: number) => Camera;
 	type onScreen = (box: Box, camera: Camera) => Box; // on the canvas element
 	type overlap = (a: Box, b: Box) => boolean;
@@ -25,6 +26,7 @@ declare namespace Fn {
 	type boxBetween = (a: Point, b: Point) => Box;
 	type distance = (a: Point, b: Point) => number;
 	type dragNodes = (id: string, start: Point, event: PointerEvent) => Gesture;
+	/** A wire by one end. One that is in an input already is taken out of it. */
 	type dragWire = (socket: SocketEnd, start: Point) => Gesture;
 	type drawBox = (start: Point, event: PointerEvent) => Gesture;
 	type gesturesAt = (event: {clientX: number, clientY: number}) => Point;
@@ -35,6 +37,7 @@ declare namespace Fn {
 	type pan = (start: Point, onClick?: () => void) => Gesture;
 	type searchAt = (event: MouseEvent, end?: SocketEnd & {type: SocketType}) => void;
 	type socketAt = (target: Element) => SocketEnd | null;
+	/** The end under the pointer that a wire fits: the socket, or the first one of the node that does. */
 	type targetAt = (event: PointerEvent, fixed: SocketEnd, type: SocketType) => End | null;
 
 	/* js/canvas/menu.js */
@@ -43,6 +46,7 @@ declare namespace Fn {
 	/* js/canvas/menus.js */
 	type openConnect = (app: App, socket: SocketEnd & {type: SocketType}, at: Point, place: Point) => void;
 	type openNodeMenu = (app: App, options: {at: Point, boxOf: (id: string) => Box}) => void;
+	/** Search for a node to add; with `end` only those that fit, and wired at once. */
 	type openSearch = (app: App, options: {at: Point, place: Point, end?: SocketEnd & {type: SocketType}}) => void;
 
 	/* js/canvas/minimap.js */

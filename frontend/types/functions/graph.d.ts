@@ -25,6 +25,7 @@ declare namespace Fn {
 	type connecting = (/** "n1.model" */ from: string, to: string) => (graph: Graph) => Command | null;
 	type copy = (graph: Graph, ids: readonly string[]) => Fragment;
 	type disconnect = (graph: Graph, ids: readonly string[]) => Command | null;
+	/** A copy beside the original, with the wires that lead into it from elsewhere. */
 	type duplicate = (graph: Graph, ids: readonly string[], by: Point) => { command: Command; ids: string[]; } | null;
 	type execute = (graph: Graph, command: Command) => Graph;
 	type isSame = (a: Value | undefined, b: Value | undefined) => boolean;
@@ -36,14 +37,17 @@ declare namespace Fn {
 	type replaceAll = (graph: Graph, other: Graph, label: string) => Command;
 	type revert = (graph: Graph, command: Command) => Graph;
 	type setValues = (graph: Graph, id: string, values: Readonly<Record<string, Value>>, series?: string) => Command | null;
+	/** Several commands, each made for the graph that the ones before leave, as one. */
 	type together = (label: string, graph: Graph, makers: readonly ((graph: Graph) => Command | null)[]) => Command | null;
 
 	/* js/graph/compared.js */
 	type twinOf = (graph: Graph, samplerId: string, service: string) => GraphNode | null;
+	/** A graph in which a sampler has a twin on the other service, with the same seed, and both lead into a Compare node; null when it has no model. A twin that is there already is used again. */
 	type withTwin = (graph: Graph, samplerId: string, /** for a sampler without a fixed one */ seed: number, /** where the nodes are: what is new goes beside them */ boxOf: (id: string) => Box) => { graph: { nodes: { [x: string]: GraphNode | { values: { seed_mode: string; seed: string | number | boolean | readonly string[]; num_images: number; }; id: string; kind: NodeKind; x: number; y: number; collapsed: boolean; } | { values: { seed_mode: string; seed: string | number | boolean | readonly string[]; num_images: number; }; id: string; kind: NodeKind; x: number; y: number; collapsed: boolean; }; }; wires: Readonly<Record<string, Wire>>; }; samplers: string[]; } | null;
 
 	/* js/graph/difference.js */
 	type blur = (values: Float64Array, width: number, height: number) => Float64Array<ArrayBufferLike>;
+	/** Where they differ: black where they agree, brighter the more they do not (`gain` times). */
 	type differenceMap = (a: Pixels, b: Pixels, gain?: number) => { data: Uint8ClampedArray<ArrayBuffer>; width: number; height: number; };
 	type meanOfProducts = (first: Float64Array, second: Float64Array) => Float64Array<ArrayBufferLike>;
 	type psnr = (a: Pixels, b: Pixels) => number;
@@ -59,6 +63,7 @@ declare namespace Fn {
 	/* js/graph/graph.js */
 	type byAge = (a: {id: string}, b: {id: string}) => number;
 	type endOf = (/** "n1.model" */ text: string) => End;
+	/** What is wrong with a graph, one sentence each: for tests and for files from elsewhere. */
 	type faultsOf = (graph: Graph) => string[];
 	type freeIds = (graph: Graph, part: "nodes" | "wires") => () => string;
 	type leadsTo = (graph: Graph, start: string, end: string) => boolean;
@@ -88,17 +93,22 @@ declare namespace Fn {
 	type entry = (view: DataView, isLittle: boolean, at: number, tag: number) => { count: number; value: number; } | null;
 	type exifTexts = (tiff: Uint8Array<ArrayBuffer> | null) => Record<string, string>;
 	type inflated = (bytes: Uint8Array<ArrayBuffer>) => Promise<Uint8Array<ArrayBuffer>>;
+	/** Texts by keyword; none in a picture that has none. Throws for a file that is no such picture or is cut off. */
 	type pictureTexts = (data: ArrayBuffer) => Promise<Record<string, string>>;
 	type split = (bytes: Uint8Array<ArrayBuffer>) => [Uint8Array<ArrayBuffer>, Uint8Array<ArrayBuffer>];
 
 	/* js/graph/plan.js */
+	/** The sampler that the form shows: the one that is wanted, else the first one that draws into an image, else the first. */
 	type mainSampler = (graph: Graph, wanted?: string | null) => GraphNode | null;
+	/** The sampler whose picture arrives at an input, through Image nodes; or the Image input node that it comes from. */
 	type originOf = (graph: Graph, nodeId: string, socket: string) => GraphNode | null;
 	type planOf = (graph: Graph, samplerId: string) => Plan | null;
+	/** Samplers that must run before this one, because it starts from their picture. */
 	type samplersBefore = (graph: Graph, samplerId: string) => string[];
 
 	/* js/graph/request.js */
 	type fault = (node: string, field: string, message: string) => number;
+	/** What a sampler asks for. Left to the model is what was left open; values are judged by the service. */
 	type orderOf = (graph: Graph, samplerId: string) => Order | null;
 	type partsOf = (graph: Graph, samplerId: string, fault: (node: string, field: string, message: string) => void) => Part[];
 	type requestAdd = (node: GraphNode, field: PartField, source: Value | undefined, message: string) => void;
@@ -110,12 +120,14 @@ declare namespace Fn {
 	type graphOf = (wanted: Wanted, service: string) => Graph;
 	type node = (kind: NodeKind, x: number, y: number, values?: Record<string, Value>, collapsed?: boolean) => string; // its id
 	type restoreAdd = (kind: NodeKind, values: Record<string, Value>, output: string, input: string, height: number) => string;
+	/** Values of a request as a client or a file gives it; what is of the wrong type is left out. */
 	type wantedFrom = (data: unknown) => Wanted;
 
 	/* js/graph/starters.js */
 	type firstGraph = (service: string) => Graph;
 
 	/* js/graph/table.js */
+	/** What is wrong with a value, or "". Only what can never be right: a number out of a model's range is judged by the service. */
 	type faultOf = (spec: ValueSpec, value: unknown) => string;
 	type initialValues = (kind: NodeKind) => Record<string, Value>;
 	type inputOf = (kind: NodeKind, name: string) => Socket | undefined;

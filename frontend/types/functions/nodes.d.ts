@@ -10,6 +10,7 @@ declare namespace Fn {
 	type field = (context: NodeContext, options: FieldOptions & {control: HTMLElement, wide?: boolean, scrub?: (steps: number) => void}) => HTMLDivElement;
 	type fieldsWrite = (control: HTMLInputElement | HTMLTextAreaElement, text: string) => void;
 	type makeScrubbable = (handle: HTMLElement, scrub: (steps: number) => void, context: NodeContext) => void;
+	/** A number to type, or to drag by its label. Empty: the model's default, shown as a placeholder. */
 	type numberField = (context: NodeContext, options: FieldOptions & {fallback?: (state: State) => number | null}) => HTMLDivElement;
 	type onNumber = (input: HTMLInputElement, act: (value: number) => void) => void;
 	type rangeField = (context: NodeContext, options: FieldOptions) => HTMLDivElement;
@@ -22,6 +23,7 @@ declare namespace Fn {
 	type setRatio = (element: HTMLElement, /** px */ size: Extent) => void;
 
 	/* js/nodes/lora.js */
+	/** Of the services that the wire leads to; of all where there is none. */
 	type lorasFor = (state: State) => readonly Lora[];
 
 	/* js/nodes/mask.js */
@@ -33,11 +35,21 @@ declare namespace Fn {
 
 	/* js/nodes/nodes.js */
 	type contextOf = (app: App, node: GraphNode, place: NodeContext["place"]) => { context: NodeContext; end: () => void; isOver: () => boolean; };
+	/** Fills the body of a node. The view follows the state until it is ended. */
 	type mountNode = (app: App, node: GraphNode, body: HTMLElement, place: NodeContext["place"]) => () => void; // ends it
 
 	/* js/nodes/pictures.js */
+	/** Shows a picture of the page, or one of a service by its id; "" shows none. */
 	type showSource = (image: HTMLImageElement, app: App, source: string) => Promise<void>;
+	/** Names of the pictures that can be read; of another one it is said. */
+	type keptOf = (app: App, files: readonly File[]) => Promise<string[]>;
+	type segments = (
+		context: NodeContext,
+		options: FieldOptions & {choices: readonly {value: string; words: string}[]; onChoose?: (value: string) => void}
+	) => HTMLElement;
+	type specOf = <K extends ValueSpec["kind"]>(context: NodeContext, name: string, kind: K) => Extract<ValueSpec, {kind: K}>;
 	type takeDrops = (element: HTMLElement, take: (files: readonly File[]) => void) => void;
+	/** Says when the model that a node leads to takes no such pictures, and which do. */
 	type whyNotUsed = (context: NodeContext, /** "image", "mask" or "references" */ way: string) => HTMLParagraphElement;
 
 	/* js/nodes/sampler.js */

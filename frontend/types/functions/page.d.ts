@@ -19,6 +19,7 @@ declare namespace Fn {
 
 	/* js/config.js */
 	type ownMachine = (text: string, pageHostname: string) => string | null;
+	/** Both services: the one that serves the page, the ones named by `?fp4=http://127.0.0.1:PORT` and `?bf16=…`, else the ones on the usual ports of the page's machine. An empty name means that there is none. An address elsewhere is `refused`: prompts and keys go to this machine only. */
 	type serviceAddresses = (page: Location | URL, /** which service serves the page */ own?: ServiceName | null) => { addresses: Partial<Record<ServiceName, string>>; refused: string; };
 
 	/* js/connection.js */
@@ -29,6 +30,7 @@ declare namespace Fn {
 	/* js/dom.js */
 	type button = (options: ButtonOptions) => HTMLButtonElement;
 	type chooseFiles = (accept: string, many?: boolean) => Promise<File[]>;
+	/** The element, which must be there. One whose selector begins with a tag is of its type. */
 	type find = <S extends string>(selector: S, root?: ParentNode) => Found<S>;
 	type icon = (/** one of icons.js */ name: string, /** to draw it in */ svg?: Element) => Element;
 	type isTyping = (target: EventTarget | null) => boolean;
@@ -68,10 +70,13 @@ declare namespace Fn {
 	type plainKey = (event: KeyboardEvent) => Act;
 
 	/* js/lazy.js */
+	/** Says so when a part cannot be read, which happens while the server of the page is down. */
 	type whenRead = <T>(store: Store, part: Promise<T>, use: (part: T) => void) => void;
 
 	/* js/library.js */
 	type addNodes = (names: readonly (string | null)[], place: Point | null) => string[]; // ids
+	/** Whether another node has it, which is selected then: a picture takes a LoRA once. */
+	type isThere = (name: string, but?: string) => boolean;
 	type libraryAsk = <T>(service: ServiceName, call: Call<T>) => Promise<T>;
 	type newLibrary = (connections: Connections, store: Store, editor: Editor, /** brings nodes into view */ reveal: () => void) => Library;
 	type rename = (before: string, after: string) => void;
@@ -79,10 +84,12 @@ declare namespace Fn {
 
 	/* js/main.js */
 	type fitWhenKnown = (store: Store, camera: Values<{camera: Camera}>, fitSoon: () => void) => void;
+	/** Which service serves this page; null: none does. A reload while it is down remembers. */
 	type ownName = () => Promise<ServiceName | null>;
 
 	/* js/models.js */
 	type modelAfter = (state: State, node: string) => Model | null;
+	/** The chosen one, else the default of the backend or the service. Null before the list is known. */
 	type modelOf = (state: State, node: GraphNode | null | undefined) => Model | null;
 	type modelOfSampler = (state: State, sampler: string) => Model | null;
 	type priceOf = (model: Pick<Model, "price"> | null) => string;
@@ -90,6 +97,7 @@ declare namespace Fn {
 	/* js/opener.js */
 	type newOpener = (store: Store, editor: Editor, library: Library, /** another graph is there */ onOpened: () => void) => Opener;
 	type openComfy = (data: unknown, name: string) => Promise<boolean>;
+	/** A request of another program: its model may have another name here. */
 	type openForeign = (wanted: Wanted, leftOut: readonly string[], name?: string) => void;
 	type openOne = (file: File, place: Point | null) => Promise<void>;
 	type openPicture = (file: File, place: Point | null) => Promise<void>;
@@ -101,8 +109,10 @@ declare namespace Fn {
 
 	/* js/pictures.js */
 	type clear = (image: HTMLImageElement) => void;
+	/** For a click on a link to a file of the service: with a key the browser cannot fetch it alone. */
 	type download = (event: Event, connection: Connection) => Promise<void>;
 	type save = (blob: Blob, filename: string) => void;
+	/** Shows a picture of the service. With a key it is fetched with the header and shown as a blob. The newest call for an element wins. */
 	type show = (image: HTMLImageElement, path: string, /** none: nothing is shown */ connection: Connection | undefined) => Promise<void>;
 
 	/* js/runs.js */
@@ -118,14 +128,17 @@ declare namespace Fn {
 	type pictureOf = (run: Run, part: RunPart) => Promise<string>;
 	type placeOf = (sampler: string, /** of a request: `width`, `loras.1.name` … */ field: string) => { node: string; field: string; };
 	type refuse = (run: Run, error: unknown) => void;
+	/** The run to show for a sampler: what draws, else what is next, else how the last one ended. */
 	type runOf = (runs: readonly Run[], sampler: string) => Run | undefined;
 	type runsAsk = <T>(service: ServiceName, call: Call<T>) => Promise<T>;
 	type runsShow = (sampler: string, service: ServiceName, job: Job) => void;
+	/** Those of a service that it knows; of every one that answers, if none is named. */
 	type sent = (service?: ServiceName) => Run[];
 	type showAgain = (connection: Connection) => Promise<void>;
 	type update = (key: string, job: Job) => void;
 
 	/* js/services.js */
+	/** The connection of a service. Throws, saying what to do, when the page has none of that name. */
 	type connectionTo = (connections: Connections, name: ServiceName) => Connection;
 	type firstService = (state: State) => ServiceName;
 	type serviceNamed = (state: State, name: unknown) => ServiceState | null;
@@ -142,6 +155,7 @@ declare namespace Fn {
 	type shownFrom = (entry: [string, unknown]) => (string | { service: ServiceName; id: string; })[][];
 
 	/* js/sizes.js */
+	/** One size for each shape, of about the area of the model's default, within its limits; and the largest square. */
 	type presets = (model: Model) => Size[];
 
 	/* js/store.js */

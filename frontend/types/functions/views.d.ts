@@ -25,6 +25,7 @@ declare namespace Fn {
 	/* js/views/loras.js */
 	type entriesOf = (state: State) => LoraEntry[];
 	type mountLoras = (app: App, panel: HTMLElement) => void;
+	/** On each service that has it: those that share a folder know of a change already. */
 	type onEach = (name: string, /** what it returns ends it */ act: (service: ServiceName, lora: Lora) => Promise<unknown>) => Promise<string>;
 	type updateCard = (element: HTMLElement, entry: LoraEntry) => void;
 
