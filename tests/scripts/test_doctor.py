@@ -22,7 +22,7 @@ from config.settings import ROOT
 from models.hub import on_disk
 from models.precision import known_precisions, profile_of
 from scripts import doctor
-from scripts.diagnosis import engines, machine
+from scripts.diagnosis import engines, machine, running
 from scripts.diagnosis.machine import State, Torch
 from scripts.diagnosis.services import Checkup
 from tests.operations.checkout import clean_environment, copy_checkout
@@ -580,7 +580,10 @@ def test_port_of_somebody_else_stops_the_service_and_is_named(
     assert f"{held_port} on 127.0.0.1: held by somebody else, pid {os.getpid()}" in reason
 
 
-def test_port_that_is_ours_is_well(make_machine, say, service) -> None:
+def test_port_that_is_ours_is_well(
+    make_machine, say, service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "ANSWER_SECONDS", 60.0)
     make_machine(torch=CPU_TORCH, BF16_PORT=service.port)
     status, report = say()
     assert status == 0 and bf16(report)["ok"], bf16(report)

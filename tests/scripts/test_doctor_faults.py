@@ -350,7 +350,8 @@ def test_cleanup_that_has_a_database_is_no_second_service(data: Path) -> None:
 # Services that run
 
 
-def test_service_that_answers_is_well(service: RunningService) -> None:
+def test_service_that_answers_is_well(service: RunningService, monkeypatch) -> None:
+    monkeypatch.setattr(running, "ANSWER_SECONDS", 60.0)
     (found,) = running.look_at("bf16", "127.0.0.1", service.port, service.folder / "data")
     assert found.state is State.OK and "takes jobs" in found.text
 
