@@ -5,8 +5,10 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, time, timedelta
 from functools import partial
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import hypothesis
@@ -29,6 +31,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # The same examples every time, and no limit of time for one: a machine may be busy.
 hypothesis.settings.load_profile("ci")
+
+# A test that counts by days takes less, however busy the machine is.
+DAY_LEFT_SECONDS = 90
 
 # Whatever is imported while tests are collected stays: looking for garbage among it takes seconds.
 gc.disable()
@@ -97,6 +102,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Random weights and inputs are the same whichever tests came before."""
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
@@ -176,6 +188,15 @@ def start_service(tmp_path: Path) -> Iterator[Callable[..., RunningService]]:
 def start_engine(start_service: Callable[..., RunningService]) -> Callable[..., RunningService]:
     """Start services of one's own on a stand-in model of `tests/engines.py`."""
     return partial(start_service, main=ENGINE_MAIN, TEST_ENGINE="scripted")
+
+
+@pytest.fixture
+def one_day() -> None:
+    """What is counted by the day (UTC) does not begin anew in the middle of the test."""
+    now = datetime.now(UTC)
+    midnight = datetime.combine(now.date() + timedelta(days=1), time.min, UTC)
+    if midnight - now < timedelta(seconds=DAY_LEFT_SECONDS):
+        sleep((midnight - now).total_seconds())
 
 
 @pytest.fixture(scope="session")

@@ -740,6 +740,7 @@ def test_key_is_nowhere_in_the_database(end_of: Callable[..., Job], tmp_path: Pa
 # Money
 
 
+@pytest.mark.usefixtures("one_day")
 def test_budget_of_the_day_that_is_spent_asks_for_nothing(
     end_of: Callable[..., Job], cloud: StandIn
 ) -> None:
@@ -752,6 +753,7 @@ def test_budget_of_the_day_that_is_spent_asks_for_nothing(
     assert len(cloud.submits) == 2
 
 
+@pytest.mark.usefixtures("one_day")
 def test_budget_counts_what_is_unclear_and_not_what_was_refused(
     end_of: Callable[..., Job], cloud: StandIn
 ) -> None:

@@ -688,7 +688,7 @@ async def test_picture_published_by_a_commit_that_failed_goes_when_a_cancel_wins
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Bench(tmp_path) as bench:
-        monkeypatch.setattr(ledger, "STORE_PAUSE_SECONDS", 0.5)  # the cancel comes before
+        monkeypatch.setattr(ledger, "STORE_PAUSE_SECONDS", 2.0)  # the cancel comes before
         job = await bench.submit()
         await bench.settle()
         bench.refuse_writes()

@@ -21,6 +21,8 @@ IN_CLOUD = {
 }
 HERE = {"prompt": "a", "width": 128, "height": 128}
 
+pytestmark = pytest.mark.usefixtures("one_day")
+
 
 @pytest.fixture(scope="module")
 def clouded(stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeyedService]:

@@ -13,6 +13,8 @@ from tests.service import KeyedService, RunningService
 
 SMALL = {"prompt": "a", "width": 128, "height": 128}
 
+pytestmark = pytest.mark.usefixtures("one_day")
+
 
 @pytest.fixture
 def client(keyed_service: KeyedService) -> Iterator[httpx2.Client]:

@@ -398,8 +398,9 @@ async def test_cut_connections_are_made_anew(postgres: PostgresServer) -> None:
     with postgres.database() as url:
         async with doors(url) as (first, _):
             await first.insert("a", REQUEST, NOW)
+            # Each is waited for: one that still lives would take the change below.
             postgres.sql(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'flux-fleet'"
+                "SELECT pg_terminate_backend(pid, 30000) FROM pg_stat_activity WHERE application_name = 'flux-fleet'"
             )
             assert await first.get("a") is not None  # a reader asks once more by itself
             with pytest.raises(StorageUnavailable) as caught:

@@ -243,17 +243,17 @@ class Door:
 
 
 class House:
-    """`async with House(folder, url)`: times are short, a lease lasts a second."""
+    """`async with House(folder, url)`: times are short, but a door that stands still for two seconds keeps its lease."""
 
     def __init__(self, folder: Path, url: str, replicas: int = 1) -> None:
         self.folder, self.url = folder, url
         self.replicas = [PlayedReplica(f"r{index}") for index in range(replicas)]
         self.doors: list[Door] = []
         self._patches = [
-            patch.object(lease_module, "LEASE_SECONDS", 1.0),
-            patch.object(lease_module, "MARGIN_SECONDS", 0.2),
+            patch.object(lease_module, "LEASE_SECONDS", 3.0),
+            patch.object(lease_module, "MARGIN_SECONDS", 0.5),
             patch.object(doors_module, "BEAT_SECONDS", 0.1),
-            patch.object(doors_module, "GONE_SECONDS", 0.5),
+            patch.object(doors_module, "GONE_SECONDS", 2.0),
             patch.object(word, "LISTEN_SECONDS", 0.1),
         ]
 

@@ -164,8 +164,9 @@ async def test_pause_at_any_door_holds_and_is_remembered(
     house: House, first: Door, second: Door
 ) -> None:
     await second.queue.pause()
-    job = await first.submit()
     await until(lambda: first.queue.is_paused)
+    job = await first.submit()
+    await until(lambda: second.queue.waiting == 1)
     assert await first.status(job) is JobStatus.QUEUED and house.replicas[0].begun == []
     await second.queue.resume()
     assert (await first.end_of(job)).status is JobStatus.SUCCEEDED
@@ -214,6 +215,7 @@ def test_bound_of_the_line_holds_over_doors(tmp_path: Path, postgres: PostgresSe
     [(Limits(daily_images=5), 5), (Limits(daily_usd=1.0), 4)],
     ids=["images", "usd"],
 )
+@pytest.mark.usefixtures("one_day")
 def test_budget_of_the_day_holds_over_doors(
     tmp_path: Path, postgres: PostgresServer, limits: Limits, taken: int
 ) -> None:
