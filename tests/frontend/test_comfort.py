@@ -31,7 +31,6 @@ def test_comfort_two_fingers_zoom_and_move_the_view(
 ) -> None:
     page = open_page(ui(engine_service), has_touch=True)
     is_ready(page)
-    stands_still(page)
     scale = page.locator(".scale")
     page.get_by_role("button", name=re.compile("actual size")).click()
     expect(scale).to_have_text("100 %")
@@ -117,6 +116,18 @@ def test_comfort_theme_is_kept_over_a_reload(
     assert chosen != first
     page.reload()
     assert page.evaluate(ground) == chosen
+
+
+def test_comfort_bar_of_a_page_seen_twice_as_large_has_every_button_in_sight(
+    engine_service: RunningService, open_page: OpenPage
+) -> None:
+    page = open_page(ui(engine_service), viewport={"width": 720, "height": 450})
+    is_ready(page)
+    page.evaluate("document.querySelector('#stop').hidden = false")  # as it is while something runs
+    buttons = page.locator(".top :is(button, label):visible")
+    for index in range(buttons.count()):
+        expect(buttons.nth(index)).to_be_in_viewport(ratio=0.99)
+    assert buttons.count() > 10
 
 
 def test_comfort_tools_cover_no_node_of_the_first_graph(

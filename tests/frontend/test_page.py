@@ -163,6 +163,18 @@ def test_page_empty_prompt_is_told_at_the_prompt(
     assert len(engine_service.client.get("/jobs").json()["jobs"]) == before
 
 
+def test_page_prompt_that_is_too_long_is_told_at_the_prompt_and_kept(
+    engine_service: RunningService, open_page: OpenPage
+) -> None:
+    page = open_page(ui(engine_service), errors_expected=True)
+    is_ready(page)
+    prompt(page).focus()
+    page.keyboard.insert_text("a red balloon " * 200)
+    page.keyboard.press("Enter")
+    expect(node(page, "prompt").locator(".error")).to_contain_text("at most 2000 are taken")
+    expect(prompt(page)).to_have_value("a red balloon " * 200)
+
+
 def test_page_shape_and_fixed_seed_are_what_is_drawn(
     engine_service: RunningService, open_page: OpenPage
 ) -> None:
@@ -347,6 +359,11 @@ def test_page_key_that_is_revoked_is_asked_for_again_and_nothing_typed_is_lost(
     notice = page.locator("#notice")
     expect(notice).to_contain_text("needs a key")
     prompt(page).fill("page-keeps-words")
+    page.keyboard.press("Control+Enter")
+    stage = node(page, "image").locator(".run-stage")
+    expect(stage).to_have_text("Waiting for the service")
+    page.click("#stop")
+    expect(stage).to_have_text("Cancelled")
     notice.get_by_role("button", name="Enter the key").click()
     page.keyboard.type(made.json()["key"])
     page.keyboard.press("Enter")
@@ -530,6 +547,7 @@ def test_page_machine_unloads_and_loads_a_model(
     is_ready(page)
     page.click("#panels [data-panel=machine]")
     model = page.locator("#panel-machine .device-model")
+    expect(model).to_be_visible()  # told last of all: it moves the buttons below it
     page.get_by_role("button", name="Load", exact=True).click()
     expect(model).not_to_contain_text("no model loaded")
     page.get_by_role("button", name="Unload", exact=True).click()
@@ -542,13 +560,17 @@ def test_page_machine_shows_how_much_of_a_model_is_loaded(
     full_service.wait_for_workers()
     page = open_page(ui(full_service), errors_expected=True)
     page.click("#panels [data-panel=machine]")
+    model = page.locator("#panel-machine .device-model")
+    expect(model).to_contain_text(
+        "no model loaded"
+    )  # told last of all: it moves the buttons below it
     page.get_by_role("button", name="Load", exact=True).click()
     bar = page.get_by_role("progressbar", name="Loading")
     expect(bar).to_have_js_property("value", 0.25)
     expect(page.locator("#panel-machine")).to_contain_text("Loading: part 1 of 4")
     full_service.release("weights")
     expect(bar).to_be_hidden()
-    expect(page.locator("#panel-machine .device-model")).not_to_contain_text("no model loaded")
+    expect(model).not_to_contain_text("no model loaded")
 
 
 # Its reference
