@@ -37,12 +37,16 @@ def ui(service: RunningService, fp4: RunningService | None = None) -> str:
 
 
 def is_ready(page: Page, name: str = "bf16") -> None:
+    """The service is, and the graph has been fitted to what the service has told."""
     pill = page.locator(f".pill[data-service={name}]")
     expect(pill).to_have_attribute("data-phase", "ready")
+    stands_still(page)
 
 
 def stands_still(page: Page) -> None:
-    """The view has come to where it was sent: only then a place in it can be measured."""
+    """The view has come to where it was sent: only then a place in it can be measured, and what is clicked stays below
+    the pointer.
+    """
     page.evaluate(FRAMES)
 
 

@@ -42,7 +42,6 @@ def opened(open_page: OpenPage, service: RunningService) -> Page:
     is_ready(page)
     expect(page.locator(".node")).to_have_count(4)
     page.keyboard.press("Escape")  # nothing has the focus
-    stands_still(page)
     return page
 
 
