@@ -399,6 +399,7 @@ def test_page_gallery_is_looked_through_and_a_picture_deleted(
             engine_service.generate(prompt=words, width=128, height=128, steps=1).status_code == 200
         )
     page = open_page(ui(engine_service))
+    is_ready(page)
     page.click("#panels [data-panel=gallery]")
     page.locator("#tiles button").first.click()
     words = page.locator("#viewer-prompt")
@@ -437,6 +438,7 @@ def test_page_gallery_pins_a_picture_and_unpins_it(
         return next(each["pinned"] for each in images if each["id"] == drawn["id"])
 
     page = open_page(ui(engine_service))
+    is_ready(page)
     page.click("#panels [data-panel=gallery]")
     page.get_by_role("button", name="to keep").first.click()
     pin = page.get_by_role("button", name="Pin", exact=True)
@@ -447,6 +449,7 @@ def test_page_gallery_pins_a_picture_and_unpins_it(
     page.keyboard.press("Escape")
     expect(page.locator("#tiles .pinned").first).to_be_visible()
     page.reload()  # the service remembers
+    is_ready(page)
     page.click("#panels [data-panel=gallery]")
     page.get_by_role("button", name="to keep").first.click()
     expect(pin).to_have_attribute("aria-pressed", "true")
@@ -559,6 +562,7 @@ def test_page_machine_shows_how_much_of_a_model_is_loaded(
 ) -> None:
     full_service.wait_for_workers()
     page = open_page(ui(full_service), errors_expected=True)
+    expect(page.locator(".pill[data-service=bf16]")).to_have_attribute("data-phase", "waiting")
     page.click("#panels [data-panel=machine]")
     model = page.locator("#panel-machine .device-model")
     expect(model).to_be_visible()  # told last of all: it moves the buttons below it

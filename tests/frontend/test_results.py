@@ -270,6 +270,7 @@ def test_results_gallery_goes_on_to_older_pictures(
         body = {"prompt": f"many-{index}", "width": 128, "height": 128, "num_images": 8}
         assert engine_service.generate(**body).is_success
     page = open_page(ui(engine_service))
+    is_ready(page)
     page.click("#panels [data-panel=gallery]")
     page.fill("#gallery-search", "many-")
     expect(page.locator("#tiles img[alt=many-7]")).to_have_count(8)
