@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 COMMIT = "a" * 40
+HELD_SECONDS = 120  # a guard: whoever holds a download lets it go
 LARGE = (".safetensors", ".bin")  # kept as the Hub keeps large files: known by their SHA-256
 
 
@@ -122,7 +123,7 @@ def serving() -> Iterator[Hub]:
             self.wfile.write(data[start:split])
             self.wfile.flush()
             if not hub.held or name in hub.held:
-                hub.gate.wait(30)
+                hub.gate.wait(HELD_SECONDS)
             if hub.breaks:
                 hub.breaks -= 1
                 self.close_connection = True

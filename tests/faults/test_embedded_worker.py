@@ -81,8 +81,8 @@ def test_unlike_jobs_are_not_drawn_together(measured: RunningService, other: dic
 @alone
 def test_job_drawn_with_others_can_be_cancelled_alone(measured: RunningService) -> None:
     with paused(measured):
-        job_ids = [measured.submit(**{**BODY, "num_inference_steps": 40}) for _ in range(3)]
-    measured.wait_until(lambda: (measured.job(job_ids[1])["progress"] or {}).get("step", 0) > 0)
+        job_ids = [measured.submit(**{**BODY, "num_inference_steps": 60}) for _ in range(3)]
+    measured.wait_until(lambda: is_at_step(measured.job(job_ids[1]), 1), pause_seconds=0.01)
     measured.client.post(f"/jobs/{job_ids[1]}/cancel")
     found = [measured.wait_for_job(job_id)["status"] for job_id in job_ids]
     assert found == ["succeeded", "cancelled", "succeeded"]
@@ -122,12 +122,13 @@ def idle(split: RunningService) -> dict:
     """Memory with the model and after it was given back, and the way of the job that came then."""
     first = split.submit(**BODY, seed=5)
     split.wait_for_job(first)
-    busy = split.submit(**{**BODY, "num_inference_steps": 40})
-    split.wait_until(lambda: (split.job(busy)["progress"] or {}).get("step", 0) > 0)
+    busy = split.submit(**{**BODY, "num_inference_steps": 100})
+    split.wait_until(lambda: is_at_step(split.job(busy), 1), pause_seconds=0.01)
     with_model = worker_mib(split)  # before the second of rest has begun
     split.client.post(f"/jobs/{busy}/cancel")
     pid = split.workers()[0]["pid"]
     split.wait_until(lambda: model_status(split)["model"] is None)
+    split.wait_until(lambda: with_model - worker_mib(split) > WEIGHTS_MIB, what="keeps the memory")
     without = worker_mib(split)
     with paused(split):
         second = split.submit(**BODY, seed=5)

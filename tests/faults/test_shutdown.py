@@ -21,8 +21,8 @@ from tests.service import RunningService
 # Long where the running job can end, short where it cannot and the stop must not wait for it.
 DRAIN_SECONDS = 30
 SHORT_DRAIN_SECONDS = 2
-# More than the drain, for what follows it.
-AFTER_DRAIN_SECONDS = 5
+# More than the drain, for what follows it: a worker that hangs is asked, and then ended in four seconds.
+AFTER_DRAIN_SECONDS = 9
 # Status and attempts of a job that is begun anew after the next start.
 RELEASED = [("queued", 0)]
 BODY = {"prompt": "a red balloon", "width": 128, "height": 128}

@@ -139,7 +139,7 @@ def test_hub_download_tells_how_far_it_is(service: RunningService, hub: Hub) -> 
     hub.files[FILE] = start + bytes(zeros)
     hub.gate.clear()
     told: list[dict[str, Any]] = []
-    with httpx2.Client(base_url=service.url, timeout=30) as listener:
+    with httpx2.Client(base_url=service.url, timeout=120) as listener:
         with listener.stream("GET", "/events") as stream:
             lines = stream.iter_lines()
             next(lines)

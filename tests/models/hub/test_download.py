@@ -199,7 +199,7 @@ def test_silent_server_is_given_up(cache: RepoCache, hub: Hub) -> None:
     began = time.monotonic()
     with pytest.raises(ModelUnavailable, match="ReadTimeout.*2 times without progress"):
         bring(cache, file, patience=impatient)
-    assert time.monotonic() - began < 30  # when the stand-in would go on
+    assert time.monotonic() - began < 60  # the stand-in goes on later
     assert cache.part(file).stat().st_size > 0, "what came is kept"
 
 
@@ -311,7 +311,7 @@ def test_process_killed_in_the_middle_goes_on_when_it_is_run_again(
     part = RepoCache(folder, REPO).part(file)
     process = subprocess.Popen(command, cwd=ROOT, env=environ)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not (part.exists() and part.stat().st_size == file.size_bytes - 1000):
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.02)

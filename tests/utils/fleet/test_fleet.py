@@ -615,10 +615,10 @@ def test_replicas_sleep_and_wake_by_what_waits(fleet: RunningFleet, killed: Kill
         return {job["gpu"] for job in jobs if job["status"] == "running"}
 
     fleet.wait_until(lambda: len(at_work()) == 2)
-    assert len(awake(fleet)) == 2 and workers() == 2
+    fleet.wait_until(lambda: len(awake(fleet)) == 2 and workers() == 2)
     fleet.release("wide")
     assert {fleet.wait_for_job(job_id)["status"] for job_id in held} == {"succeeded"}
-    (sleeper,) = {*ALL} - {each["name"] for each in awake(fleet)} or [""]
+    sleeper = max({*ALL} - {each["name"] for each in awake(fleet)})  # two may sleep again by now
     only = "fp4" if sleeper.startswith("second") else "bf16"
     done = fleet.wait_for_job(fleet.submit("a cat", precision=only, **SIZE))
     assert (done["status"], done["result"]["precision"]) == ("succeeded", only)

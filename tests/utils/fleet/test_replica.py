@@ -15,6 +15,7 @@ from fleet.replica import Profile, ReplicaStats
 from fleet.wanted import Wanted
 from models.types import GenerationRequest, OutputFormat
 from tests.fleet_replica import ScriptedReplica
+from tests.service import START_SECONDS
 from utils.fleet import messages
 from utils.worker import events
 
@@ -74,7 +75,7 @@ def run(test: Callable[[Alone, Watch], Coroutine[Any, Any, None]]) -> None:
         replica = Alone("bf16")
         watch = Watch(replica)
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(START_SECONDS):
                 await test(replica, watch)
         finally:
             await watch.close()

@@ -18,7 +18,7 @@ from config.catalog import DefaultModel
 from config.settings import ROOT, load_settings
 from models.precision import profile_of
 from tests.engines import SECRET
-from tests.service import ENGINE_MAIN, RunningService
+from tests.service import ENGINE_MAIN, START_SECONDS, RunningService
 from utils.gpu_manager import WorkerSlot
 from utils.worker.parent import Death, Worker
 
@@ -106,7 +106,9 @@ def dying(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     running = RunningService(
         tmp_path_factory.mktemp("dying"), main=ENGINE_MAIN, TEST_ENGINE="exits_at_start"
     ).start()
-    running.wait_until(lambda: running.client.get("/health/ready").status_code == 503, 60)
+    running.wait_until(
+        lambda: running.client.get("/health/ready").status_code == 503, START_SECONDS
+    )
     yield running
     running.close()
 
