@@ -208,7 +208,7 @@ def test_sigterm_puts_a_job_that_takes_too_long_back(start_engine: Start) -> Non
     job_id, gate = hold(service)
     began = time.monotonic()
     assert service.stop() == 0
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10
     service.release(gate)
     service.start()
     job = service.wait_for_job(job_id)
@@ -218,13 +218,13 @@ def test_sigterm_puts_a_job_that_takes_too_long_back(start_engine: Start) -> Non
 @pytest.mark.limit
 def test_sigterm_while_a_client_waits_takes_no_longer_than_the_drain(start_engine: Start) -> None:
     """`drain_seconds` is how long a stop waits for running jobs: once, not once per part."""
-    service = start_engine(FLUX_DRAIN_SECONDS="3")
+    service = start_engine(FLUX_DRAIN_SECONDS="6")
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(service.generate, prompt=f"hold {uuid.uuid4().hex}")
         service.wait_until(lambda: service.client.get("/queue").json()["running"])
         began = time.monotonic()
         assert service.stop() == 0
-        assert time.monotonic() - began < 3 + 2.5
+        assert time.monotonic() - began < 6 + 5
         assert waiting.result().status_code == 503
 
 
@@ -238,7 +238,7 @@ def test_signal_while_workers_start_exits_0(
     )
     began = time.monotonic()
     assert service.stop(signal_number) == 0
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 12
 
 
 @pytest.mark.limit
@@ -247,7 +247,7 @@ def test_sigterm_while_a_worker_is_replaced_exits_0(start_engine: Start) -> None
     service.wait_for_job(service.submit("kill-once gate"), "queued", "succeeded")
     began = time.monotonic()
     assert service.stop() == 0
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 12
 
 
 # Refuses to start
