@@ -32,7 +32,7 @@ from utils.job_store import JobStore
 from utils.queue_manager import QueueManager
 
 KEY = "bfl_test_4711"
-START_SECONDS = 30
+START_SECONDS = 120
 CATALOG = load_catalog()
 MODELS = [row.id for row in CATALOG if row.cloud is not None]
 

@@ -510,7 +510,7 @@ def test_query_format_of_another_name_is_refused(
 
 def over_the_limit(service: RunningService, content: Any) -> httpx2.Response:
     """Sent over a connection of its own: the service closes it with the body half-way."""
-    return httpx2.post(f"{service.url}/generate", content=content, headers=JSON, timeout=30)
+    return httpx2.post(f"{service.url}/generate", content=content, headers=JSON, timeout=120)
 
 
 @pytest.mark.parametrize("how", ["declared", "chunked"])

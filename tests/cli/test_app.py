@@ -127,7 +127,7 @@ def test_ctrl_c_while_the_commands_are_loaded_is_the_same() -> None:
         runpy.run_path("cli/__main__.py", run_name="__main__")
     """
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=180
     )
     assert done.returncode == Status.INTERRUPTED
     assert json.loads(done.stdout)["error"]["code"] == "interrupted" and "Ctrl-C" in done.stderr

@@ -36,7 +36,7 @@ def test_backup_of_a_running_service_brings_its_jobs_and_loras_back(
 
     backup = str(tmp_path / "backup")
     made = program("backup", backup, "--with-images", "--json", **environ)
-    out, err = made.communicate(timeout=60)
+    out, err = made.communicate(timeout=180)
     assert made.returncode == 0, err
     assert json.loads(out)["files"] >= 4
 
@@ -45,11 +45,11 @@ def test_backup_of_a_running_service_brings_its_jobs_and_loras_back(
     running.client.post(f"/jobs/{waiting}/cancel")
 
     refused = program("restore", backup, "--without-settings", **environ)
-    _, err = refused.communicate(timeout=60)
+    _, err = refused.communicate(timeout=180)
     assert refused.returncode == Status.WRONG and "runs" in err
     running.stop()
     restored = program("restore", backup, "--without-settings", "--json", **environ)
-    out, err = restored.communicate(timeout=60)
+    out, err = restored.communicate(timeout=180)
     assert restored.returncode == 0, err
     assert (json.loads(out)["waiting_jobs"], json.loads(out)["dry_run"]) == (1, False)
 

@@ -177,7 +177,7 @@ def test_generate_that_is_ended_cancels_its_job(
     process = program("generate", prompt, "--json", *SMALL, FLUX_URL=engine_service.url)
     job_id = running(engine_service, prompt)
     process.send_signal(number)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=180)
     assert process.returncode == Status.INTERRUPTED
     assert json.loads(out)["error"]["job_ids"] == [job_id]
     engine_service.wait_for_job(job_id, "cancelled")
@@ -190,7 +190,7 @@ def test_generate_of_a_job_that_somebody_cancels_says_so(
     process = program("generate", prompt, *SMALL, FLUX_URL=engine_service.url)
     job_id = running(engine_service, prompt)
     engine_service.client.post(f"/jobs/{job_id}/cancel")
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=180)
     assert process.returncode == Status.CANCELLED and job_id in err
 
 
@@ -239,7 +239,7 @@ def test_generate_goes_on_when_its_service_comes_back(
     running_service.kill()
     running_service.start()
     running_service.release("until")
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=180)
     assert (process.returncode, out) == (0, "out.png\n"), err
     with Image.open(tmp_path / "out.png") as picture:
         assert picture.size == (128, 128)

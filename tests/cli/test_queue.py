@@ -131,5 +131,5 @@ def test_watch_of_everything_ends_with_the_service(start_engine, program) -> Non
     watching = program("queue", "watch", "--json", FLUX_URL=running.url)
     assert json.loads(watching.stdout.readline())["event"] == "queue"
     running.stop()
-    _, err = watching.communicate(timeout=60)
+    _, err = watching.communicate(timeout=180)
     assert watching.returncode == Status.UNREACHABLE and "stopping" in err

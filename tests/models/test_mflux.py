@@ -346,14 +346,14 @@ def test_guard_whose_owner_died_ends_the_command_and_removes_its_folder(tmp_path
     others = psutil.Process(owner.pid).children(recursive=True)
     owner.kill()
     owner.wait()
-    _, alive = psutil.wait_procs(others, timeout=30)
+    _, alive = psutil.wait_procs(others, timeout=120)
     assert len(others) == 3 and not alive  # guard, command, and the command's child
     assert not list(temporary.iterdir())
 
 
 def wait_for_end(process_id: int) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
-        psutil.Process(process_id).wait(timeout=30)
+        psutil.Process(process_id).wait(timeout=120)
 
 
 # LoRAs

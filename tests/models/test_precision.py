@@ -286,8 +286,8 @@ class ThirdService:
             return
         children = psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(60) == 0
-        _, alive = psutil.wait_procs(children, timeout=60)
+        assert self.process.wait(120) == 0
+        _, alive = psutil.wait_procs(children, timeout=120)
         assert not alive
 
 
@@ -331,7 +331,7 @@ def test_third_precision_refuses_another_ones_engine(third: ThirdService) -> Non
         env=clean_environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
     assert done.returncode == 2
     assert "which are: rounded" in done.stderr
@@ -344,7 +344,7 @@ def test_third_precision_is_known_to_the_doctor(third: ThirdService) -> None:
         env=clean_environment(FLUX_GPUS="none", FLUX_MIN_FREE_MIB=0),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
     assert "FP8 can draw with embedded" in done.stdout, done.stdout + done.stderr
     assert f"{third.port} on 127.0.0.1: ours, it is running" in done.stdout

@@ -21,7 +21,7 @@ from tests.safety_weights import classifier
 from utils import checker_process
 from utils.checker_process import CheckerProcess
 
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 120
 ENVIRONMENT = {"PATH": os.environ["PATH"], "OMP_WAIT_POLICY": "PASSIVE"}
 RED, BLUE = Image.new("RGB", (64, 48), "red"), Image.new("RGB", (64, 48), "blue")
 

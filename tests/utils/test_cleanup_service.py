@@ -623,7 +623,7 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         env=environ,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
 
 
@@ -687,7 +687,7 @@ def test_command_wrong_setting_is_named(tmp_path: Path) -> None:
         env={"PATH": os.environ["PATH"], "FLUX_CLEANUP_JOB_DAYS": "1"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
     assert done.returncode == 78 and "FLUX_CLEANUP_JOB_DAYS" in done.stderr
 

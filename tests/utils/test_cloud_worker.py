@@ -44,7 +44,7 @@ def in_queue(cloud: StandIn, tmp_path: Path) -> Callable[..., Any]:
     def run(use: Use[T], **values: Any) -> T:
         async def in_loop() -> T:
             async with cloud_queue(cloud, tmp_path, **values) as queue:
-                return await asyncio.wait_for(use(queue), 60)
+                return await asyncio.wait_for(use(queue), 120)
 
         return asyncio.run(in_loop())
 
@@ -87,7 +87,7 @@ def drain_at_once(queue: QueueManager) -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.01)
 

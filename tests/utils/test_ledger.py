@@ -488,7 +488,7 @@ async def test_ledger_waiter_that_leaves_takes_no_other_with_it(tmp_path: Path) 
         leaves.cancel()
         await asyncio.gather(leaves, return_exceptions=True)
         ended = await at.ledger.fail(job.id, ERROR)
-        assert await asyncio.wait_for(stays, 2) == ended
+        assert await asyncio.wait_for(stays, HANG_SECONDS) == ended
 
 
 @in_loop

@@ -245,7 +245,7 @@ def test_client_whose_job_another_cancels_is_told(engine_service: RunningService
     gate = uuid.uuid4().hex
 
     async def scenario() -> httpx2.Response:
-        async with httpx2.AsyncClient(base_url=engine_service.url, timeout=30) as client:
+        async with httpx2.AsyncClient(base_url=engine_service.url, timeout=120) as client:
             waiting = asyncio.create_task(
                 client.post("/generate", json={"prompt": f"hold {gate}", "width": 128})
             )

@@ -37,7 +37,7 @@ def manager(tmp_path: Path) -> Iterator[socket.socket]:
     """The other end: a datagram socket as systemd's."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.bind(str(tmp_path / "notify"))
-        channel.settimeout(30)
+        channel.settimeout(120)
         yield channel
 
 
@@ -131,7 +131,7 @@ def blockable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Blockable]:
         pytest.MonkeyPatch.context() as patch,
     ):
         channel.bind(str(folder / "notify"))
-        channel.settimeout(60)
+        channel.settimeout(120)
         patch.setenv("NOTIFY_SOCKET", str(folder / "notify"))
         patch.setenv("WATCHDOG_USEC", str(int(FEED_SECONDS * 2_000_000)))
         patch.setenv("TEST_ENGINE", "scripted")
@@ -163,5 +163,5 @@ def test_service_whose_loop_stands_still_is_not_vouched_for(blockable: Blockable
     with pytest.raises(TimeoutError):
         blockable.channel.recv(100)
     blockable.block.unlink()
-    blockable.channel.settimeout(60)
+    blockable.channel.settimeout(120)
     blockable.hear(b"WATCHDOG=1")

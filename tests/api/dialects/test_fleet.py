@@ -72,7 +72,7 @@ def test_example_in_python_runs(anywhere: RunningService, tmp_path: Path, capsys
 def node_runs(service: RunningService, call: str) -> subprocess.CompletedProcess:
     code = JAVASCRIPT_EXAMPLE.replace("11435", str(service.port)) + call
     return subprocess.run(
-        ["node", "--input-type=module", "-e", code], capture_output=True, text=True, timeout=60
+        ["node", "--input-type=module", "-e", code], capture_output=True, text=True, timeout=180
     )
 
 

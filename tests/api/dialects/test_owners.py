@@ -71,7 +71,7 @@ def test_run_of_another_key_is_neither_seen_nor_ended(
             theirs.post("/interrupt")
         finally:
             keyed.release("owners-sdapi")
-        assert drawing.result(60).status_code == 200
+        assert drawing.result(120).status_code == 200
 
 
 def test_prompt_of_another_key_is_neither_seen_nor_ended(

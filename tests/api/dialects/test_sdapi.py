@@ -206,7 +206,7 @@ def test_interrupt_ends_what_is_drawn(engine_service: RunningService) -> None:
     without = engine_service.client.get("/sdapi/v1/progress?skip_current_image=true").json()
     assert without["current_image"] is None
     client.interrupt()
-    answer = drawing.result(60)
+    answer = drawing.result(120)
     assert answer.status_code == 409
     assert "interrupted" in answer.json()["errors"]
 
@@ -219,7 +219,7 @@ def test_skip_leaves_one_iteration_out(engine_service: RunningService) -> None:
     client.skip()
     engine_service.wait_until(lambda: client.get_progress()["state"]["job_no"] == 1)
     engine_service.release("sdapi-skip")
-    info = json.loads(drawing.result(60).json()["info"])
+    info = json.loads(drawing.result(120).json()["info"])
     assert info["all_seeds"] == [5]
 
 
@@ -233,7 +233,7 @@ def test_interrupt_keeps_what_was_finished(engine_service: RunningService) -> No
     engine_service.wait_for_job(first, "succeeded")
     client.interrupt()
     # The second may have come to its end as well by then.
-    assert json.loads(drawing.result(60).json()["info"])["all_seeds"][0] == 4
+    assert json.loads(drawing.result(120).json()["info"])["all_seeds"][0] == 4
 
 
 def test_client_that_hangs_up_cancels_all_its_iterations(engine_service: RunningService) -> None:

@@ -70,7 +70,7 @@ def test_request_of_docs_bfl_md_is_drawn(
     (command,) = re.findall(r"^curl .*", guide, re.MULTILINE)
     command = command.replace("127.0.0.1:8001", f"127.0.0.1:{clouded.port}")
     command = command.replace("curl ", "curl --fail-with-body ", 1)
-    done = subprocess.run(shlex.split(command), cwd=tmp_path, capture_output=True, timeout=60)
+    done = subprocess.run(shlex.split(command), cwd=tmp_path, capture_output=True, timeout=180)
     assert done.returncode == 0, done
     with Image.open(tmp_path / "picture.png") as picture:
         assert picture.format == "PNG"

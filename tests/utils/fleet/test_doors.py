@@ -23,7 +23,7 @@ from utils.job import JobStatus
 from utils.keys import Limits
 from utils.lora_manager import DEFAULTS
 
-HANG_SECONDS = 60.0
+HANG_SECONDS = 180.0
 PARTS = [b"a" * 10, b"b" * 10, b"c"]
 
 

@@ -333,7 +333,7 @@ def test_drained_machine_begins_nothing_until_it_is_taken_back(whole: RunningFle
         if document.name == "docs/fleet.md" and "api/drain" in block.text
     )
     said = command.replace("8002", str(whole.port)).replace("studio", "second")
-    subprocess.run(["bash", "-ec", said], check=True, timeout=60)
+    subprocess.run(["bash", "-ec", said], check=True, timeout=180)
     try:
         names = [f"drain-{index}" for index in range(2)]
         held = [holding(whole, name) for name in names]
@@ -432,7 +432,7 @@ def test_clients_of_a_fleet_router_run_unchanged(whole: RunningFleet, tmp_path: 
     for example in CURL_EXAMPLES:
         (tmp_path / "mflux_output.png").unlink(missing_ok=True)
         said = example.replace("11435", str(whole.port))
-        subprocess.run(["bash", "-ec", said], cwd=tmp_path, check=True, timeout=60)
+        subprocess.run(["bash", "-ec", said], cwd=tmp_path, check=True, timeout=180)
         drawn = "generate-image" in example
         assert (tmp_path / "mflux_output.png").exists() is drawn
         if drawn:

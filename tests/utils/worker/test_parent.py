@@ -163,7 +163,7 @@ def test_worker_stopped_while_its_process_is_made_stops() -> None:
         worker.start()
         await asyncio.sleep(0)  # the supervisor begins to make the process
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(START_SECONDS):
                 await worker.stop()
         finally:
             if worker.pid is not None and psutil.pid_exists(worker.pid):
