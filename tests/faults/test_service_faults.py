@@ -19,7 +19,7 @@ from tests.service import ENGINE_MAIN, RunningService
 from utils import sql
 
 EXIT_CONFIGURATION = 78
-REFUSED_SECONDS = 30
+REFUSED_SECONDS = 120
 ANSWERED = 40
 
 
