@@ -29,6 +29,8 @@ CLOUD_BACKEND = "flux-api"
 # to look at.
 Way = Literal["text", "image", "mask", "references"]
 Size = Annotated[int, Field(gt=0, multiple_of=SIZE_MULTIPLE_PX)]
+Words = Annotated[str, Field(min_length=1)]
+Scale = Annotated[float, Field(ge=0)]
 
 
 class CloudFacts(BaseModel):
@@ -55,16 +57,16 @@ class CloudFacts(BaseModel):
 class ModelRow(BaseModel):
     """One model: facts only. Sizes in pixels, memory in GiB by precision name."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
-    id: str
-    title: str
-    description: str
-    family: str
-    backend: str
-    source: str
-    other_sources: tuple[str, ...] = ()
-    licence: str
+    id: Words
+    title: Words
+    description: Words
+    family: Words
+    backend: Words
+    source: Words
+    other_sources: tuple[Words, ...] = ()
+    licence: Words
     gated: bool = False
     ways: Annotated[tuple[Way, ...], Field(min_length=1)]
     device: Literal["any", "gpu", "apple"]
@@ -74,10 +76,10 @@ class ModelRow(BaseModel):
     max_size: Size
     num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]
     guidance: bool
-    guidance_scale: float
-    max_guidance_scale: float = MAX_SCALE
-    true_cfg_scale: float
-    max_sequence_length: int
+    guidance_scale: Scale
+    max_guidance_scale: Scale = MAX_SCALE
+    true_cfg_scale: Scale
+    max_sequence_length: Annotated[int, Field(gt=0)]
     hidden_size: Annotated[int, Field(gt=0)]
     loras: bool = True
     negative_prompt: bool = True
@@ -100,6 +102,10 @@ class ModelRow(BaseModel):
         for name in ("default_width", "default_height"):
             if not self.min_size <= getattr(self, name) <= self.max_size:
                 raise ValueError(f"{name} is not from min_size to max_size")
+        if self.guidance_scale > self.max_guidance_scale:
+            raise ValueError(f"guidance_scale is more than {self.max_guidance_scale:g}")
+        if self.true_cfg_scale > MAX_SCALE:
+            raise ValueError(f"true_cfg_scale is more than {MAX_SCALE:g}")
         return self
 
     @property
@@ -205,10 +211,16 @@ def choose_default(
         return DefaultModel(
             wanted, "set by configuration (FLUX_MODEL or --model)", is_configured=True
         )
+    model_id = DEFAULT_WITH_GPU if gpu_names else DEFAULT_WITHOUT_GPU
+    if model_id not in catalog:
+        raise ConfigurationError(
+            f"config/models.toml has no row {model_id}, which is the default here; put it back, or set FLUX_MODEL to "
+            f"one of {', '.join(catalog.ids) or 'its rows'}"
+        )
     if gpu_names:
-        return DefaultModel(DEFAULT_WITH_GPU, f"a GPU is used: {', '.join(gpu_names)}")
+        return DefaultModel(model_id, f"a GPU is used: {', '.join(gpu_names)}")
     return DefaultModel(
-        DEFAULT_WITHOUT_GPU,
+        model_id,
         f"no GPU is used ({why_no_gpu}), so the small model that ships with the project draws",
     )
 
@@ -285,7 +297,13 @@ def _row(path: Path, model_id: str, table: Any) -> ModelRow:
         return ModelRow(**values)
     except ValidationError as error:
         wrong = "; ".join(
-            f"{'.'.join(map(str, item['loc']))}: {item['msg'].removeprefix('Value error, ')}, not {item['input']!r:.60}"
+            f"{'.'.join(map(str, item['loc']))}: {item['msg'].removeprefix('Value error, ')}{_not(item)}"
             for item in error.errors()
         )
         raise ConfigurationError(f"{path}: [{model_id}] {wrong}") from error
+
+
+def _not(fault: Any) -> str:
+    """The value at fault; where one is missing, or the row as a whole is wrong, there is none to show."""
+    is_of_the_row = fault["type"] == "missing" or not fault["loc"]
+    return "" if is_of_the_row else f", not {fault['input']!r:.60}"

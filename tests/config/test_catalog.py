@@ -116,11 +116,26 @@ def test_catalog_size_that_is_no_multiple_is_named(load: Load, key: str) -> None
         ("example_prompts", "one"),
         ("default_width", 1024),
         ("num_inference_steps", 0),
+        ("title", ""),
+        ("source", ""),
+        ("guidance_scale", -1.0),
+        ("guidance_scale", 20.5),
+        ("true_cfg_scale", 21.0),
+        ("max_sequence_length", 0),
     ],
 )
 def test_catalog_wrong_value_is_named_with_its_row(load: Load, key: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=rf"\[tiny\].*{key}"):
         load(ROW | {key: value})
+
+
+def test_catalog_number_that_is_none_is_named_with_its_row(tmp_path: Path, load: Load) -> None:
+    load(ROW)
+    path = tmp_path / "models.toml"
+    text = path.read_text(encoding="utf-8").replace("guidance_scale = 0.0", "guidance_scale = nan")
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=r"\[tiny\].*guidance_scale.*finite"):
+        load_catalog(path)
 
 
 @pytest.mark.parametrize("text", ["[tiny", "tiny = 5", "\x00"])
@@ -158,6 +173,17 @@ def test_default_that_is_configured_wins(gpus: tuple[str, ...]) -> None:
 def test_default_that_the_catalog_lacks_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="FLUX_MODEL.*no-such.*embedded"):
         choose_default(load_catalog(), "no-such", (), "")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "lacking"), [((), "embedded"), (("NVIDIA H200",), "flux-schnell")]
+)
+def test_default_whose_row_was_taken_out_is_refused_with_what_there_is(
+    gpus: tuple[str, ...], lacking: str
+) -> None:
+    rest = Catalog({row.id: row for row in load_catalog() if row.id != lacking})
+    with pytest.raises(ConfigurationError, match=f"no row {lacking}.*FLUX_MODEL.*flux-dev"):
+        choose_default(rest, "auto", gpus, "")
 
 
 # The default of a backend
