@@ -7,6 +7,7 @@ route, the headers of every answer, an answer for what nobody expected, a log li
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import re
@@ -25,7 +26,15 @@ from api.auth import SAFE_METHODS, Guard
 from api.dialects import shapes
 from api.patience import patiently
 from api.schemas import PICTURE_PATHS
-from config.errors import FieldError, FluxError, Forbidden, InvalidRequest, TooLarge, TooSlow
+from config.errors import (
+    FieldError,
+    FluxError,
+    Forbidden,
+    InvalidRequest,
+    TooLarge,
+    TooSlow,
+    Unavailable,
+)
 from config.settings import LOOPBACK_HOSTS, ServerSettings, is_loopback
 from utils import log_context
 
@@ -128,6 +137,14 @@ class Gate:
                 raise InvalidRequest.of("content-length", "goes with no transfer-encoding")
             receive = self._limit.counting(scope, headers, receive)
             await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            # The server ends, and waits no longer for what a client still sends.
+            if answer.status:
+                raise
+            answer.is_last = True
+            error = Unavailable("the service is stopping; send it again", retry_after_seconds=30)
+            answer.code = error.code
+            await errors.answer(error, answer.request_id, scope["path"])(scope, receive, send)
         except Exception as error:
             if answer.status:
                 raise

@@ -196,6 +196,9 @@ def run(app: FastAPI, settings: Settings, service: str) -> int:
     server_log.addFilter(lambda _: not hasattr(app.state, "refused"))
     # Its lines about websockets have the whole query in them, and somebody may have put a key there.
     server_log.addFilter(lambda record: '"WebSocket' not in str(record.msg))
+    # A terminal that is closed; who started us with `nohup` wants none of it.
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, server.handle_exit)
     with contextlib.suppress(SystemExit):  # what the library makes of a start that failed
         server.run()
     if hasattr(app.state, "refused"):

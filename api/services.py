@@ -380,7 +380,9 @@ async def running(plan: Plan) -> AsyncIterator[Services]:
         await plan.keys.open()
         await plan.loras.start(store, queue.bus)
         await queue.start()
-        if plan.crew is not None:
+        if plan.crew is None:
+            await queue.tell_stranded()
+        else:
             await plan.crew.open(queue, plan.default, plan.loras.pins.folder, inputs.folder)
         if doors is not None:
             await doors.start()

@@ -107,8 +107,10 @@ def open_pipeline(
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # what a wrong value or file breaks inside has no common type
+        damaged = on_disk.damaged_json(folder)
+        reason = f"{damaged} is damaged; fetch the model again" if damaged else None
         raise ModelUnavailable(
-            f"model {row.id}: {folder.name} cannot be loaded: {_in_short(error, folder)}"
+            f"model {row.id}: {folder.name} cannot be loaded: {reason or _in_short(error, folder)}"
         ) from error
     if reason := _why_not_whole(pipeline):
         raise ModelUnavailable(

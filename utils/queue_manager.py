@@ -48,6 +48,9 @@ log = logging.getLogger(__name__)
 MAX_RETRY_AFTER_SECONDS = 3600
 STORE_PAUSE_SECONDS = 1.0
 JOB_ERRORS = ("oom", "poison", "timeout", "worker_lost", "storage", "internal")
+WAITING_BY_MODEL = """
+SELECT model, count(*) AS jobs FROM job WHERE status = 'queued' GROUP BY model ORDER BY model
+"""
 PAUSED = "paused"  # the key of what is remembered
 
 
@@ -111,6 +114,7 @@ class QueueManager:
             log_prompts=settings.log.log_prompts,
         )  # fmt: skip
         self.bus.owner_of = self._ledger.owner_of
+        self._models_on = models_on
         self._dispatcher = self._make_dispatcher(models_on)
         self._has_room = False  # as of a look in this turn of the loop
         self._changed = asyncio.Condition()
@@ -146,6 +150,22 @@ class QueueManager:
         for worker in self.workers:
             worker.start()
         self._dispatcher.start()
+
+    async def tell_stranded(self) -> None:
+        """Say which jobs wait for what no worker here can draw: a card or a row of the catalog may have gone since.
+
+        They are left as they are, because it may come back.
+        """
+        drawn = {model for worker in self.workers for model in self._models_on(worker)}
+        for row in await self.store.select(WAITING_BY_MODEL, {}):
+            if row["model"] not in drawn:
+                log.warning(
+                    "%d waiting jobs are for %s, which nothing here can draw now; they wait until it can, "
+                    "or are cancelled (GET /jobs?status=queued lists them)",
+                    row["jobs"],
+                    row["model"],
+                    extra={"action": "jobs_stranded", "model": row["model"]},
+                )
 
     # Whether nobody else has this line.
     _is_alone = True

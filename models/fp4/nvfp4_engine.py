@@ -152,6 +152,8 @@ def load_pipeline(folder: Path, row: ModelRow, options: LoadOptions) -> tuple[An
         )
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        if damaged := on_disk.damaged_json(base):
+            reason = f"{damaged} is damaged; fetch the model again"
         raise ModelUnavailable(f"model {row.id}: {base.name} cannot be loaded: {reason}") from error
     model.prepare(pipeline)
     if text_device.type != "cuda" or not _is_lean(pipeline.transformer, options):

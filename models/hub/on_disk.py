@@ -197,6 +197,19 @@ def _has_part(folder: Path, kind: str) -> bool:
         return False
 
 
+def damaged_json(folder: Path) -> str | None:
+    """The first file of a pipeline's folder that should be JSON and is not, by its place there.
+
+    For when loading has failed: what libraries say of such a file does not name it.
+    """
+    for file in sorted(folder.rglob("*.json")):
+        try:
+            json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return str(file.relative_to(folder))
+    return None
+
+
 def is_whole(file: Path) -> bool:
     """Whether a safetensors file is as long as its header says.
 

@@ -228,8 +228,23 @@ def test_sigterm_while_a_client_waits_takes_no_longer_than_the_drain(start_engin
         assert waiting.result().status_code == 503
 
 
+def test_sigterm_answers_who_is_still_sending(start_engine: Start) -> None:
+    service = start_engine(wait_for_workers=False)
+    head = f"PUT /loras/a.safetensors HTTP/1.1\r\nHost: 127.0.0.1:{service.port}\r\n"
+    with socket.create_connection(("127.0.0.1", service.port)) as sender:
+        start = (ROOT / "models" / "embedded-loras" / "sketch.safetensors").read_bytes()[:20_000]
+        sender.sendall(f"{head}Content-Length: 1000000\r\n\r\n".encode() + start)
+        service.wait_until(lambda: list(service.lora_dir.glob(".incoming/*")))
+        service.process.send_signal(signal.SIGTERM)
+        answer = sender.makefile("rb").read().decode()
+    assert service.process.wait(STOP_SECONDS) == 0
+    assert answer.startswith("HTTP/1.1 503 ") and "the service is stopping" in answer
+    assert not list(service.lora_dir.glob(".incoming/*"))
+    assert "Traceback" not in service.log()
+
+
 @pytest.mark.limit
-@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_while_workers_start_exits_0(
     start_engine: Start, tmp_path: Path, signal_number: int
 ) -> None:
@@ -262,18 +277,19 @@ def test_second_instance_on_the_same_data_refuses(
     assert engine_service.wait_for_job(job_id)["status"] == "succeeded"
 
 
-@pytest.mark.parametrize("damage", ["overwritten", "cut", "text", "head"])
+@pytest.mark.parametrize("damage", ["overwritten", "cut", "text", "head", "row"])
 def test_damaged_database_refuses_and_is_left_as_it_is(
     tmp_path: Path, damage: str, refuses: Refuses
 ) -> None:
     path = tmp_path / "data" / "bf16.sqlite3"
     path.parent.mkdir()
     with sqlite3.connect(path) as db:
-        db.executescript("".join(sql.migrations().values()))
+        schema = "".join(sql.migrations().values())
+        db.executescript(f"{schema} PRAGMA user_version = {sql.schema_version()};")
         db.executemany(
             "INSERT INTO job (id, status, request, model, owner, created_at)"
             " VALUES (?, 'queued', ?, '', '', '')",
-            [(str(i), "x" * 500) for i in range(200)],
+            [(str(i), "x" * 500) for i in range(200)],  # no JSON, as after a byte that has changed
         )
     db.close()
     whole = path.read_bytes()
@@ -282,6 +298,7 @@ def test_damaged_database_refuses_and_is_left_as_it_is(
         "cut": whole[: len(whole) // 2],
         "text": b"this is no database " * 500,
         "head": b"\xa5" * 100 + whole[100:],
+        "row": whole,
     }[damage]
     path.write_bytes(broken)
     text = refuses(tmp_path)
@@ -305,9 +322,7 @@ def test_database_of_a_newer_version_refuses_and_is_left_as_it_is(
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    "name", ["FLUX_DATA_DIR", "FLUX_OUTPUT_DIR", "FLUX_LOG_DIR", "FLUX_LORA_DIR"]
-)
+@pytest.mark.parametrize("name", ["FLUX_DATA_DIR", "FLUX_OUTPUT_DIR", "FLUX_LOG_DIR"])
 def test_folder_that_cannot_be_made_refuses(tmp_path: Path, name: str, refuses: Refuses) -> None:
     (tmp_path / "file").write_text("in the way")
     text = refuses(tmp_path, **{name: str(tmp_path / "file" / "folder")})

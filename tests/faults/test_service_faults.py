@@ -183,6 +183,18 @@ def test_gpu_that_is_not_there_refuses_the_start_by_name(tmp_path: Path) -> None
     assert "GPU 6, 7 is asked for" in service.log() and str(ROOT) not in service.log()
 
 
+def test_jobs_for_what_is_not_here_any_more_are_told_and_kept(start_engine: StartEngine) -> None:
+    service = start_engine(TEST_ANYWHERE="1", wait_for_workers=False)
+    service.client.post("/queue/pause")
+    waiting = [service.submit(model="flux-schnell", width=512, height=512) for _ in range(2)]
+    service.stop()
+    del service._environ["TEST_ANYWHERE"]  # as with a card that is gone
+    service.start()
+    told = [line for line in service.log().splitlines() if "action=jobs_stranded" in line]
+    assert len(told) == 1 and "2 waiting jobs are for flux-schnell" in told[0]
+    assert [service.job(job_id)["status"] for job_id in waiting] == ["queued"] * 2
+
+
 # Models
 
 

@@ -118,6 +118,15 @@ def test_load_of_damaged_weights_is_no_surprise(tmp_path: Path) -> None:
         load(EMBEDDED.model_copy(update={"source": str(folder)}), tmp_path)
 
 
+def test_load_of_damaged_json_names_the_file(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(ROOT / EMBEDDED.source, folder)
+    tokenizer = folder / "tokenizer_2" / "tokenizer.json"
+    tokenizer.write_bytes(tokenizer.read_bytes()[:1000])
+    with pytest.raises(ModelUnavailable, match="tokenizer_2/tokenizer.json is damaged; fetch"):
+        load(EMBEDDED.model_copy(update={"source": str(folder)}), tmp_path)
+
+
 def test_load_takes_no_pickle(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(ROOT / EMBEDDED.source, folder)

@@ -148,6 +148,8 @@ class SqliteDatabase:
             with contextlib.closing(_connect(self.path, read_only=True)) as db:
                 db.set_progress_handler(lambda: self._is_closed, 10_000)
                 found = db.execute("PRAGMA quick_check").fetchone()[0]
+                if found == "ok":
+                    found = _damaged_row(db) or found
         except sqlite3.OperationalError:
             return  # closed meanwhile, or the disk refuses, which others notice
         except sqlite3.DatabaseError as error:
@@ -254,9 +256,20 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
             f"{path}: written by a newer version (schema {version}, this one knows {sql.schema_version()}); "
             f"use that version, or another FLUX_DATA_DIR{_copy_to_go_back_to(path)}"
         )
+    if version > 0 and not is_large and (damage := _damaged_row(db)):
+        raise _damaged(path, damage)
     db.execute("PRAGMA journal_mode = WAL")
     if version < sql.schema_version():
         _migrate(db, path, version)
+
+
+def _damaged_row(db: sqlite3.Connection) -> str | None:
+    """A job whose text is none any more: SQLite looks at the shape of its pages alone."""
+    found = db.execute(
+        "SELECT id FROM job WHERE NOT json_valid(request)"
+        " OR (result IS NOT NULL AND NOT json_valid(result)) LIMIT 1"
+    ).fetchone()
+    return None if found is None else f"the row of job {found[0]!r} holds no JSON"
 
 
 def _copy_to_go_back_to(path: Path) -> str:
