@@ -82,8 +82,8 @@ export function newEditor(store) {
 			if (!place && there && graph.nodes[there]?.kind === "image-input") return own.setValues(there, {image});
 			const below = () => Math.max(0, ...nodesOf(graph).map(({y}) => y)) + BELOW_PX;
 			const node = newNode(freeIds(graph, "nodes")(), "image-input", place ?? {x: (sampler?.x ?? 0) - BELOW_PX, y: below()}, {image});
-			const wire = sampler && !(place && there) ? commands.connecting(`${node.id}.image`, `${sampler.id}.image`) : () => null;
-			own.do(commands.together("add Image input", graph, [() => commands.addNode(node), wire]));
+			const wires = place && there ? [] : commands.feeding(graph, node.id, sampler ? [sampler.id] : []);
+			own.do(commands.together("add Image input", graph, [() => commands.addNode(node), ...wires]));
 			own.select([node.id]);
 		},
 

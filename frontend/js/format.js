@@ -89,7 +89,7 @@ export function eta({phase, progress}) {
 	return ms !== null && ms >= 1000 ? `${duration(Math.round(ms / 1000) * 1000).replace(".0", "")} left` : "";
 }
 
-/** Without a value the bar shows that something goes on, of unknown length. @type {Fn.showProgress} */
+/** @type {Fn.showProgress} */
 export function showProgress(bar, run) {
 	const fraction = run?.loading ? run.loading.fraction : run?.progress?.steps ? run.progress.step / run.progress.steps : null;
 	if (run?.phase === "running" && !fraction) bar.removeAttribute("value");

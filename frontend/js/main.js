@@ -98,7 +98,7 @@ async function main() {
 	for (const connection of Object.values(connections)) void connection.run();
 }
 
-/** Nodes grow when the models of their service are known. A view that nobody has moved is fitted to them again. @type {Fn.fitWhenKnown} */
+/** @type {Fn.fitWhenKnown} */
 function fitWhenKnown(store, camera, fitSoon) {
 	let isMoved = false;
 	for (const name of ["pointerdown", "wheel", "keydown"]) addEventListener(name, () => (isMoved = true), {once: true, capture: true});

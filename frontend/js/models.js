@@ -22,7 +22,7 @@ export function modelOfSampler(state, sampler) {
 	return modelOf(state, planOf(state.document.graph, sampler)?.model);
 }
 
-/** The model of the first sampler that a node is wired to. @type {Fn.modelAfter} */
+/** @type {Fn.modelAfter} */
 export function modelAfter(state, node) {
 	const [wire] = wiresOutOf(state.document.graph, node);
 	return wire ? modelOfSampler(state, wire.to.node) : null;

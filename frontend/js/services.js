@@ -13,7 +13,7 @@ export function serviceNamed({services}, name) {
 	return SERVICE_NAMES.flatMap(known => (known === name ? (services[known] ?? []) : []))[0] ?? null;
 }
 
-/** The service to begin with: BF16 unless only FP4 answers. @type {Fn.firstService} */
+/** @type {Fn.firstService} */
 export function firstService(state) {
 	const services = servicesOf(state);
 	const up = services.filter(isReachable);

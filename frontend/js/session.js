@@ -9,12 +9,12 @@ import {FRESH, isOpen} from "./runs.js";
 const PAGE = "flux page";
 const KEYS = "flux keys";
 
-/** The keys that were typed in this tab, by address. @type {Fn.readKeys} */
+/** @type {Fn.readKeys} */
 export function readKeys() {
 	return Object.fromEntries(Object.entries(read(KEYS)).flatMap(([address, key]) => (typeof key === "string" ? [[address, key]] : [])));
 }
 
-/** A key that was typed on another page than the main one. @type {Fn.rememberKey} */
+/** @type {Fn.rememberKey} */
 export function rememberKey(address, key) {
 	write(KEYS, {...readKeys(), [address]: key});
 }

@@ -220,6 +220,13 @@ def test_canvas_keys_that_scroll_a_page_leave_the_view(viewed: Page) -> None:
         assert button.bounding_box() == before, key
 
 
+def test_canvas_nodes_come_next_after_the_bar_with_the_tab_key(viewed: Page) -> None:
+    viewed.get_by_role("button", name="Help and keys").focus()
+    viewed.keyboard.press("Tab")
+    expect(node(viewed, "model")).to_be_focused()
+    viewed.keyboard.press("Escape")
+
+
 def test_canvas_that_is_empty_says_what_to_do(service: RunningService, open_page: OpenPage) -> None:
     page = opened(open_page, service)
     hint = page.locator("#canvas-empty")

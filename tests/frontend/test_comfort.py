@@ -130,6 +130,19 @@ def test_comfort_bar_of_a_page_seen_twice_as_large_has_every_button_in_sight(
     assert buttons.count() > 10
 
 
+def test_comfort_bar_of_a_small_phone_has_room_for_cancel(
+    engine_service: RunningService, open_page: OpenPage
+) -> None:
+    page = open_page(
+        f"{ui(engine_service)}?fp4={engine_service.url}", viewport={"width": 360, "height": 640}
+    )
+    is_ready(page)
+    page.evaluate("document.querySelector('#stop').hidden = false")  # as it is while something runs
+    pills, stop = (page.locator(each).bounding_box() for each in ("#services", "#stop"))
+    assert pills["x"] + pills["width"] <= stop["x"]
+    assert stop["x"] + stop["width"] <= page.locator("#compare").bounding_box()["x"]
+
+
 def test_comfort_tools_cover_no_node_of_the_first_graph(
     engine_service: RunningService, open_page: OpenPage
 ) -> None:

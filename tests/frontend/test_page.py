@@ -134,6 +134,18 @@ def test_page_form_at_phone_size_has_everything_the_canvas_has(
 # Settings
 
 
+def test_page_form_wires_a_picture_to_the_mask_that_was_added_before_it(
+    engine_service: RunningService, open_page: OpenPage
+) -> None:
+    page = open_page(ui(engine_service), viewport=PHONE)
+    is_ready(page)
+    for name in ("Mask", "Image input"):
+        page.get_by_role("button", name=f"Add {name}").click()
+    expect(node(page, "image-input").locator(".drop")).to_be_visible()
+    ends = {wire["to"] for wire in graph(page)["wires"] if wire["from"] == "n6.image"}
+    assert ends == {"n3.image", "n5.image"}
+
+
 def test_page_field_error_of_the_service_stands_at_its_field(
     engine_service: RunningService, open_page: OpenPage
 ) -> None:

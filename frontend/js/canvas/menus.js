@@ -33,7 +33,7 @@ export function openSearch(app, {at, place, end}) {
 	});
 }
 
-/** Everything a socket can be wired to, and its wires to cut. @type {Fn.openConnect} */
+/** @type {Fn.openConnect} */
 export function openConnect(app, socket, at, place) {
 	const {end, side, type} = socket;
 	const {graph} = app.editor;

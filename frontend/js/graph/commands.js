@@ -88,7 +88,7 @@ export function collapse(graph, ids, collapsed) {
 	return changeNodes(graph, ids, collapsed ? "collapse" : "open", node => ({...node, collapsed}));
 }
 
-/** A wire; it takes the place of the one that an input for one has. @type {Fn.connect} */
+/** @type {Fn.connect} */
 export function connect(graph, from, to) {
 	const old = wiresInto(graph, to.node, to.socket);
 	if (old.some(wire => wire.from.node === from.node && wire.from.socket === from.socket)) return null;
@@ -101,6 +101,12 @@ export function connect(graph, from, to) {
 /** For `together`. @type {Fn.connecting} */
 export function connecting(from, to) {
 	return (/** @type {Graph} */ graph) => connect(graph, endOf(from), endOf(to));
+}
+
+/** Makers of the wires of a picture to draw from: to the sampler, and to masks that lie on none. @type {Fn.feeding} */
+export function feeding(graph, id, sampler) {
+	const masks = nodesOf(graph).filter(node => node.kind === "mask" && !wiresInto(graph, node.id, "image").length);
+	return [...sampler, ...masks.map(mask => mask.id)].map(to => connecting(`${id}.image`, `${to}.image`));
 }
 
 /** @type {Fn.disconnect} */
@@ -130,7 +136,7 @@ export function copy(graph, ids) {
 	};
 }
 
-/** Puts a fragment in, under new ids and moved. @type {Fn.paste} */
+/** @type {Fn.paste} */
 export function paste(graph, fragment, by, label = "paste") {
 	if (!fragment.nodes.length) return null;
 	const nodeId = freeIds(graph, "nodes");

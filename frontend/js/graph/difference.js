@@ -61,7 +61,7 @@ function blur(values, width, height) {
 	return weighted(rows, width - WINDOW + 1, height - WINDOW + 1, width - WINDOW + 1, width - WINDOW + 1);
 }
 
-/** Sums along rows (`step` 1) or columns (`step` the width). @type {Fn.weighted} */
+/** @type {Fn.weighted} */
 function weighted(values, width, height, stride, step) {
 	const result = new Float64Array(width * height);
 	for (let y = 0; y < height; y++) {

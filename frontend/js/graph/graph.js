@@ -10,7 +10,7 @@ export function newNode(id, kind, {x, y}, values) {
 	return {id, kind, x: Math.round(x), y: Math.round(y), collapsed: false, values: {...initialValues(kind), ...values}};
 }
 
-/** The next free ids: `n7` for nodes, `w7` for wires. @type {Fn.freeIds} */
+/** @type {Fn.freeIds} */
 export function freeIds(graph, part) {
 	let last = Math.max(0, ...Object.keys(graph[part]).map(numberOf));
 	return () => `${part[0]}${++last}`;
@@ -54,7 +54,7 @@ function wiresAt(graph, end, node, socket) {
 /** @type {Wire[]} */
 const NONE = [];
 
-/** Wires into a node, or into one socket of it, oldest first. @type {Fn.wiresInto} */
+/** @type {Fn.wiresInto} */
 export const wiresInto = (graph, node, socket) => wiresAt(graph, "to", node, socket);
 
 /** @type {Fn.wiresOutOf} */
@@ -70,7 +70,7 @@ export function sourceOf(graph, node, socket) {
 	return sourcesOf(graph, node, socket)[0] ?? null;
 }
 
-/** The type of what flows out of a socket, or into it. @type {Fn.typeAt} */
+/** @type {Fn.typeAt} */
 export function typeAt(graph, end, side) {
 	const kind = graph.nodes[end.node]?.kind;
 	return (kind && (side === "out" ? outputOf : inputOf)(kind, end.socket)?.type) ?? null;
@@ -78,7 +78,7 @@ export function typeAt(graph, end, side) {
 
 const CIRCLE = "The wire would lead back to where it starts.";
 
-/** Why a wire cannot go from an output to an input; "" when it can. @type {Fn.whyNoWire} */
+/** @type {Fn.whyNoWire} */
 export function whyNoWire(graph, from, to) {
 	const given = typeAt(graph, from, "out");
 	const taken = typeAt(graph, to, "in");
@@ -87,7 +87,7 @@ export function whyNoWire(graph, from, to) {
 	return from.node === to.node || leadsTo(graph, to.node, from.node) ? CIRCLE : "";
 }
 
-/** Whether wires lead from one node to another. @type {Fn.leadsTo} */
+/** @type {Fn.leadsTo} */
 export function leadsTo(graph, start, end) {
 	const seen = new Set([start]);
 	for (const node of seen) {

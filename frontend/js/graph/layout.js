@@ -55,7 +55,7 @@ function columnsOf(graph) {
 	return columns;
 }
 
-/** The box around boxes, or null around none. @type {Fn.around} */
+/** @type {Fn.around} */
 export function around(boxes) {
 	if (!boxes.length) return null;
 	const x = Math.min(...boxes.map(box => box.x));

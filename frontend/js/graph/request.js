@@ -15,7 +15,7 @@ export function orderOf(graph, samplerId) {
 	if (!model) fault(samplerId, "model", "Wire a Model node to this input.");
 	if (!prompt) fault(samplerId, "prompt", "Wire a Prompt node to this input.");
 	else if (!textOf(prompt).trim()) fault(prompt.id, "prompt", "Write what the picture should show, or click an example.");
-	for (const {id} of loras.filter(({values}) => values.name === null)) fault(id, "loras", "Choose a LoRA, or cut its wire.");
+	for (const {id} of loras.filter(({values}) => values.name === null)) fault(id, "loras", "Choose a LoRA, or delete this node.");
 	const chosen = loras.filter(({values}) => values.name !== null);
 	if (chosen.length > MAX_LORAS) fault(model?.id ?? samplerId, "loras", `A picture takes ${MAX_LORAS} LoRAs; ${chosen.length} are wired.`);
 	const parts = partsOf(graph, samplerId, fault);
@@ -57,7 +57,7 @@ function partsOf(graph, samplerId, fault) {
 	/** @type {Fn.requestAdd} */
 	const add = (node, field, source, message) => {
 		if (typeof source === "string") parts.push({field, source, sampler: null});
-		else fault(node.id, field, `${message}, or cut the wire.`);
+		else fault(node.id, field, `${message}, or delete this node.`);
 	};
 	const image = originOf(graph, samplerId, "image");
 	if (image?.kind === "sampler") parts.push({field: "image", source: "", sampler: image.id});

@@ -71,7 +71,7 @@ export function mountCompare(body, context) {
 				? {PSNR: db === Infinity ? "∞ dB (equal)" : `${db.toFixed(2)} dB`, SSIM: ssim(one, two).toFixed(4)}
 				: {PSNR: "the sizes differ"};
 			const costs = [first, second].flatMap(({label, result, memory}) =>
-				result ? [[label, `${duration(result.generation_time_ms)}${memory === null ? "" : ` · ${(memory / 1024).toFixed(1)} GiB`}`]] : []
+				result ? [[label, `${duration(result.generation_time_ms - (result.timings_ms.load ?? 0))}${memory === null ? "" : ` · ${(memory / 1024).toFixed(1)} GiB`}`]] : []
 			);
 			figures.replaceChildren(...[...Object.entries(distance), ...costs].map(([name = "", value = ""]) => make("div", make("dt", name), make("dd", value))));
 		} catch (error) {

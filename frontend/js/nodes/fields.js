@@ -61,7 +61,7 @@ export function numberField(context, {name, label, fallback = () => null}) {
 	return field(context, {name, label, control: input, scrub});
 }
 
-/** A number between two ends, as a slider with a number beside it. @type {Fn.rangeField} */
+/** @type {Fn.rangeField} */
 export function rangeField(context, {name, label}) {
 	const {least: min, most: max, step} = specOf(context, name, "number");
 	const slider = make("input", {type: "range", min, max, step});

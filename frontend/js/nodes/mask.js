@@ -10,7 +10,7 @@ import {field, rangeField, watchValue} from "./fields.js";
 export function mountMask(body, context) {
 	const picture = make("img", {alt: ""});
 	const surface = make("canvas", {"aria-label": "Paint the mask here", role: "img"});
-	const hint = make("p.hint", "Wire a picture to this node, then paint on it");
+	const hint = make("p.hint", "Give this node an Image input, then paint on it");
 	const pen = surface.getContext("2d", {willReadFrequently: true});
 
 	context.watch(state => [sourceOf(state)], source => {

@@ -30,7 +30,7 @@ export function mountNode(app, node, body, place) {
 	return end;
 }
 
-/** What a view of a node is given, and how it is ended. @type {Fn.contextOf} */
+/** @type {Fn.contextOf} */
 export function contextOf(app, node, place) {
 	const {id} = node;
 	/** @type {(() => void)[]} */

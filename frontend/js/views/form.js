@@ -88,7 +88,8 @@ export function mountForm(app) {
 		const {x = 0, y = 0} = targets[0] ?? {};
 		const rows = nodesOf(graph).filter(node => node.kind === kind).length;
 		const node = newNode(freeIds(graph, "nodes")(), kind, {x: x - 360, y: y + 480 + rows * 240});
-		const wires = targets.map(({id}) => commands.connecting(`${node.id}.${output}`, `${id}.${input}`));
+		const ids = targets.map(({id}) => id);
+		const wires = kind === "image-input" ? commands.feeding(graph, node.id, ids) : ids.map(id => commands.connecting(`${node.id}.${output}`, `${id}.${input}`));
 		// A mask is painted on the picture that is drawn from.
 		const picture = kind === "mask" && nodesOf(graph).find(each => each.kind === "image-input");
 		if (picture) wires.push(commands.connecting(`${picture.id}.image`, `${node.id}.image`));

@@ -44,6 +44,7 @@ declare namespace Fn {
 	type menuRow = (item: MenuItem, index: number) => HTMLLIElement;
 
 	/* js/canvas/menus.js */
+	/** Everything a socket can be wired to, and its wires to cut. */
 	type openConnect = (app: App, socket: SocketEnd & {type: SocketType}, at: Point, place: Point) => void;
 	type openNodeMenu = (app: App, options: {at: Point, boxOf: (id: string) => Box}) => void;
 	/** Search for a node to add; with `end` only those that fit, and wired at once. */

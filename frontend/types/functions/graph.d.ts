@@ -21,7 +21,9 @@ declare namespace Fn {
 	type changeOf<P extends "node" | "wire", T> = (before: T | null, after: T | null) => {part: P; id: string; before: T | null; after: T | null};
 	type collapse = (graph: Graph, ids: readonly string[], collapsed: boolean) => Command | null;
 	type commandOf = (label: string, changes: readonly Change[], series?: string) => Command;
+	/** A wire; it takes the place of the one that an input for one has. */
 	type connect = (graph: Graph, from: End, to: End) => Command | null;
+	type feeding = (graph: Graph, id: string, sampler: readonly string[]) => ((graph: Graph) => Command | null)[];
 	type connecting = (/** "n1.model" */ from: string, to: string) => (graph: Graph) => Command | null;
 	type copy = (graph: Graph, ids: readonly string[]) => Fragment;
 	type disconnect = (graph: Graph, ids: readonly string[]) => Command | null;
@@ -32,6 +34,7 @@ declare namespace Fn {
 	type isSameNode = (a: GraphNode, b: GraphNode) => boolean;
 	type joined = (first: Command, second: Command) => Command;
 	type moveNodes = (graph: Graph, places: Readonly<Record<string, Point>>, series?: string) => Command | null;
+	/** Puts a fragment in, under new ids and moved. */
 	type paste = (graph: Graph, fragment: Fragment, by: Point, label?: string) => {command: Command; ids: string[]} | null;
 	type removeNodes = (graph: Graph, ids: readonly string[]) => Command | null;
 	type replaceAll = (graph: Graph, other: Graph, label: string) => Command;
@@ -52,6 +55,7 @@ declare namespace Fn {
 	type meanOfProducts = (first: Float64Array, second: Float64Array) => Float64Array<ArrayBufferLike>;
 	type psnr = (a: Pixels, b: Pixels) => number;
 	type ssim = (a: Pixels, b: Pixels) => number;
+	/** Sums along rows (`step` 1) or columns (`step` the width). */
 	type weighted = (
 		values: Float64Array,
 		/** of the result */ width: number,
@@ -65,14 +69,19 @@ declare namespace Fn {
 	type endOf = (/** "n1.model" */ text: string) => End;
 	/** What is wrong with a graph, one sentence each: for tests and for files from elsewhere. */
 	type faultsOf = (graph: Graph) => string[];
+	/** The next free ids: `n7` for nodes, `w7` for wires. */
 	type freeIds = (graph: Graph, part: "nodes" | "wires") => () => string;
+	/** Whether wires lead from one node to another. */
 	type leadsTo = (graph: Graph, start: string, end: string) => boolean;
 	type newNode = (id: string, kind: NodeKind, place: Point, values?: Record<string, Value>) => GraphNode;
 	type sourceOf = (graph: Graph, node: string, socket: string) => GraphNode | null;
 	type sourcesOf = (graph: Graph, node: string, socket: string) => GraphNode[];
+	/** The type of what flows out of a socket, or into it. */
 	type typeAt = (graph: Graph, end: End, side: Way) => SocketType | null;
+	/** Why a wire cannot go from an output to an input; "" when it can. */
 	type whyNoWire = (graph: Graph, from: End, to: End) => string;
 	type wiresAt = (graph: Graph, end: "to" | "from", node: string, socket?: string) => Wire[];
+	/** Wires into a node, or into one socket of it, oldest first. */
 	type wiresInto = (graph: Graph, node: string, socket?: string) => Wire[];
 	type wiresOutOf = (graph: Graph, node: string, socket?: string) => Wire[];
 
@@ -85,6 +94,7 @@ declare namespace Fn {
 	type fromInfotext = (text: string) => Wanted | null; // null when it is no such text
 
 	/* js/graph/layout.js */
+	/** The box around boxes, or null around none. */
 	type around = (boxes: readonly Box[]) => Box | null;
 	type arranged = (graph: Graph, sizeOf: (id: string) => {width: number, height: number}) => Record<string, Point>;
 

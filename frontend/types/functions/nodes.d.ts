@@ -13,6 +13,7 @@ declare namespace Fn {
 	/** A number to type, or to drag by its label. Empty: the model's default, shown as a placeholder. */
 	type numberField = (context: NodeContext, options: FieldOptions & {fallback?: (state: State) => number | null}) => HTMLDivElement;
 	type onNumber = (input: HTMLInputElement, act: (value: number) => void) => void;
+	/** A number between two ends, as a slider with a number beside it. */
 	type rangeField = (context: NodeContext, options: FieldOptions) => HTMLDivElement;
 	type textField = (context: NodeContext, options: FieldOptions & {rows?: number, placeholder?: string}) => { box: HTMLDivElement; area: HTMLTextAreaElement; };
 	type watchValue = (context: NodeContext, name: string, react: (value: Value) => void) => void;
@@ -34,6 +35,7 @@ declare namespace Fn {
 	type wordsOf = (service: ServiceState | null, model: Model | null) => string;
 
 	/* js/nodes/nodes.js */
+	/** What a view of a node is given, and how it is ended. */
 	type contextOf = (app: App, node: GraphNode, place: NodeContext["place"]) => { context: NodeContext; end: () => void; isOver: () => boolean; };
 	/** Fills the body of a node. The view follows the state until it is ended. */
 	type mountNode = (app: App, node: GraphNode, body: HTMLElement, place: NodeContext["place"]) => () => void; // ends it

@@ -51,6 +51,7 @@ declare namespace Fn {
 	/* js/format.js */
 	type failedWords = (failed: readonly FailedImage[]) => string;
 	type modelTitle = (modelId: string, models: readonly Model[]) => string;
+	/** Without a value the bar shows that something goes on, of unknown length. */
 	type showProgress = (bar: HTMLProgressElement, run: Run | undefined) => void;
 
 	/* js/gallery.js */
@@ -83,11 +84,13 @@ declare namespace Fn {
 	type setUpload = (nodeId: string, patch: Partial<Upload>) => void;
 
 	/* js/main.js */
+	/** Nodes grow when the models of their service are known. A view that nobody has moved is fitted to them again. */
 	type fitWhenKnown = (store: Store, camera: Values<{camera: Camera}>, fitSoon: () => void) => void;
 	/** Which service serves this page; null: none does. A reload while it is down remembers. */
 	type ownName = () => Promise<ServiceName | null>;
 
 	/* js/models.js */
+	/** The model of the first sampler that a node is wired to. */
 	type modelAfter = (state: State, node: string) => Model | null;
 	/** The chosen one, else the default of the backend or the service. Null before the list is known. */
 	type modelOf = (state: State, node: GraphNode | null | undefined) => Model | null;
@@ -140,6 +143,7 @@ declare namespace Fn {
 	/* js/services.js */
 	/** The connection of a service. Throws, saying what to do, when the page has none of that name. */
 	type connectionTo = (connections: Connections, name: ServiceName) => Connection;
+	/** The service to begin with: BF16 unless only FP4 answers. */
 	type firstService = (state: State) => ServiceName;
 	type serviceNamed = (state: State, name: unknown) => ServiceState | null;
 	type servicesOf = (state: State) => ServiceState[];
@@ -147,7 +151,9 @@ declare namespace Fn {
 
 	/* js/session.js */
 	type isService = (name: unknown) => name is ServiceName;
+	/** The keys that were typed in this tab, by address. */
 	type readKeys = () => Record<string, string>;
+	/** A key that was typed on another page than the main one. */
 	type rememberKey = (address: string, key: string) => void;
 	type restore = () => Partial<State> | null; // null when there is nothing to go on with
 	type runFrom = (saved: unknown) => Run[];
