@@ -153,7 +153,8 @@ async def _answer(
     if response_format not in ("b64_json", "url"):
         raise InvalidRequest.of("response_format", "must be b64_json or url")
     partial_images = native.whole(body, "partial_images", 0, MAX_PARTIAL_IMAGES, 0)
-    quality = body.get("quality") if body.get("quality") in QUALITIES else "auto"
+    asked = body.get("quality")
+    quality = asked if isinstance(asked, str) and asked in QUALITIES else "auto"
     if not isinstance(body.get("stream"), bool | None):
         raise InvalidRequest.of("stream", "must be true or false")
     if body.get("stream"):
@@ -161,7 +162,7 @@ async def _answer(
             resolved = await services.resolve(wanted)
         job = await drawing.submitted(request, services, resolved)
         return openai_stream.ImageStream(
-            services, job, kind=kind, partial_images=partial_images, quality=str(quality)
+            services, job, kind=kind, partial_images=partial_images, quality=quality
         )
     with native.in_words(NAMES):
         job = await drawing.drawn(request, services, wanted)
@@ -172,7 +173,7 @@ async def _answer(
     answer = {
         "created": int(time.time()),
         "data": data,
-        **openai_stream.facts(job, str(quality)),
+        **openai_stream.facts(job, quality),
         "usage": openai_stream.NO_USAGE,
         "model": job.request.model,
         "id": job.id,

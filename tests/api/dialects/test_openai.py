@@ -247,6 +247,14 @@ def test_body_of_a_client_is_answered_in_base64(engine_service: RunningService, 
     assert answer.json()["created"] > 1_700_000_000
 
 
+@pytest.mark.parametrize("quality", [[], ["high"], {}, 1, True])
+def test_quality_of_another_type_is_that_of_the_model(
+    engine_service: RunningService, quality: Any
+) -> None:
+    answer = post(engine_service, prompt="a lighthouse", quality=quality)
+    assert (answer.status_code, answer.json()["quality"]) == (200, "auto")
+
+
 def test_edit_of_open_webui_with_one_picture(engine_service: RunningService) -> None:
     answer = engine_service.client.post(
         "/v1/images/edits",
