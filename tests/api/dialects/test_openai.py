@@ -249,7 +249,7 @@ def test_body_of_a_client_is_answered_in_base64(engine_service: RunningService, 
 
 @pytest.mark.parametrize("quality", [[], ["high"], {}, 1, True])
 def test_quality_of_another_type_is_that_of_the_model(
-    engine_service: RunningService, quality: Any
+    engine_service: RunningService, quality: object
 ) -> None:
     answer = post(engine_service, prompt="a lighthouse", quality=quality)
     assert (answer.status_code, answer.json()["quality"]) == (200, "auto")
