@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from scripts.bench import switching
 from tests.models.flux1_drawing import threads
 
@@ -11,6 +13,7 @@ from tests.models.flux1_drawing import threads
 SLACK_MIB = 60
 
 
+@pytest.mark.timeout(900)  # each model is loaded and drawn with, one after the other
 def test_models_that_left_hold_no_memory(tmp_path: Path) -> None:
     with threads(1):
         after = switching.run(tmp_path, 10)["resident_mib"]
