@@ -59,7 +59,9 @@ class Graph:
         """A value as it is typed in, or of a primitive that is wired to it; else the default."""
         kind = NODES[self.kind(node)].inputs[key]
         default = kind.default if isinstance(kind, Value) else None
-        value = self.nodes[node]["inputs"].get(key, default)
+        value = self.nodes[node]["inputs"].get(key)
+        if value is None:  # null as well as left out
+            return default
         for _ in range(MAX_NODES):
             if not isinstance(value, list):
                 return value

@@ -47,6 +47,25 @@ def test_ksampler_is_one_request() -> None:
     assert found.outputs == ["9"]
 
 
+def outcome(prompt: Prompt) -> Any:
+    try:
+        return read(prompt)
+    except GraphRefused as error:
+        return error.node_errors
+
+
+@pytest.mark.parametrize(
+    "prompt", [ksampler("a cat"), custom("a cat"), with_lora(ksampler(), "sepia.safetensors", 0.8)]
+)
+def test_null_means_what_is_left_out(prompt: Prompt) -> None:
+    for key, each in prompt.items():
+        for name in list(each["inputs"]):
+            rest = {other: value for other, value in each["inputs"].items() if other != name}
+            left_out = prompt | {key: each | {"inputs": rest}}
+            null = prompt | {key: each | {"inputs": rest | {name: None}}}
+            assert outcome(null) == outcome(left_out), (key, name)
+
+
 def test_custom_sampler_is_one_request() -> None:
     found = read(custom("a cat"))
     assert found.values == {
