@@ -107,13 +107,14 @@ class Listener:
             return
         if event.name == "started":
             await self._start(run)
-        elif event.name == "progress" and event.data["stage"] == "denoising":
-            await self._start(run)
-            node = {"prompt_id": run.prompt_id, "node": run.found.sampler}
-            await self._send(
-                "progress", {"value": event.data["step"], "max": event.data["steps"], **node}
-            )
-            if event.preview is not None:
+        elif event.name == "progress":
+            if event.data["stage"] == "denoising":
+                await self._start(run)
+                node = {"prompt_id": run.prompt_id, "node": run.found.sampler}
+                await self._send(
+                    "progress", {"value": event.data["step"], "max": event.data["steps"], **node}
+                )
+            if event.preview is not None:  # of a step: where it is told late, with a later stage
                 await self._picture(JPEG, base64.b64decode(event.preview))
         elif event.job is not None:
             run.job = event.job

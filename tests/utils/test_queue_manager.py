@@ -148,6 +148,7 @@ def resident_mib(service: RunningService) -> tuple[float, float]:
 
 def drawn_of_crowd(service: RunningService, number: int, first_seed: int) -> int:
     """How many of a crowd were drawn: nobody lost, nobody mixed up, order kept, the others told."""
+    service.wait_until_quiet()
     done_before = service.client.get("/queue-stats").json()["succeeded"]
     answers = asyncio.run(crowd(service, number, first_seed))
     drawn = {i: answer for i, answer in enumerate(answers) if answer.status_code == 200}

@@ -86,14 +86,14 @@ def ended(service: RunningService, prompt_id: str) -> dict[str, Any]:
 def test_example_with_a_websocket(service: RunningService) -> None:
     client_id = str(uuid.uuid4())
     with socket_of(service, client_id) as socket:
-        answer = queue_prompt(service, ksampler("a red balloon", steps=12), client_id=client_id)
+        answer = queue_prompt(service, ksampler("a red balloon", steps=30), client_id=client_id)
         messages = told_until_done(socket, answer["prompt_id"])
     assert answer["node_errors"] == {}
     ours = [message for message in kinds(messages) if message != "status"]
     assert ours[:3] == ["execution_start", "execution_cached", "executing"]
     assert ours[-3:] == ["executed", "execution_success", "executing"]
     progress = [each["data"] for each in messages if kinds([each]) == ["progress"]]
-    assert progress[-1]["max"] == 12
+    assert progress[-1]["max"] == 30
     assert {each["node"] for each in progress} == {"3"}
     previews = [each for each in messages if isinstance(each, bytes)]
     assert previews, "no preview came"
