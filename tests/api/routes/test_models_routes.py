@@ -82,6 +82,7 @@ def test_load_model_while_the_worker_starts_waits_and_says_so(
 
 
 def test_load_model_already_loaded_is_done(engine_service: RunningService) -> None:
+    engine_service.wait_for_workers()
     answers = [
         engine_service.client.post("/load-model", json={"model": "embedded"}) for _ in range(2)
     ]
@@ -179,6 +180,7 @@ def test_unload_model_gives_back_and_generate_loads_again(service: RunningServic
 
 
 def test_unload_model_with_nothing_loaded_is_done(engine_service: RunningService) -> None:
+    engine_service.wait_for_workers()
     answers = [engine_service.client.post("/unload-model").json() for _ in range(2)]
     assert [answer["unloaded"] for answer in answers] == [True, True]
 
