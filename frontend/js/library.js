@@ -123,8 +123,7 @@ export function newLibrary(connections, store, editor, reveal) {
 		const makers = nodes.flatMap(node => [() => commands.addNode(node), ...models.map(({id}) => commands.connecting(`${node.id}.lora`, `${id}.loras`))]);
 		editor.do(commands.together(nodes.length === 1 ? "add a LoRA" : `add ${nodes.length} LoRAs`, graph, makers));
 		editor.select(nodes.length > 1 ? [] : nodes.map(({id}) => id)); // of several the view would be fitted to them alone
-		// What is in them is read when it is first used.
-		if (!place || nodes.length > 1) void import("./nodes/lora.js").then(reveal, reveal);
+		if (!place || nodes.length > 1) reveal();
 		return nodes.map(({id}) => id);
 	}
 

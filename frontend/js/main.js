@@ -13,6 +13,7 @@ import {firstGraph} from "./graph/starters.js";
 import {mountKeys} from "./keys.js";
 import {whenRead} from "./lazy.js";
 import {newLibrary} from "./library.js";
+import {whenMounted} from "./nodes/nodes.js";
 import {newOpener} from "./opener.js";
 import {newRuns} from "./runs.js";
 import {keepSession, readKeys, restore} from "./session.js";
@@ -54,7 +55,7 @@ async function main() {
 	const gallery = newGallery(connections, store);
 	/** Set when there is a canvas. */
 	let fit = () => {};
-	const fitSoon = () => requestAnimationFrame(() => requestAnimationFrame(fit));
+	const fitSoon = () => void whenMounted(editor.graph).then(() => requestAnimationFrame(() => requestAnimationFrame(fit)));
 	const library = newLibrary(connections, store, editor, fitSoon);
 	const runs = newRuns(connections, store, service => void gallery.refresh(service));
 	const opener = newOpener(store, editor, library, fitSoon);

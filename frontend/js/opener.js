@@ -17,17 +17,17 @@ export function newOpener(store, editor, library, onOpened) {
 	/** @type {Opener} */
 	const own = {
 		async open(files, place = null) {
-			const loras = files.filter(isLoraFile);
-			if (loras.length) void library.add(loras, place);
 			for (const [index, file] of files.filter(each => !isLoraFile(each)).entries()) {
 				try {
 					// Several pictures lie in rows.
 					await openOne(file, place && {x: place.x + (index % ROW) * 300, y: place.y + Math.floor(index / ROW) * 460});
-					if (!place || index) void import("./nodes/inputs.js").then(onOpened, onOpened);
+					if (!place || index) onOpened();
 				} catch (error) {
 					store.say(`${file.name} was not opened: ${messageOf(error)}.`);
 				}
 			}
+			const loras = files.filter(isLoraFile); // last: a graph that is opened takes the place of all nodes
+			if (loras.length) await library.add(loras, place);
 		},
 
 		async openText(text, name) {

@@ -143,6 +143,33 @@ def test_comfort_bar_of_a_small_phone_has_room_for_cancel(
     assert stop["x"] + stop["width"] <= page.locator("#compare").bounding_box()["x"]
 
 
+def test_comfort_form_beside_a_panel_leaves_the_picture_half_the_room(
+    engine_service: RunningService, open_page: OpenPage
+) -> None:
+    page = open_page(ui(engine_service), viewport={"width": 1024, "height": 768})
+    is_ready(page)
+    page.keyboard.press("Escape")
+    page.keyboard.press("v")
+    page.click("#panels [data-panel=gallery]")
+    form = page.locator("#form")
+    expect(form).to_be_visible()
+    expect(page.locator("#gallery-search")).to_be_visible()
+    room, used = form.evaluate("form => [form.clientWidth, form.scrollWidth]")
+    assert used == room < 1024
+    assert page.locator("#form-results").evaluate("results => results.offsetWidth") > 0.45 * room
+
+
+def test_comfort_forced_colours_leave_what_is_chosen_to_be_seen(
+    engine_service: RunningService, open_page: OpenPage
+) -> None:
+    page = open_page(ui(engine_service), forced_colors="active")
+    is_ready(page)
+    chosen = node(page, "sampler").locator(".segments :checked + span")
+    other = node(page, "sampler").locator(".segments :not(:checked) + span")
+    expect(other).to_have_css("box-shadow", "none")
+    expect(chosen).not_to_have_css("box-shadow", "none")
+
+
 def test_comfort_tools_cover_no_node_of_the_first_graph(
     engine_service: RunningService, open_page: OpenPage
 ) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import json
+
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -169,6 +172,57 @@ def test_drops_lora_that_has_a_node_already_gets_no_second_one(
         expect(node(page, "lora")).to_have_attribute("data-selected", "true")
     finally:
         engine_service.client.delete("/loras/twice")
+
+
+def test_drops_lora_beside_a_picture_of_ours_is_wired_into_the_picture_s_graph(
+    engine_service: RunningService, open_page: OpenPage
+) -> None:
+    made = engine_service.generate(prompt="a fish", width=128, height=128, steps=1).json()
+    picture = engine_service.client.get(made["image_url"]).content
+    page = opened(open_page, engine_service)
+    files = [("both.safetensors", "", lora(0.6, EMBEDDED)), ("fish.png", "image/png", picture)]
+    try:
+        drop(page, "#canvas", files)
+        expect(node(page, "lora").locator("select")).to_have_value("both")
+        expect(node(page, "lora").locator(".socket")).to_have_attribute("data-wired", "true")
+        expect(prompt(page)).to_have_value("a fish")
+    finally:
+        engine_service.client.delete("/loras/both")
+
+
+def test_drops_graph_of_a_picture_that_began_with_another_is_seen_whole(
+    engine_service: RunningService, open_page: OpenPage
+) -> None:
+    begun = base64.b64encode(file_of(gradient(128, 128))).decode()
+    made = engine_service.generate(prompt="a fish", image=begun, strength=0.5, steps=2).json()
+    picture = engine_service.client.get(made["image_url"]).content
+    page = opened(open_page, engine_service)
+    drop(page, "#canvas", [("fish.png", "image/png", picture)])
+    expect(node(page, "image-input").locator(".range")).to_be_visible()
+    expect(node(page, "image-input")).to_be_in_viewport(ratio=0.99)
+    expect(node(page, "model")).to_be_in_viewport(ratio=0.99)
+
+
+def test_drops_wire_of_another_graph_has_the_colour_of_its_own_type(
+    engine_service: RunningService, open_page: OpenPage
+) -> None:
+    def workflow(kind: str, other: str, start: str, end: str) -> bytes:
+        nodes = [
+            {"id": "n1", "kind": kind, "x": 0, "y": 0},
+            {"id": "n2", "kind": other, "x": 400, "y": 0},
+        ]
+        wires = [{"id": "w1", "from": f"n1.{start}", "to": f"n2.{end}"}]
+        file = {"format": "flux-api workflow", "version": 1, "nodes": nodes, "wires": wires}
+        return json.dumps(file).encode()
+
+    page = opened(open_page, engine_service)
+    wire = page.locator("[data-wire=w1]")
+    for start, file in (
+        ("lora", workflow("lora", "model", "lora", "loras")),
+        ("text", workflow("prompt", "sampler", "text", "prompt")),
+    ):
+        drop(page, "#canvas", [("workflow.json", "application/json", file)])
+        expect(wire).to_have_attribute("data-type", start)
 
 
 def test_drops_graph_that_took_another_ones_place_is_undone_with_its_picture(

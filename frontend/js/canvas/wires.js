@@ -29,16 +29,16 @@ export class Wires {
 		}
 		const busy = new Set(this.#app.store.state.runs.filter(({phase}) => phase === "running").map(({sampler}) => sampler));
 		for (const wire of Object.values(graph.wires)) {
-			const drawn = this.#drawn.get(wire.id) ?? this.#add(wire, graph);
+			const drawn = this.#drawn.get(wire.id) ?? this.#add(wire);
+			const type = typeAt(graph, wire.from, "out") ?? ""; // another wire's, in another graph
 			const shape = pathBetween(anchorAt(graph, wire.from, "out"), anchorAt(graph, wire.to, "in"));
 			const isSelected = wire.id === selected;
 			const isBusy = busy.has(wire.to.node) || busy.has(wire.from.node);
-			const seen = `${shape} ${isSelected} ${isBusy}`;
+			const seen = `${shape} ${type} ${isSelected} ${isBusy}`;
 			if (drawn.seen !== seen) {
 				drawn.seen = seen;
 				drawn.paths.forEach(each => each.setAttribute("d", shape));
-				drawn.group.dataset.selected = String(isSelected);
-				drawn.group.dataset.busy = String(isBusy);
+				Object.assign(drawn.group.dataset, {type, selected: isSelected, busy: isBusy});
 			}
 		}
 	}
@@ -50,11 +50,10 @@ export class Wires {
 	}
 
 	/** @type {Fn.wiresAdd} */
-	#add(wire, graph) {
+	#add(wire) {
 		const group = document.createElementNS(SVG, "g");
 		group.setAttribute("class", "wire-group");
 		group.dataset.wire = wire.id;
-		group.dataset.type = typeAt(graph, wire.from, "out") ?? "";
 		const paths = [path("wire-hit"), path("wire")];
 		group.append(...paths);
 		this.#layer.append(group);

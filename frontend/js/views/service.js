@@ -51,7 +51,7 @@ function wordsFor({name, phase, reason, address}, other) {
 	if (phase === "waiting") return {title: `${title} cannot draw now.`, text: `It says: ${reason}.${instead}`};
 	const why = reason ? ` It said: ${reason}.` : "";
 	const origin = address === location.origin ? "" : ` If it runs, FLUX_PAGE_ORIGINS must hold ${location.origin}.`;
-	return {title: `${title} at ${address} does not answer.`, text: `Trying again every second; nothing you typed is lost.${instead}${why}${origin}`};
+	return {title: `${title} at ${address} does not answer.`, text: `This page goes on trying; nothing you typed is lost.${instead}${why}${origin}`};
 }
 
 /** @param {App} app */

@@ -59,6 +59,6 @@ declare namespace Fn {
 
 	/* js/canvas/wires.js */
 	type drawLoose = (loose: {from: Point, to: Point, type: string} | null) => void;
-	type wiresAdd = (wire: Wire, graph: Graph) => { group: SVGGElement; paths: SVGPathElement[]; seen: string; };
+	type wiresAdd = (wire: Wire) => { group: SVGGElement; paths: SVGPathElement[]; seen: string; };
 	type wiresDraw = (graph: Graph, selected: string | null) => void;
 }

@@ -37,6 +37,7 @@ declare namespace Fn {
 	/* js/nodes/nodes.js */
 	/** What a view of a node is given, and how it is ended. */
 	type contextOf = (app: App, node: GraphNode, place: NodeContext["place"]) => { context: NodeContext; end: () => void; isOver: () => boolean; };
+	type whenMounted = (graph: Graph) => Promise<unknown>;
 	/** Fills the body of a node. The view follows the state until it is ended. */
 	type mountNode = (app: App, node: GraphNode, body: HTMLElement, place: NodeContext["place"]) => () => void; // ends it
 
