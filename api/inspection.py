@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from api.json_body import why_not_tellable
 from api.schemas import GenerateBody
 from config.errors import BadPicture, NotAPicture
 from utils.infotext import read_infotext
@@ -43,6 +44,8 @@ def _described(field: str, text: str) -> dict[str, Any]:
         raise BadPicture.of(field, f"its {REQUEST_KEY} text is no JSON") from error
     if not isinstance(described, dict) or not isinstance(described.get("request"), dict):
         raise BadPicture.of(field, f"its {REQUEST_KEY} text holds no request")
+    if reason := why_not_tellable(described):
+        raise BadPicture.of(field, f"its {REQUEST_KEY} text {reason}")
     return described
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import typing
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -17,6 +19,8 @@ from api.services import services_for
 from config.errors import InvalidRequest
 
 MAX_NAMES = 200  # of one object
+MAX_DEPTH = 64  # of what a dialect passes over and tells again
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 class StrictJsonRequest(Request):
@@ -103,6 +107,28 @@ def parse(content: bytes) -> Any:
         raise
     except ValueError as error:
         raise InvalidRequest.of("body", "holds a number with too many digits") from error
+
+
+def why_not_tellable(value: Any) -> str | None:
+    """Why no answer can hold a value that was parsed; None when one can."""
+    waiting = [(value, 0)]
+    while waiting:
+        each, depth = waiting.pop()
+        if isinstance(each, str):
+            found = None if each.isascii() else _HALF_PAIR.search(each)
+            if found is not None:
+                return (
+                    f"holds the character U+{ord(found.group()):04X}, which is no text; remove it"
+                )
+        elif isinstance(each, float):
+            if not math.isfinite(each):
+                return "holds a number that is none or too large"
+        elif isinstance(each, dict | list):
+            if depth == MAX_DEPTH:
+                return f"is nested deeper than {MAX_DEPTH} levels"
+            inner = (*each, *each.values()) if isinstance(each, dict) else each
+            waiting.extend((item, depth + 1) for item in inner)
+    return None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

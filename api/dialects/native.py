@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -17,16 +16,14 @@ from fastapi import Request
 from pydantic import ValidationError
 
 from api import errors
-from api.json_body import parse
+from api.json_body import parse, why_not_tellable
 from api.schemas import GenerateBody
 from api.services import Services
 from config.catalog import SIZE_MULTIPLE_PX, ModelRow
 from config.errors import FieldError, FluxError, InvalidRequest
 from utils.requests import Wanted
 
-MAX_DEPTH = 64  # of what is nested in a field
 MAX_NAME_CHARACTERS = 100  # of a field that the client made up
-_HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 async def json_object(request: Request) -> dict[str, Any]:
@@ -47,30 +44,9 @@ async def json_object(request: Request) -> dict[str, Any]:
 def _require_tellable(body: dict[str, Any]) -> None:
     """Dialects pass over fields, keep them and tell them again, so nothing may be in them that no answer can hold."""
     for field, value in body.items():
-        reason = _why_not_tellable(field) or _why_not_tellable(value)
+        reason = why_not_tellable(field) or why_not_tellable(value)
         if reason is not None:
             raise InvalidRequest.of(field[:MAX_NAME_CHARACTERS], reason)
-
-
-def _why_not_tellable(value: Any) -> str | None:
-    waiting = [(value, 0)]
-    while waiting:
-        each, depth = waiting.pop()
-        if isinstance(each, str):
-            found = None if each.isascii() else _HALF_PAIR.search(each)
-            if found is not None:
-                return (
-                    f"holds the character U+{ord(found.group()):04X}, which is no text; remove it"
-                )
-        elif isinstance(each, float):
-            if not math.isfinite(each):
-                return "holds a number that is none or too large"
-        elif isinstance(each, dict | list):
-            if depth == MAX_DEPTH:
-                return f"is nested deeper than {MAX_DEPTH} levels"
-            inner = (*each, *each.values()) if isinstance(each, dict) else each
-            waiting.extend((item, depth + 1) for item in inner)
-    return None
 
 
 def wanted_of(values: Mapping[str, Any], names: Mapping[str, str] | None = None) -> Wanted:

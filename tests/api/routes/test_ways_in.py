@@ -392,7 +392,13 @@ def test_inspect_refuses_what_holds_no_request(
     refused(inspect(engine_service, data), status, "bad_file", "file")
 
 
-@pytest.mark.parametrize("written", ["no JSON", "5", "{}", '{"request": 1}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "written",
+    [
+        "no JSON", "5", "{}", '{"request": 1}', "[" * 100_000,
+        r'{"request": {"prompt": "\ud800"}}', '{"request": {"seed": NaN}}',
+    ],
+)  # fmt: skip
 def test_inspect_of_a_forged_request_is_refused(
     engine_service: RunningService, written: str
 ) -> None:
