@@ -21,6 +21,7 @@ export function newEditor(store) {
 	/** What went with a graph that another one took the place of. @type {WeakMap<Command, ReturnType<typeof aside>>} */
 	const asides = new WeakMap();
 	const aside = () => (({workflow, shown, toShow}) => ({workflow, shown, toShow}))(store.state);
+	addEventListener("pointerdown", () => (lastSeries = ""), true); // two clicks are two steps, however quick
 	/** @type {Editor} */
 	const own = {
 		get graph() {

@@ -143,6 +143,19 @@ def test_canvas_everything_is_undone_and_done_again(
     assert graph(page) == end
 
 
+def test_canvas_two_quick_clicks_are_undone_one_by_one(
+    engine_service: RunningService, open_page: OpenPage
+) -> None:
+    page = opened(open_page, engine_service)
+    dice, seed = page.get_by_label("Another seed"), field(page, "sampler", "seed")
+    dice.click()
+    first = seed.input_value()
+    dice.click()
+    expect(seed).not_to_have_value(first)
+    page.keyboard.press("Control+z")
+    expect(seed).to_have_value(first)
+
+
 def test_canvas_box_selects_and_copies_with_wires(
     service: RunningService, open_page: OpenPage
 ) -> None:
