@@ -94,6 +94,8 @@ export function newConnection(name, client, store) {
 	async function check() {
 		const {phase, key} = own.state;
 		if (phase === "locked") return;
+		// What was asked before a key was refused or replaced says nothing of now.
+		const isOld = () => own.state.phase === "locked" || key !== own.state.key;
 		try {
 			const health = await client.ready();
 			if (phase !== "ready" && !(phase === "waiting" && health.reason)) {
@@ -101,9 +103,9 @@ export function newConnection(name, client, store) {
 				const [info, {models}, {backends}] = await Promise.all([client.info(), client.models(), client.backends()]);
 				set({info, models, backends, wasUp: true});
 			}
-			set({phase: health.reason ? "waiting" : "ready", reason: health.reason ?? ""});
+			if (!isOld()) set({phase: health.reason ? "waiting" : "ready", reason: health.reason ?? ""});
 		} catch (error) {
-			if (key !== own.state.key) return;
+			if (isOld()) return;
 			judge(error);
 			if (!(error instanceof Unreachable) && own.state.phase !== "locked") set({phase: "down", reason: messageOf(error)});
 		}

@@ -26,6 +26,7 @@ from tests.frontend.page import (
     node,
     prompt,
     small,
+    stands_still,
     ui,
 )
 from tests.service import ENGINE_MAIN, KeyedService, RunningService, free_port
@@ -380,17 +381,26 @@ def test_page_key_that_is_revoked_is_asked_for_again_and_nothing_typed_is_lost(
     page.keyboard.type(made.json()["key"])
     page.keyboard.press("Enter")
     is_ready(page)
-    # The run is on its way when the key ends: the question for another one would lie over the button.
+    # The run is on its way when the key ends, and so is a look at the service, which needs none.
     sent: list[Route] = []
+    looks: list[Route] = []
     page.route("**/jobs", lambda route: sent.append(route))
+    page.route("**/health/ready", lambda route: looks.append(route))
     page.click("#run")
-    expect(node(page, "image").locator(".run-stage")).to_have_text("Sending")
+    expect(stage).to_have_text("Sending")
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # it looks at once
     keyed_service.wait_until(
-        lambda: page.evaluate("true") and sent != [], what="is asked for nothing"
+        lambda: page.evaluate("true") and sent and looks, what="is asked for nothing"
     )
     assert keyed_service.client.delete(f"/admin/keys/{made.json()['id']}").is_success
     sent[0].continue_()
     page.unroute("**/jobs")
+    expect(page.locator("#key-error")).to_contain_text("revoked")
+    with page.expect_response("**/health/ready"):
+        looks[0].continue_()
+    page.unroute("**/health/ready")
+    stands_still(page)
+    expect(page.locator(".pill[data-service=bf16]")).to_have_attribute("data-phase", "locked")
     expect(page.locator("#key-error")).to_contain_text("revoked")
     page.keyboard.type(keyed_service.key)
     page.keyboard.press("Enter")
