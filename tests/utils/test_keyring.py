@@ -223,7 +223,7 @@ def test_keyring_compares_digests_in_constant_time_and_all_of_them(
 
 
 @pytest.mark.parametrize(
-    "host", ["0.0.0.0", "::", "192.168.1.5", "example.com", "", "127.evil.example"]
+    "host", ["0.0.0.0", "::", "192.168.1.5", "example.com", "127.evil.example"]
 )
 def test_keyring_open_address_without_a_key_is_refused(tmp_path: Path, host: str) -> None:
     ring = Keyring(settings(tmp_path, FLUX_HOST=host), Clock().chance)
