@@ -38,7 +38,7 @@ function setAll(element, attributes) {
 	}
 }
 
-/** A drawing, for the eye only. @type {Fn.icon} */
+/** @type {Fn.icon} */
 export function icon(name, svg = document.createElementNS(SVG, "svg")) {
 	setAll(svg, {class: "icon", "aria-hidden": "true", viewBox: "0 0 20 20"});
 	(ICONS[name] ?? "").split("|").forEach((d, index) => {
@@ -49,7 +49,7 @@ export function icon(name, svg = document.createElementNS(SVG, "svg")) {
 	return svg;
 }
 
-/** A button with an icon, or words, or both. @type {Fn.button} */
+/** @type {Fn.button} */
 export function button({words = "", label = words, icon: name, kind = "quiet", act}) {
 	return make("button", {class: kind, onclick: act}, name ? icon(name) : "", words, words !== label && {"aria-label": label, title: label});
 }
@@ -59,7 +59,7 @@ let lastId = 0;
 /** An id that no other element has. */
 export const newId = () => `e${++lastId}`;
 
-/** Whether keys belong to what is typed here. @type {Fn.isTyping} */
+/** @type {Fn.isTyping} */
 export function isTyping(target) {
 	return target instanceof Element && target.matches("textarea, select, input:not([type=checkbox], [type=radio], [type=button], [type=range])");
 }

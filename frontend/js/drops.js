@@ -24,6 +24,7 @@ export function mountDrops({store, editor, opener}, canvas) {
 		void opener.open(files, isOnGround ? canvas.placeOf(event) : null);
 	});
 	document.addEventListener("paste", event => {
+		if (document.querySelector("dialog[open]")) return;
 		const {clipboardData, target} = event;
 		const files = [...(clipboardData?.files ?? [])];
 		if (files.length) {

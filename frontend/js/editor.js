@@ -6,6 +6,7 @@ import {freeIds, newNode, nodesOf, wiresInto, wiresOf} from "./graph/graph.js";
 import * as history from "./graph/history.js";
 import {mainSampler} from "./graph/plan.js";
 import {parse, serialise} from "./graph/workflow.js";
+import {randomHex} from "./random.js";
 
 /** Keystrokes with less between them are undone together. */
 const SERIES_MS = 1200;
@@ -18,9 +19,10 @@ export function newEditor(store) {
 	let lastAt = 0;
 	/** What was pasted last, and how often. */
 	let [pasted, pastes] = ["", 0];
-	/** What went with a graph that another one took the place of. @type {WeakMap<Command, ReturnType<typeof aside>>} */
-	const asides = new WeakMap();
-	const aside = () => (({workflow, shown, toShow}) => ({workflow, shown, toShow}))(store.state);
+	/** Stands before the samplers of runs when another graph has taken the place of theirs. */
+	let tag = randomHex(4);
+	/** The tags and names of such graphs. @type {WeakMap<Command, {tag: string, workflow: string}>} */
+	const replaced = new WeakMap();
 	addEventListener("pointerdown", () => (lastSeries = ""), true); // two clicks are two steps, however quick
 	/** @type {Editor} */
 	const own = {
@@ -60,11 +62,10 @@ export function newEditor(store) {
 
 		replace(graph, label, workflow = "") {
 			const command = commands.replaceAll(own.graph, graph, label);
-			asides.set(command, aside());
+			exchange(command, {tag: randomHex(4), workflow});
 			own.do(command);
 			own.endSeries();
-			// What the nodes of the graph before have drawn is not these ones', though their ids may be the same.
-			store.set({workflow, selection: [], selectedWire: null, faults: {}, shown: {}, toShow: {}});
+			store.set({selection: [], selectedWire: null, faults: {}, toShow: {}});
 		},
 
 		select(ids) {
@@ -115,12 +116,22 @@ export function newEditor(store) {
 		const command = document.history[from].at(-1);
 		own.endSeries();
 		set(by(document));
-		const before = command && asides.get(command);
-		if (before) {
-			asides.set(command, aside());
-			store.set(before);
-		}
+		const other = command && replaced.get(command);
+		if (other) exchange(command, other);
 		store.say(command ? `${words}: ${command.label}.` : `There is nothing to ${verb}.`);
+	}
+
+	/** @type {Fn.exchange} */
+	function exchange(command, other) {
+		const {runs, shown, workflow} = store.state;
+		const moved = (/** @type {string} */ id) => (id.includes(":") ? id.replace(`${other.tag}:`, "") : `${tag}:${id}`);
+		replaced.set(command, {tag, workflow});
+		store.set({
+			workflow: other.workflow,
+			runs: runs.map(run => ({...run, sampler: moved(run.sampler), parts: run.parts.map(part => (part.run ? {...part, source: moved(part.source)} : part))})),
+			shown: Object.fromEntries(Object.entries(shown).map(([id, each]) => [moved(id), each]))
+		});
+		tag = other.tag;
 	}
 
 	/** @type {Fn.editorPut} */

@@ -1,6 +1,6 @@
 /** Server-Sent Events out of a response: with `fetch`, because `EventSource` sends no key. */
 
-/** Returns when the stream ends. @type {Fn.readEvents} */
+/** @type {Fn.readEvents} */
 export async function readEvents(body, onEvent) {
 	const reader = body.pipeThrough(/** @type {any} */ (new TextDecoderStream())).getReader();
 	let rest = "";

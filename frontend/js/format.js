@@ -51,7 +51,7 @@ export function inShort(reason) {
 	return reason.replace(/\s*\((?:[^()]|\([^()]*\))*\)/g, "");
 }
 
-/** Which pictures of a job did not come, and why. @type {Fn.failedWords} */
+/** @type {Fn.failedWords} */
 export function failedWords(failed) {
 	const seedsOf = (/** @type {string} */ why) => failed.flatMap(({message, seed}) => (message === why ? seed : [])).join(", ");
 	return [...new Set(failed.map(({message}) => message))].map(why => `No picture with seed ${seedsOf(why)}: ${why}`).join("\n");

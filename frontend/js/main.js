@@ -24,8 +24,8 @@ import {mountPanel} from "./views/panel.js";
 import {mountKeyDialog, mountNotice} from "./views/service.js";
 import {mountTopbar} from "./views/topbar.js";
 
-/** Below this there is no room for a canvas, px. */
-const NARROW = "(max-width: 700px)";
+/** There is no room for a canvas: a phone, upright or not. */
+const NARROW = "(max-width: 700px), (max-height: 420px)";
 const OWN_NAME = "flux own service";
 
 async function main() {

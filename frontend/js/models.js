@@ -12,12 +12,12 @@ export function modelOf(state, node) {
 	return service?.models.find(({id}) => id === wanted) ?? null;
 }
 
-/** What a picture costs at least, or "". @type {Fn.priceOf} */
+/** @type {Fn.priceOf} */
 export function priceOf(model) {
 	return model?.price ? `${model.price.split(" ")[0]} a picture` : "";
 }
 
-/** The model that a sampler draws with. @type {Fn.modelOfSampler} */
+/** @type {Fn.modelOfSampler} */
 export function modelOfSampler(state, sampler) {
 	return modelOf(state, planOf(state.document.graph, sampler)?.model);
 }

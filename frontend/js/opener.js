@@ -73,7 +73,7 @@ export function newOpener(store, editor, library, onOpened) {
 		}
 	}
 
-	/** False when it is no workflow of ComfyUI. @type {Fn.openComfy} */
+	/** @type {Fn.openComfy} */
 	async function openComfy(data, name) {
 		const {fromComfy, isComfy} = await import("./graph/comfy.js");
 		if (!isComfy(data)) return false;

@@ -230,7 +230,7 @@ export function newRuns(connections, store, onPicture) {
 		store.set({shown: {...store.state.shown, [sampler]: {service, job, index: 0}}});
 	}
 
-	/** Puts the jobs of before a reload back on their nodes. @type {Fn.showAgain} */
+	/** @type {Fn.showAgain} */
 	async function showAgain(connection) {
 		for (const [sampler, {service, id}] of Object.entries(store.state.toShow)) {
 			if (service !== connection.name) continue;
@@ -245,7 +245,7 @@ export function newRuns(connections, store, onPicture) {
 		}
 	}
 
-	/** The service's words, each at the node that its field comes from. @type {Fn.refuse} */
+	/** @type {Fn.refuse} */
 	function refuse(run, error) {
 		const fields = error instanceof Problem ? error.fields : [];
 		const faults = fields.map(({field, message}) => ({...placeOf(run.sampler, field), message}));

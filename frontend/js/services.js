@@ -3,7 +3,7 @@
 import {FIRST_SERVICE, SERVICE_NAMES} from "./config.js";
 import {isReachable} from "./connection.js";
 
-/** Those of the page, in order. @type {Fn.servicesOf} */
+/** @type {Fn.servicesOf} */
 export function servicesOf({services}) {
 	return SERVICE_NAMES.flatMap(name => services[name] ?? []);
 }
@@ -21,7 +21,7 @@ export function firstService(state) {
 	return (up.find(isFirst) ?? up[0] ?? services.find(isFirst) ?? services[0])?.name ?? FIRST_SERVICE;
 }
 
-/** Calls `act` whenever a service comes. @type {Fn.whenUp} */
+/** @type {Fn.whenUp} */
 export function whenUp(store, connections, act) {
 	for (const connection of Object.values(connections)) {
 		store.watch(({services}) => [isReachable(services[connection.name])], isUp => isUp && act(connection));

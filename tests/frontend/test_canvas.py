@@ -240,6 +240,18 @@ def test_canvas_nodes_come_next_after_the_bar_with_the_tab_key(viewed: Page) -> 
     viewed.keyboard.press("Escape")
 
 
+def test_canvas_panel_opened_by_its_key_has_the_tab_key_and_gives_it_back(viewed: Page) -> None:
+    viewed.keyboard.press("Escape")
+    sampler = node(viewed, "sampler")
+    sampler.focus()
+    viewed.keyboard.press("g")
+    viewed.keyboard.press("Tab")
+    expect(viewed.get_by_role("button", name="Close Gallery")).to_be_focused()
+    viewed.keyboard.press("Enter")
+    expect(viewed.locator("#panel")).to_be_hidden()
+    expect(sampler).to_be_focused()
+
+
 def test_canvas_that_is_empty_says_what_to_do(service: RunningService, open_page: OpenPage) -> None:
     page = opened(open_page, service)
     hint = page.locator("#canvas-empty")

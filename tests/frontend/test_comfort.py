@@ -130,6 +130,16 @@ def test_comfort_bar_of_a_page_seen_twice_as_large_has_every_button_in_sight(
     assert buttons.count() > 10
 
 
+def test_comfort_phone_that_lies_on_its_side_shows_the_form_and_may_show_the_canvas(
+    engine_service: RunningService, open_page: OpenPage
+) -> None:
+    page = open_page(ui(engine_service), viewport={"width": 844, "height": 390})
+    is_ready(page)
+    expect(page.locator("#form")).to_be_visible()
+    page.get_by_label("Canvas", exact=True).first.check()
+    expect(page.locator("#canvas")).to_be_visible()
+
+
 def test_comfort_bar_of_a_small_phone_has_room_for_cancel(
     engine_service: RunningService, open_page: OpenPage
 ) -> None:

@@ -241,3 +241,26 @@ def test_drops_graph_that_took_another_ones_place_is_undone_with_its_picture(
     page.get_by_role("button", name="Undo").click()
     expect(prompt(page)).to_have_value("a first picture")
     expect(shown).to_have_attribute("src", first)
+
+
+def test_drops_graph_opened_while_another_one_draws_does_not_show_that_ones_picture(
+    engine_service: RunningService, open_page: OpenPage
+) -> None:
+    page = opened(open_page, engine_service)
+    stage = node(page, "image").locator(".run-stage")
+    engine_service.client.post("/queue/pause")
+    try:
+        prompt(page).fill("of the first graph")
+        page.keyboard.press("Control+Enter")
+        expect(stage).to_have_text("Waiting, next in line")
+        page.click("#panels [data-panel=workflows]")
+        page.get_by_role("button", name="Open Keep something away").click()
+        expect(stage).to_have_text("Ready")
+        expect(page.locator("#run-count")).to_have_text("1")
+    finally:
+        engine_service.client.post("/queue/resume")
+    expect(page.locator("#run-count")).to_have_text("")
+    expect(stage).to_have_text("Ready")
+    page.get_by_role("button", name="Undo").click()
+    expect(prompt(page)).to_have_value("of the first graph")
+    expect_picture(page)

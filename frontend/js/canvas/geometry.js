@@ -47,7 +47,7 @@ export function onScreen(box, {x, y, scale}) {
 	return {x: x + box.x * scale, y: y + box.y * scale, width: box.width * scale, height: box.height * scale};
 }
 
-/** The place under the pointer stays under it. @type {Fn.zoomed} */
+/** @type {Fn.zoomed} */
 export function zoomed(camera, point, factor) {
 	const scale = Math.min(MOST_SCALE, Math.max(LEAST_SCALE, camera.scale * factor));
 	const ratio = scale / camera.scale;

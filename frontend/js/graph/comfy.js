@@ -71,7 +71,7 @@ export class Reader {
 		this.nodes = nodes;
 	}
 
-	/** What is wired to an input, through reroutes. @type {Fn.source} */
+	/** @type {Fn.source} */
 	source(node, input) {
 		const value = node?.inputs[input];
 		const found = isLink(value) ? (this.nodes.get(value.from) ?? null) : null;
@@ -81,7 +81,7 @@ export class Reader {
 		return through === undefined ? found : this.source(found, through);
 	}
 
-	/** A value, typed in or of a primitive node that is wired to it. @type {Fn.value} */
+	/** @type {Fn.value} */
 	value(node, input) {
 		const source = this.source(node, input);
 		return source ? Object.values(source.inputs).find(value => !isLink(value)) : node?.inputs[input];
@@ -135,7 +135,7 @@ function latent(reader, node) {
 	return {width: reader.number(node, "width"), height: reader.number(node, "height"), num_images: reader.number(node, "batch_size") ?? 1};
 }
 
-/** Loaders of LoRAs up to the loader of the model. @type {Fn.modelChain} */
+/** @type {Fn.modelChain} */
 function modelChain(reader, node) {
 	const loras = [];
 	let file;

@@ -19,7 +19,7 @@ export function revert(graph, {changes}) {
 	return applied(graph, changes, "before");
 }
 
-/** Two commands, one after the other, as one. @type {Fn.joined} */
+/** @type {Fn.joined} */
 export function joined(first, second) {
 	/** @type {Map<string, Change>} */
 	const changes = new Map();
@@ -50,7 +50,7 @@ export function addNode(node) {
 	return commandOf(`add ${NODE_TYPES[node.kind].title}`, [nodeChange(null, node)]);
 }
 
-/** Nodes and every wire at them. @type {Fn.removeNodes} */
+/** @type {Fn.removeNodes} */
 export function removeNodes(graph, ids) {
 	const gone = ids.flatMap(id => graph.nodes[id] ?? []);
 	const wires = wiresOf(graph).filter(({from, to}) => ids.includes(from.node) || ids.includes(to.node));
@@ -103,7 +103,7 @@ export function connecting(from, to) {
 	return (/** @type {Graph} */ graph) => connect(graph, endOf(from), endOf(to));
 }
 
-/** Makers of the wires of a picture to draw from: to the sampler, and to masks that lie on none. @type {Fn.feeding} */
+/** @type {Fn.feeding} */
 export function feeding(graph, id, sampler) {
 	const masks = nodesOf(graph).filter(node => node.kind === "mask" && !wiresInto(graph, node.id, "image").length);
 	return [...sampler, ...masks.map(mask => mask.id)].map(to => connecting(`${id}.image`, `${to}.image`));
@@ -120,7 +120,7 @@ export function disconnect(graph, ids) {
 		: null;
 }
 
-/** Another graph in place of this one. @type {Fn.replaceAll} */
+/** @type {Fn.replaceAll} */
 export function replaceAll(graph, other, label) {
 	return commandOf(label, [
 		...Object.keys({...graph.nodes, ...other.nodes}).map(id => nodeChange(graph.nodes[id] ?? null, other.nodes[id] ?? null)),
@@ -128,7 +128,7 @@ export function replaceAll(graph, other, label) {
 	]);
 }
 
-/** Nodes and the wires between them, to copy. @type {Fn.copy} */
+/** @type {Fn.copy} */
 export function copy(graph, ids) {
 	return {
 		nodes: nodesOf(graph).filter(({id}) => ids.includes(id)),

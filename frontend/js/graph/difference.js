@@ -9,7 +9,7 @@ const SIGMA = 1.5;
 const C1 = (0.01 * 255) ** 2;
 const C2 = (0.03 * 255) ** 2;
 
-/** Decibels; Infinity for equal pictures. @type {Fn.psnr} */
+/** @type {Fn.psnr} */
 export function psnr(a, b) {
 	requireSameSize(a, b);
 	let sum = 0;
@@ -20,7 +20,7 @@ export function psnr(a, b) {
 	return mean === 0 ? Infinity : 10 * Math.log10(255 ** 2 / mean);
 }
 
-/** -1 to 1; 1 for equal pictures. @type {Fn.ssim} */
+/** @type {Fn.ssim} */
 export function ssim(a, b) {
 	requireSameSize(a, b);
 	const {width, height} = a;
@@ -55,7 +55,7 @@ function luma({data}) {
 	);
 }
 
-/** Gaussian means where the whole window lies inside. @type {Fn.blur} */
+/** @type {Fn.blur} */
 function blur(values, width, height) {
 	const rows = weighted(values, width - WINDOW + 1, height, width, 1);
 	return weighted(rows, width - WINDOW + 1, height - WINDOW + 1, width - WINDOW + 1, width - WINDOW + 1);

@@ -60,7 +60,7 @@ export const wiresInto = (graph, node, socket) => wiresAt(graph, "to", node, soc
 /** @type {Fn.wiresOutOf} */
 export const wiresOutOf = (graph, node, socket) => wiresAt(graph, "from", node, socket);
 
-/** What is wired to an input, oldest first. @type {Fn.sourcesOf} */
+/** @type {Fn.sourcesOf} */
 export function sourcesOf(graph, node, socket) {
 	return wiresInto(graph, node, socket).flatMap(({from}) => graph.nodes[from.node] ?? []);
 }

@@ -3,7 +3,7 @@
 import {SERVICE_NAMES} from "../config.js";
 import {Builder, graphOf} from "./restore.js";
 
-/** Model → Prompt → Sampler → Image. @type {Fn.firstGraph} */
+/** @type {Fn.firstGraph} */
 export function firstGraph(service) {
 	return graphOf({}, service);
 }

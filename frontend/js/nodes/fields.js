@@ -92,7 +92,7 @@ export function segments(context, {name, label, choices, onChoose = (/** @type {
 	return row;
 }
 
-/** Calls for each whole number that is typed. @type {Fn.onNumber} */
+/** @type {Fn.onNumber} */
 export function onNumber(input, act) {
 	input.oninput = () => {
 		if (input.value && !input.validity.badInput) act(Number(input.value));

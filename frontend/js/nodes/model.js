@@ -85,7 +85,7 @@ export function mountModel(body, context) {
 /** The same each time, so that nothing seems to change. @type {readonly Model[]} */
 const NONE = [];
 
-/** Reasons, each once, with the models that it holds for. @type {Fn.byReason} */
+/** @type {Fn.byReason} */
 function byReason(models) {
 	/** @type {Map<string, string[]>} */
 	const titles = new Map();

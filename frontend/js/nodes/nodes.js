@@ -30,7 +30,7 @@ export function mountNode(app, node, body, place) {
 	return end;
 }
 
-/** When all that is in the nodes was read, or could not be. @type {Fn.whenMounted} */
+/** @type {Fn.whenMounted} */
 export function whenMounted({nodes}) {
 	const mounts = new Set(Object.values(nodes).map(({kind}) => MOUNTS[kind]));
 	return Promise.allSettled([...mounts].map(mount => mount.length || /** @type {() => Promise<MountNode>} */ (mount)()));

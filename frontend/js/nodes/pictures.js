@@ -35,7 +35,7 @@ export async function keptOf({store}, files) {
 	return (await Promise.all(kept)).flatMap(name => name ?? []);
 }
 
-/** Pictures that are dropped on an element are its own. @type {Fn.takeDrops} */
+/** @type {Fn.takeDrops} */
 export function takeDrops(element, take) {
 	element.ondragover = event => event.preventDefault();
 	element.ondrop = event => {

@@ -83,7 +83,7 @@ export function togglePanel({store}, panel) {
 	store.set({panel: store.state.panel === panel ? null : panel});
 }
 
-/** The same prompt and seed at both precisions, side by side. @type {Fn.compare} */
+/** @type {Fn.compare} */
 function compare({store, editor, runs, connections}, canvas, withTwin) {
 	const missing = SERVICE_NAMES.find(name => !connections[name]);
 	if (missing) return store.say(`This page knows no ${missing.toUpperCase()} service to compare with.`);

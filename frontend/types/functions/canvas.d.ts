@@ -19,6 +19,7 @@ declare namespace Fn {
 	type overlap = (a: Box, b: Box) => boolean;
 	type pathBetween = (from: Point, to: Point) => string; // the path of a wire
 	type toWorld = (camera: Camera, /** of the canvas element */ point: Point) => Point;
+	/** The place under the pointer stays under it. */
 	type zoomed = (camera: Camera, point: Point, factor: number) => Camera;
 
 	/* js/canvas/gestures.js */

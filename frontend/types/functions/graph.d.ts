@@ -6,12 +6,15 @@ declare namespace Fn {
 	type customRequest = (reader: Reader, sampler: ComfyNode) => Wanted;
 	type isLink = (value: unknown) => value is {from: string};
 	type latent = (reader: Reader, node: ComfyNode | null) => Wanted;
+	/** Loaders of LoRAs up to the loader of the model. */
 	type modelChain = (reader: Reader, node: ComfyNode | null) => Wanted;
 	type nodesFrom = (data: unknown) => Map<string, ComfyNode>;
 	type samplerRequest = (reader: Reader, sampler: ComfyNode) => Wanted;
 	type savedNodes = (nodes: readonly unknown[], links: readonly unknown[]) => ComfyNode[];
 	type sentNodes = (file: Record<string, unknown>) => ComfyNode[];
+	/** What is wired to an input, through reroutes. */
 	type source = (node: ComfyNode | null, input: string) => ComfyNode | null;
+	/** A value, typed in or of a primitive node that is wired to it. */
 	type value = (node: ComfyNode | null, input: string) => unknown;
 
 	/* js/graph/commands.js */
@@ -23,8 +26,10 @@ declare namespace Fn {
 	type commandOf = (label: string, changes: readonly Change[], series?: string) => Command;
 	/** A wire; it takes the place of the one that an input for one has. */
 	type connect = (graph: Graph, from: End, to: End) => Command | null;
+	/** Makers of the wires of a picture to draw from: to the sampler, and to masks that lie on none. */
 	type feeding = (graph: Graph, id: string, sampler: readonly string[]) => ((graph: Graph) => Command | null)[];
 	type connecting = (/** "n1.model" */ from: string, to: string) => (graph: Graph) => Command | null;
+	/** Nodes and the wires between them, to copy. */
 	type copy = (graph: Graph, ids: readonly string[]) => Fragment;
 	type disconnect = (graph: Graph, ids: readonly string[]) => Command | null;
 	/** A copy beside the original, with the wires that lead into it from elsewhere. */
@@ -32,11 +37,14 @@ declare namespace Fn {
 	type execute = (graph: Graph, command: Command) => Graph;
 	type isSame = (a: Value | undefined, b: Value | undefined) => boolean;
 	type isSameNode = (a: GraphNode, b: GraphNode) => boolean;
+	/** Two commands, one after the other, as one. */
 	type joined = (first: Command, second: Command) => Command;
 	type moveNodes = (graph: Graph, places: Readonly<Record<string, Point>>, series?: string) => Command | null;
 	/** Puts a fragment in, under new ids and moved. */
 	type paste = (graph: Graph, fragment: Fragment, by: Point, label?: string) => {command: Command; ids: string[]} | null;
+	/** Nodes and every wire at them. */
 	type removeNodes = (graph: Graph, ids: readonly string[]) => Command | null;
+	/** Another graph in place of this one. */
 	type replaceAll = (graph: Graph, other: Graph, label: string) => Command;
 	type revert = (graph: Graph, command: Command) => Graph;
 	type setValues = (graph: Graph, id: string, values: Readonly<Record<string, Value>>, series?: string) => Command | null;
@@ -49,11 +57,14 @@ declare namespace Fn {
 	type withTwin = (graph: Graph, samplerId: string, /** for a sampler without a fixed one */ seed: number, /** where the nodes are: what is new goes beside them */ boxOf: (id: string) => Box) => { graph: { nodes: { [x: string]: GraphNode | { values: { seed_mode: string; seed: string | number | boolean | readonly string[]; num_images: number; }; id: string; kind: NodeKind; x: number; y: number; collapsed: boolean; } | { values: { seed_mode: string; seed: string | number | boolean | readonly string[]; num_images: number; }; id: string; kind: NodeKind; x: number; y: number; collapsed: boolean; }; }; wires: Readonly<Record<string, Wire>>; }; samplers: string[]; } | null;
 
 	/* js/graph/difference.js */
+	/** Gaussian means where the whole window lies inside. */
 	type blur = (values: Float64Array, width: number, height: number) => Float64Array<ArrayBufferLike>;
 	/** Where they differ: black where they agree, brighter the more they do not (`gain` times). */
 	type differenceMap = (a: Pixels, b: Pixels, gain?: number) => { data: Uint8ClampedArray<ArrayBuffer>; width: number; height: number; };
 	type meanOfProducts = (first: Float64Array, second: Float64Array) => Float64Array<ArrayBufferLike>;
+	/** Decibels; Infinity for equal pictures. */
 	type psnr = (a: Pixels, b: Pixels) => number;
+	/** -1 to 1; 1 for equal pictures. */
 	type ssim = (a: Pixels, b: Pixels) => number;
 	/** Sums along rows (`step` 1) or columns (`step` the width). */
 	type weighted = (
@@ -75,6 +86,7 @@ declare namespace Fn {
 	type leadsTo = (graph: Graph, start: string, end: string) => boolean;
 	type newNode = (id: string, kind: NodeKind, place: Point, values?: Record<string, Value>) => GraphNode;
 	type sourceOf = (graph: Graph, node: string, socket: string) => GraphNode | null;
+	/** What is wired to an input, oldest first. */
 	type sourcesOf = (graph: Graph, node: string, socket: string) => GraphNode[];
 	/** The type of what flows out of a socket, or into it. */
 	type typeAt = (graph: Graph, end: End, side: Way) => SocketType | null;
@@ -134,6 +146,7 @@ declare namespace Fn {
 	type wantedFrom = (data: unknown) => Wanted;
 
 	/* js/graph/starters.js */
+	/** Model → Prompt → Sampler → Image. */
 	type firstGraph = (service: string) => Graph;
 
 	/* js/graph/table.js */

@@ -12,6 +12,7 @@ declare namespace Fn {
 	type makeScrubbable = (handle: HTMLElement, scrub: (steps: number) => void, context: NodeContext) => void;
 	/** A number to type, or to drag by its label. Empty: the model's default, shown as a placeholder. */
 	type numberField = (context: NodeContext, options: FieldOptions & {fallback?: (state: State) => number | null}) => HTMLDivElement;
+	/** Calls for each whole number that is typed. */
 	type onNumber = (input: HTMLInputElement, act: (value: number) => void) => void;
 	/** A number between two ends, as a slider with a number beside it. */
 	type rangeField = (context: NodeContext, options: FieldOptions) => HTMLDivElement;
@@ -31,12 +32,14 @@ declare namespace Fn {
 	type paint = (event: PointerEvent) => void;
 
 	/* js/nodes/model.js */
+	/** Reasons, each once, with the models that it holds for. */
 	type byReason = (models: readonly Model[]) => [string, string][];
 	type wordsOf = (service: ServiceState | null, model: Model | null) => string;
 
 	/* js/nodes/nodes.js */
 	/** What a view of a node is given, and how it is ended. */
 	type contextOf = (app: App, node: GraphNode, place: NodeContext["place"]) => { context: NodeContext; end: () => void; isOver: () => boolean; };
+	/** When all that is in the nodes was read, or could not be. */
 	type whenMounted = (graph: Graph) => Promise<unknown>;
 	/** Fills the body of a node. The view follows the state until it is ended. */
 	type mountNode = (app: App, node: GraphNode, body: HTMLElement, place: NodeContext["place"]) => () => void; // ends it
@@ -51,6 +54,7 @@ declare namespace Fn {
 		options: FieldOptions & {choices: readonly {value: string; words: string}[]; onChoose?: (value: string) => void}
 	) => HTMLElement;
 	type specOf = <K extends ValueSpec["kind"]>(context: NodeContext, name: string, kind: K) => Extract<ValueSpec, {kind: K}>;
+	/** Pictures that are dropped on an element are its own. */
 	type takeDrops = (element: HTMLElement, take: (files: readonly File[]) => void) => void;
 	/** Says when the model that a node leads to takes no such pictures, and which do. */
 	type whyNotUsed = (context: NodeContext, /** "image", "mask" or "references" */ way: string) => HTMLParagraphElement;

@@ -28,11 +28,14 @@ declare namespace Fn {
 	type newConnection = (name: ServiceName, client: ServiceClient, store: Store) => Connection;
 
 	/* js/dom.js */
+	/** A button with an icon, or words, or both. */
 	type button = (options: ButtonOptions) => HTMLButtonElement;
 	type chooseFiles = (accept: string, many?: boolean) => Promise<File[]>;
 	/** The element, which must be there. One whose selector begins with a tag is of its type. */
 	type find = <S extends string>(selector: S, root?: ParentNode) => Found<S>;
+	/** A drawing, for the eye only. */
 	type icon = (/** one of icons.js */ name: string, /** to draw it in */ svg?: Element) => Element;
+	/** Whether keys belong to what is typed here. */
 	type isTyping = (target: EventTarget | null) => boolean;
 	type setAll = (element: Element, attributes: Attributes) => void;
 
@@ -40,15 +43,19 @@ declare namespace Fn {
 	type mountDrops = (app: App, canvas: Canvas) => void;
 
 	/* js/editor.js */
+	/** Runs and what they drew go and come with their graph: nodes of another one may have the same ids. */
+	type exchange = (command: Command, other: {tag: string; workflow: string}) => void;
 	type editorPut = (put: {command: Command, ids: string[]} | null) => void;
 	type newEditor = (store: Store) => Editor;
 	type stepBy = (from: "done" | "undone", by: step, words: string, verb: string) => void;
 
 	/* js/event_stream.js */
 	type readBlock = (block: string, onEvent: (event: StreamEvent) => void) => void;
+	/** Returns when the stream ends. */
 	type readEvents = (body: ReadableStream<Uint8Array>, onEvent: (event: StreamEvent) => void) => Promise<void>;
 
 	/* js/format.js */
+	/** Which pictures of a job did not come, and why. */
 	type failedWords = (failed: readonly FailedImage[]) => string;
 	type modelTitle = (modelId: string, models: readonly Model[]) => string;
 	/** Without a value the bar shows that something goes on, of unknown length. */
@@ -94,11 +101,14 @@ declare namespace Fn {
 	type modelAfter = (state: State, node: string) => Model | null;
 	/** The chosen one, else the default of the backend or the service. Null before the list is known. */
 	type modelOf = (state: State, node: GraphNode | null | undefined) => Model | null;
+	/** The model that a sampler draws with. */
 	type modelOfSampler = (state: State, sampler: string) => Model | null;
+	/** What a picture costs at least, or "". */
 	type priceOf = (model: Pick<Model, "price"> | null) => string;
 
 	/* js/opener.js */
 	type newOpener = (store: Store, editor: Editor, library: Library, /** another graph is there */ onOpened: () => void) => Opener;
+	/** False when it is no workflow of ComfyUI. */
 	type openComfy = (data: unknown, name: string) => Promise<boolean>;
 	/** A request of another program: its model may have another name here. */
 	type openForeign = (wanted: Wanted, leftOut: readonly string[], name?: string) => void;
@@ -130,6 +140,7 @@ declare namespace Fn {
 	type patch = (key: string, patch: Partial<Run>) => void;
 	type pictureOf = (run: Run, part: RunPart) => Promise<string>;
 	type placeOf = (sampler: string, /** of a request: `width`, `loras.1.name` … */ field: string) => { node: string; field: string; };
+	/** The service's words, each at the node that its field comes from. */
 	type refuse = (run: Run, error: unknown) => void;
 	/** The run to show for a sampler: what draws, else what is next, else how the last one ended. */
 	type runOf = (runs: readonly Run[], sampler: string) => Run | undefined;
@@ -137,6 +148,7 @@ declare namespace Fn {
 	type runsShow = (sampler: string, service: ServiceName, job: Job) => void;
 	/** Those of a service that it knows; of every one that answers, if none is named. */
 	type sent = (service?: ServiceName) => Run[];
+	/** Puts the jobs of before a reload back on their nodes. */
 	type showAgain = (connection: Connection) => Promise<void>;
 	type update = (key: string, job: Job) => void;
 
@@ -146,7 +158,9 @@ declare namespace Fn {
 	/** The service to begin with: BF16 unless only FP4 answers. */
 	type firstService = (state: State) => ServiceName;
 	type serviceNamed = (state: State, name: unknown) => ServiceState | null;
+	/** Those of the page, in order. */
 	type servicesOf = (state: State) => ServiceState[];
+	/** Calls `act` whenever a service comes. */
 	type whenUp = (store: Store, connections: Connections, act: (connection: Connection) => void) => void;
 
 	/* js/session.js */

@@ -53,6 +53,7 @@ declare namespace Fn {
 	type wordsFor = (service: ServiceState, /** one that draws */ other: ServiceState | undefined) => { title: string; text: string; };
 
 	/* js/views/topbar.js */
+	/** The same prompt and seed at both precisions, side by side. */
 	type compare = (app: App, canvas: Canvas, withTwin: typeof import("../../js/graph/compared.js").withTwin) => void;
 	type describe = (service: ServiceState) => string;
 	type mountTopbar = (app: App, canvas: Canvas, openHelp: () => void) => void;
