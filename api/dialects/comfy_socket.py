@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import struct
 import time
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
@@ -25,7 +27,7 @@ from utils.job import JobStatus
 router = APIRouter()
 
 WAKE_SECONDS = 30.0
-GOING_AWAY, POLICY_VIOLATION = 1001, 1008
+GOING_AWAY, ABNORMAL, POLICY_VIOLATION = 1001, 1006, 1008
 PREVIEW, JPEG, PNG = 1, 1, 2
 
 
@@ -77,7 +79,7 @@ class Listener:
         while True:
             await subscription.wait(WAKE_SECONDS)
             if not self._services.is_welcome():
-                return await self._socket.close(POLICY_VIOLATION)
+                return await self._close(POLICY_VIOLATION)
             async with self._runs.registering:  # a prompt that is on its way is known after this
                 events = subscription.take()
             for event in events:
@@ -86,7 +88,7 @@ class Listener:
                 subscription.is_behind = False
                 await self._catch_up()
             if subscription.is_closed:
-                return await self._socket.close(GOING_AWAY)
+                return await self._close(GOING_AWAY)
 
     async def _catch_up(self) -> None:
         """What a client that comes late, or was too slow, has not heard of its prompts."""
@@ -165,10 +167,25 @@ class Listener:
         await self._send("status", {"status": exec_info(self._services), **more})
 
     async def _picture(self, kind: int, data: bytes) -> None:
-        await self._socket.send_bytes(struct.pack(">II", PREVIEW, kind) + data)
+        with _gone_is_a_disconnect():
+            await self._socket.send_bytes(struct.pack(">II", PREVIEW, kind) + data)
 
     async def _send(self, kind: str, data: dict[str, Any]) -> None:
-        await self._socket.send_json({"type": kind, "data": data})
+        with _gone_is_a_disconnect():
+            await self._socket.send_json({"type": kind, "data": data})
+
+    async def _close(self, code: int) -> None:
+        with _gone_is_a_disconnect():
+            await self._socket.close(code)
+
+
+@contextlib.contextmanager
+def _gone_is_a_disconnect() -> Iterator[None]:
+    """A client that has closed before it was sent something: the server calls that a fault of ours."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise WebSocketDisconnect(ABNORMAL) from error
 
 
 def _now() -> int:
