@@ -61,6 +61,7 @@ LONG_FILES = (
     "frontend/test_comfort.py",
     "operations/test_start_service.py",
     "frontend/test_canvas.py",
+    "frontend/test_drops.py",
     "operations/test_first_use.py",
     "scripts/test_doctor.py",
     "api/test_schemas.py",
