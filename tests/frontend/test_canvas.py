@@ -250,6 +250,7 @@ def test_canvas_panel_opened_by_its_key_has_the_tab_key_and_gives_it_back(viewed
     viewed.keyboard.press("Enter")
     expect(viewed.locator("#panel")).to_be_hidden()
     expect(sampler).to_be_focused()
+    stands_still(viewed)  # fitted to the room that it has again
 
 
 def test_canvas_that_is_empty_says_what_to_do(service: RunningService, open_page: OpenPage) -> None:
