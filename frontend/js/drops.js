@@ -1,4 +1,4 @@
-/** Files that are dropped anywhere on the page, or pasted. */
+/** What is dropped anywhere on the page, copied or pasted. */
 
 import {find, isTyping} from "./dom.js";
 
@@ -23,6 +23,19 @@ export function mountDrops({store, editor, opener}, canvas) {
 		const isOnGround = store.state.view === "canvas" && target && canvas.element.contains(target) && !target.closest(".node");
 		void opener.open(files, isOnGround ? canvas.placeOf(event) : null);
 	});
+	const isOfNodes = (/** @type {EventTarget | null} */ target) => store.state.view === "canvas" && !isTyping(target);
+	for (const kind of /** @type {const} */ (["copy", "cut"])) {
+		document.addEventListener(kind, event => {
+			// Text that is marked is copied as everywhere.
+			if (!isOfNodes(event.target) || !document.getSelection()?.isCollapsed || document.querySelector("dialog[open]")) return;
+			const text = editor.copied();
+			if (!text) return;
+			event.preventDefault();
+			event.clipboardData?.setData("text/plain", text);
+			store.say("Copied.");
+			if (kind === "cut") editor.deleteSelected();
+		});
+	}
 	document.addEventListener("paste", event => {
 		if (document.querySelector("dialog[open]")) return;
 		const {clipboardData, target} = event;
@@ -30,7 +43,7 @@ export function mountDrops({store, editor, opener}, canvas) {
 		if (files.length) {
 			event.preventDefault();
 			void opener.open(files);
-		} else if (store.state.view === "canvas" && !isTyping(target)) {
+		} else if (isOfNodes(target)) {
 			try {
 				editor.paste(clipboardData?.getData("text/plain") ?? "");
 			} catch {

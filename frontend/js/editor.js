@@ -1,6 +1,5 @@
 /** Edits of the graph, as commands that can be undone; what is selected; what was copied. */
 
-import {copyText} from "./dom.js";
 import * as commands from "./graph/commands.js";
 import {freeIds, newNode, nodesOf, wiresInto, wiresOf} from "./graph/graph.js";
 import * as history from "./graph/history.js";
@@ -89,12 +88,11 @@ export function newEditor(store) {
 			own.select([node.id]);
 		},
 
-		async copy() {
+		copied() {
 			const {graph} = own;
 			const {selection} = store.state;
 			const others = commands.removeNodes(graph, Object.keys(graph.nodes).filter(id => !selection.includes(id)));
-			const text = JSON.stringify(serialise(others ? commands.execute(graph, others) : graph, ""));
-			if (selection.length && (await copyText(text))) store.say("Copied.");
+			return selection.length ? JSON.stringify(serialise(others ? commands.execute(graph, others) : graph, "")) : "";
 		},
 
 		paste(text) {

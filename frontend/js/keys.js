@@ -30,16 +30,10 @@ export function mountKeys(app, canvas, openHelp) {
 		if (name === "y" || (name === "z" && shiftKey)) return () => editor.redo(); // of the whole graph: what is typed is a part of it
 		if (name === "z") return () => editor.undo();
 		if (isTyping(target) || store.state.view !== "canvas") return undefined;
-		const copy = () => void editor.copy();
-		const cut = () => {
-			copy();
-			editor.deleteSelected();
-		};
 		/** @type {Record<string, () => void>} */
 		const acts = {
 			a: () => editor.select(Object.keys(editor.graph.nodes)),
-			d: () => editor.duplicate(),
-			...(document.getSelection()?.isCollapsed !== false && {c: copy, x: cut}) // else it is text that is copied
+			d: () => editor.duplicate()
 		};
 		return acts[name];
 	}

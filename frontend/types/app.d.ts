@@ -40,8 +40,8 @@ interface Editor {
 	deleteSelected: () => void;
 	/** A picture to draw from: in an Image input node at the place, else in the one that the sampler has. */
 	useAsInput: (image: string, place?: Point | null) => void;
-	/** The selected nodes, as a workflow's text to paste here or in another tab. */
-	copy: () => Promise<void>;
+	/** The selected nodes, as a workflow's text to paste here or in another tab; "" for none. */
+	copied: () => string;
 	/** Throws for a text that is no workflow. */
 	paste: (text: string) => void;
 	duplicate: () => void;

@@ -78,6 +78,53 @@ def test_drops_nodes_copied_in_one_tab_are_pasted_in_another(
     assert len(graph(other)["wires"]) == 6
 
 
+def test_drops_nodes_cut_and_pasted_at_once_are_there_again(
+    service: RunningService, open_page: OpenPage
+) -> None:
+    page = opened(open_page, service)
+    prompt(page).fill("a lighthouse")
+    node(page, "prompt").locator("h2").click()
+    expect(page.locator(".node[data-selected=true]")).to_have_count(1)
+    page.keyboard.press("Control+x")
+    page.keyboard.press("Control+v")
+    page.keyboard.press("Control+v")
+    expect(page.locator(".node[data-kind=prompt]")).to_have_count(2)
+    expect(page.locator(".node")).to_have_count(5)
+    expect(node(page, "prompt", 1).locator("textarea")).to_have_value("a lighthouse")
+    for _ in range(3):
+        page.keyboard.press("Control+z")
+    expect(page.locator(".node")).to_have_count(4)
+    assert len(graph(page)["wires"]) == 3
+
+
+def test_drops_menu_copies_what_is_then_pasted(
+    service: RunningService, open_page: OpenPage
+) -> None:
+    page = opened(open_page, service)
+    node(page, "prompt").locator("h2").click(button="right")
+    page.get_by_role("menuitem", name="Copy").click()
+    expect_said(page, "Copied.")
+    page.keyboard.press("Control+v")
+    expect(page.locator(".node[data-kind=prompt]")).to_have_count(2)
+
+
+def test_drops_words_that_are_marked_are_copied_as_everywhere(
+    service: RunningService, open_page: OpenPage
+) -> None:
+    page = opened(open_page, service, permissions=["clipboard-read"])
+    page.keyboard.press("Control+a")
+    expect(page.locator(".node[data-selected=true]")).to_have_count(4)
+    marked = page.evaluate("""() => {
+        const words = [...document.querySelectorAll(".node p")].find(each => each.innerText.trim());
+        getSelection().selectAllChildren(words);
+        return getSelection().toString();
+    }""")
+    page.keyboard.press("Control+c")
+    assert marked and page.evaluate("navigator.clipboard.readText()") == marked
+    page.keyboard.press("Control+x")
+    expect(page.locator(".node")).to_have_count(4)
+
+
 def test_drops_words_pasted_beside_every_field_change_nothing(
     engine_service: RunningService, open_page: OpenPage
 ) -> None:

@@ -1,6 +1,6 @@
 /** What the menus of the canvas offer: nodes to add, ends to wire, things to do. */
 
-import {focusFirstField} from "../dom.js";
+import {copyText, focusFirstField} from "../dom.js";
 import * as commands from "../graph/commands.js";
 import {nodesOf, whyNoWire, wiresInto, wiresOutOf} from "../graph/graph.js";
 import {NODE_KINDS, NODE_TYPES, mainType} from "../graph/table.js";
@@ -77,7 +77,7 @@ export function openNodeMenu(app, {at, boxOf}) {
 		items: [
 			...(samplers.length ? [{words: "Run", icon: "run", act: () => void runs.start(samplers)}] : []),
 			{words: "Duplicate", keys: "Ctrl D", act: () => editor.duplicate()},
-			{words: "Copy", keys: "Ctrl C", act: () => void editor.copy()},
+			{words: "Copy", keys: "Ctrl C", act: async () => (await copyText(editor.copied())) && store.say("Copied.")},
 			{words: isCollapsed ? "Open" : "Collapse", keys: "C", act: () => editor.do(commands.collapse(editor.graph, ids, !isCollapsed))},
 			...Object.entries(ids.length > 1 ? ways : {}).map(([how, words]) => ({
 				words,
