@@ -36,6 +36,9 @@ MAX_SOCKET_MESSAGE_BYTES = 64 * 2**10
 
 # What ending takes beside waiting for the running jobs, with much to spare.
 END_SECONDS = 60.0
+# A connection at rest is ended later than clients and proxies end theirs (httpx after 5 s, load balancers after 60):
+# who ends it first never sends a request into a connection that is being closed.
+KEEP_ALIVE_SECONDS = 75
 
 # The event loop shares the interpreter with the database's threads. With Python's own 5 ms it waits
 # for them most of its time when many jobs are submitted.
@@ -171,26 +174,29 @@ def serve(precision: str) -> int:
     return run(app, settings, profile.service)
 
 
+def configured(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        host=settings.server.host,
+        port=settings.server.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws="websockets-sansio",
+        ws_max_size=MAX_SOCKET_MESSAGE_BYTES,
+        http=partial(PatientProtocol, patience_seconds=settings.server.upload_patience_seconds),
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        # After the drain, so that the last picture still reaches its client.
+        timeout_graceful_shutdown=2,
+    )
+
+
 def run(app: FastAPI, settings: Settings, service: str) -> int:
     """Answer requests until told to stop; returns the exit status."""
     sys.setswitchinterval(SWITCH_SECONDS)
     # What is there now stays to the end: the collector need not look through it while requests come in.
     gc.freeze()
-    server = Server(
-        uvicorn.Config(
-            app,
-            host=settings.server.host,
-            port=settings.server.port,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            ws="websockets-sansio",
-            ws_max_size=MAX_SOCKET_MESSAGE_BYTES,
-            http=partial(PatientProtocol, patience_seconds=settings.server.upload_patience_seconds),
-            # After the drain, so that the last picture still reaches its client.
-            timeout_graceful_shutdown=2,
-        )
-    )
+    server = Server(configured(app, settings))
     # A refusal is one sentence, not a trace.
     server_log = logging.getLogger("uvicorn.error")
     server_log.addFilter(lambda _: not hasattr(app.state, "refused"))

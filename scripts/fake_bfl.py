@@ -466,7 +466,9 @@ def main() -> int:
     )
     app = create_app(second_port=sockets[1].getsockname()[1])
     # Who was left without an answer ([[then=hang]]) does not keep it from ending.
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        app, log_level="warning", timeout_keep_alive=75, timeout_graceful_shutdown=1
+    )
     uvicorn.Server(config).run(sockets=sockets)
     return 0
 

@@ -49,6 +49,7 @@ class StandIn:
             log_level="critical",
             lifespan="off",
             ws="none",
+            timeout_keep_alive=75,  # longer than a client's: it never sends into what is being closed
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(

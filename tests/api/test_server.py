@@ -15,8 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 
-from config.settings import ROOT
+from api import server
+from config.settings import ROOT, Settings
 from tests.operations.checkout import clean_environment
 from tests.service import RunningService
 from utils import sql
@@ -384,6 +386,11 @@ def test_address_that_is_not_here_refuses(
 
 
 # Not built
+
+
+def test_connection_at_rest_is_kept_longer_than_clients_and_load_balancers_keep_theirs() -> None:
+    config = server.configured(FastAPI(), Settings())
+    assert config.timeout_keep_alive > 60
 
 
 def test_service_without_a_loader_exits_69_and_says_so(tmp_path: Path) -> None:
