@@ -28,6 +28,7 @@ from typing import Any
 from config.errors import QueueFull
 from config.settings import ROOT
 from models.types import GenerationRequest, GenerationResult, ImageFile, OutputFormat
+from utils.database import SpentBy
 from utils.database.postgres import PostgresDatabase
 from utils.fleet.shared_files import INPUT, LORA, PICTURE, SharedFiles
 from utils.job_store import JobStore
@@ -127,7 +128,7 @@ async def _append_as_a_door(where: str, name: str, jobs: int) -> None:
     await store.close()
 
 
-def _refuse(waiting: int, own: int) -> QueueFull | None:
+def _refuse(waiting: int, own: int, spent: SpentBy) -> QueueFull | None:
     return QueueFull(f"{waiting} wait") if waiting >= 100_000 else None
 
 
