@@ -9,7 +9,6 @@ import gc
 import logging
 import os
 import signal
-import socket
 import sys
 from functools import partial
 from types import FrameType
@@ -23,7 +22,7 @@ from api.services import make_plan
 from config.errors import ConfigurationError, NotThereYet
 from config.settings import ServerSettings, Settings, load_settings
 from models.precision import profile_of
-from utils import logs, systemd
+from utils import listening, logs, systemd
 from utils.queue_manager import QueueManager
 
 log = logging.getLogger(__name__)
@@ -112,26 +111,14 @@ def require_address(settings: ServerSettings) -> None:
     """
     host, port = settings.host, settings.port
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError) as error:
+        error = listening.why_not(host, port)
+    except (OSError, UnicodeError) as unknown:
         raise NotThereYet(
-            f"FLUX_HOST = {host!r}: this name has no address here ({error}); "
+            f"FLUX_HOST = {host!r}: this name has no address here ({unknown}); "
             "give it one, or set FLUX_HOST to an address of this machine"
-        ) from error
-    absent = []
-    for family, kind, protocol, _, address in found:
-        try:
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                probe.bind(address)
-        except OSError as error:
-            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                raise _cannot_listen(settings, error) from error
-            absent.append(error)  # as one of `localhost` where there is no IPv6
-    if len(absent) == len(found):
-        raise _cannot_listen(settings, absent[0]) from absent[0]
+        ) from unknown
+    if error is not None:
+        raise _cannot_listen(settings, error) from error
 
 
 def _cannot_listen(settings: ServerSettings, error: OSError) -> ConfigurationError:
@@ -141,7 +128,7 @@ def _cannot_listen(settings: ServerSettings, error: OSError) -> ConfigurationErr
             return NotThereYet(
                 f"FLUX_PORT = {port} is in use by another program on {host}; end that one, or set another port"
             )
-        case errno.EADDRNOTAVAIL | errno.EAFNOSUPPORT:
+        case code if code in listening.ABSENT:
             return NotThereYet(f"FLUX_HOST = {host!r} is no address of this machine")
         case errno.EACCES:
             return ConfigurationError(

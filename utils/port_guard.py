@@ -24,6 +24,8 @@ from pathlib import Path
 
 import psutil
 
+from utils import listening
+
 ROOT = Path(__file__).resolve().parent.parent
 
 EXIT_HELD = 3
@@ -76,35 +78,22 @@ def next_free_port(host: str, start: int) -> int:
 def can_listen(host: str, port: int) -> bool:
     """Whether a server could listen there now. Raises PortUnavailable when it never could."""
     try:
-        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except socket.gaierror as error:
+        error = listening.why_not(host, port)
+    except socket.gaierror as unknown:
         raise PortUnavailable(
-            f"{host!r} is no address of this machine: {error.strerror}"
+            f"{host!r} is no address of this machine: {unknown.strerror}"
+        ) from unknown
+    if error is None:
+        return True
+    if error.errno == errno.EADDRINUSE:
+        return False
+    if error.errno in listening.ABSENT:
+        raise PortUnavailable(f"{host!r} is no address of this machine") from error
+    if error.errno in (errno.EACCES, errno.EPERM):
+        raise PortUnavailable(
+            f"port {port} needs rights that this user lacks; choose one from 1024 up"
         ) from error
-    missing = 0
-    for family, kind, protocol, _, address in addresses:
-        try:
-            with socket.socket(family, kind, protocol) as probe:
-                # As servers do, so that a port is not refused for its old connections.
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                probe.bind(address)
-                probe.listen(1)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                return False
-            if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                missing += 1  # `localhost` names ::1 on machines without IPv6 too
-            elif error.errno in (errno.EACCES, errno.EPERM):
-                raise PortUnavailable(
-                    f"port {port} needs rights that this user lacks; choose one from 1024 up"
-                ) from error
-            else:
-                raise PortUnavailable(f"port {port} on {host}: {error.strerror}") from error
-    if missing == len(addresses):
-        raise PortUnavailable(f"{host!r} is no address of this machine")
-    return True
+    raise PortUnavailable(f"port {port} on {host}: {error.strerror}") from error
 
 
 def holders(host: str, port: int) -> list[psutil.Process | None]:
