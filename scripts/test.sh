@@ -26,9 +26,9 @@ main() {
     else
         scripts/page_tools.sh
         begin_checks
-        # One more than a small machine has cores, because much of a test is waiting; a file's tests stay together and share its
+        # Two more than a small machine has cores, because much of a test is waiting; a file's tests stay together and share its
         # services. What must end within seconds comes after, and then what measures time or fills a GPU, alone.
-        .venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not limit and not timing and not gpu' || tests=$?
+        .venv/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m 'not limit and not timing and not gpu' || tests=$?
         wait "$checking" || checks=$?
         cat "$checked"
         local limited=() measured=()
