@@ -92,9 +92,8 @@ class Subscription:
         if event.name == PROGRESS:
             preview = self._forget_progress(event.job_id)
             if event.preview is None and preview is not None:
-                event = replace(
-                    event, preview=preview
-                )  # few steps have one, and it was not told yet
+                # Few steps have one, and it was not told yet.
+                event = replace(event, preview=preview)
         elif event.name in STATES:
             self._forget_state(event.name)
         self._pending.append(event)
