@@ -384,6 +384,8 @@ async def test_ledger_settle_waits_for_ends_until_its_time_is_over(tmp_path: Pat
         at.refuse()
         at.ledger.end_well(job.id, at.draw(job))
         await at.ledger.settle(asyncio.get_running_loop().time() + 5 * PAUSE_SECONDS)
+        with pytest.raises(StorageUnavailable):
+            await at.flush()  # also what was asked for last
         at.allow()
         await at.flush()
         found = await at.store.get(job.id)
