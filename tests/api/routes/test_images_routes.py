@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import io
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
@@ -193,11 +194,12 @@ def test_image_file_deleted_by_hand_is_404_that_says_so(engine_service: RunningS
 
 
 @pytest.fixture
-def damaged(engine_service: RunningService) -> str:
+def damaged(engine_service: RunningService) -> Iterator[str]:
     """The address of a thumbnail that cannot be made: the picture's file is none."""
     image = drawn(engine_service)
     (engine_service.output_dir / image["filename"]).write_bytes(b"no picture")
-    return f"{image['image_url']}/thumbnail"
+    yield f"{image['image_url']}/thumbnail"
+    assert engine_service.client.delete(image["image_url"]).status_code == 204
 
 
 def test_image_file_that_is_damaged_tells_no_path(
