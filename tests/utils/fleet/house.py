@@ -204,7 +204,10 @@ class Door:
         self.doors.share(self.queue, self.crew, self.loras)  # type: ignore[arg-type]
         await self.queue.start()
         self.crew.greet()
+        listens, hurry_all = asyncio.Event(), self.doors._word._missed
+        self.doors._word._missed = lambda: (hurry_all(), listens.set())  # type: ignore[func-returns-value]
         await self.doors.start()
+        await listens.wait()  # what is told before that reaches it a second later, by the rows
         return self
 
     @property
