@@ -127,12 +127,17 @@ def _present(services: Services, job: Job) -> Iterator[Event]:
     elif job.status is JobStatus.RUNNING:
         progress = queue.progress(job.id)
         if progress is not None and progress.stage == "loading":
-            yield _event(services, "loading", job.id, {"model": job.request.model})
+            yield _event(services, "loading", job.id, _loading(services, job))
         elif progress is not None:
             yield _event(services, "started", job.id, {"worker": job.worker})
             yield _event(services, "progress", job.id, answers.progress_json(progress))
     else:
         yield Event(id=queue.bus.next_id(), name=job.status.value, job_id=job.id, job=job)
+
+
+def _loading(services: Services, job: Job) -> dict[str, Any]:
+    told = (answers.loading_json(each) for each in services.queue.workers if job.id in each.jobs)
+    return {"model": job.request.model, **(next(told, None) or {})}
 
 
 def _event(services: Services, name: str, job_id: str | None, data: dict[str, Any]) -> Event:

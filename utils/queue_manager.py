@@ -555,8 +555,6 @@ class QueueManager:
             return  # it has ended meanwhile
         now = asyncio.get_running_loop().time()
         before = self._progress.get(event.job_id)
-        if before is not None and event.stage == Stage.LOADING != before.stage:
-            return  # a worker's two threads tell; what was told late is over
         kind = Kind.of(given.request)
         if before is not None and event.stage == before.stage == Stage.DENOISING:
             steps = event.step - before.step

@@ -100,6 +100,18 @@ def test_events_of_quick_jobs_are_in_order_whenever_one_begins_to_listen(
     assert wrong == []
 
 
+def test_events_of_a_job_tell_its_loading_to_whoever_comes_late(start_engine: StartEngine) -> None:
+    service = start_engine(TEST_ENGINE="tells_while_loading")
+    job_id = service.submit()
+    with listen(service, job_id) as early:
+        told = early.wait_for("loading", lambda data: data["fraction"] is not None)
+    with listen(service, job_id) as late:
+        assert late.wait_for("loading").data == told.data
+        (service.folder / "models" / "weights").touch()
+        assert is_in_order([event.name for event in late.wait_for_end()])
+    assert told.data["what"] == "part 1 of 4" and told.data["fraction"] == 0.25
+
+
 @pytest.mark.parametrize("prompt", ["raise", "oom"])
 def test_events_of_a_job_that_fails_end_with_its_error(
     engine_service: RunningService, prompt: str

@@ -392,20 +392,6 @@ async def test_cancelled_job_makes_no_progress_any_more(tmp_path: Path) -> None:
 
 
 @in_loop
-async def test_loading_that_is_told_late_begins_no_job_again(tmp_path: Path) -> None:
-    """The thread that saves may tell before the one that reports."""
-    async with Bench(tmp_path) as bench:
-        job = await bench.submit()
-        await bench.settle()
-        bench.worker.say(events.Begun(job_ids=[job.id]))
-        for stage in ("saving", "loading", "encoding"):
-            bench.worker.say(events.Progress(job_id=job.id, stage=stage, step=0, steps=4))
-        await bench.settle()
-        names = [event.name for event in bench.ear.take() if event.job_id == job.id]
-        assert names.count("started") == 1
-
-
-@in_loop
 async def test_cancel_between_the_claim_and_the_run_reaches_the_worker(tmp_path: Path) -> None:
     async with Bench(tmp_path) as bench:
         claim = bench.manager._ledger.claim

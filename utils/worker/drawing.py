@@ -152,7 +152,7 @@ class Run:
             return None
         model, milliseconds = self._workshop.model_for(
             first.request.model,
-            lambda: self._announce(Stage.LOADING),
+            self._tell_loading,
             lambda: self._look_around([Unit(job=job, index=0) for job in self._jobs]),
         )
         for job in self._jobs:
@@ -314,6 +314,12 @@ class Run:
         if not job.is_over and self._workshop.is_cancelled(job.id):
             self._end(job, events.WasCancelled(job_id=job.id))
         return job.is_over
+
+    def _tell_loading(self) -> None:
+        """In this thread, so before the model's own word: whoever begins to listen after that is told by the jobs' stage."""
+        for job in self._jobs:
+            if not job.is_over:
+                self._progress(job, Stage.LOADING)()
 
     def _announce(self, stage: Stage, jobs: Any = None) -> None:
         for job in self._jobs if jobs is None else jobs:

@@ -401,6 +401,30 @@ def test_run_stages_come_in_their_order() -> None:
     ]
 
 
+def test_run_jobs_are_told_to_load_before_the_model_is() -> None:
+    """Also where the thread that reports comes late."""
+
+    class Late(FakeWorkshop):
+        told: list[events.Progress] | None = None
+
+        def report(self, call: Callable[[], None]) -> None:
+            self._outbox.append(call)
+
+        def model_for(
+            self, model_id: str, on_loading: Callable[[], None], look_around: Callable[[], None]
+        ) -> tuple[Any, float]:
+            found = super().model_for(model_id, on_loading, look_around)
+            self.told = list(self.sent)
+            return found
+
+    workshop = Late(FakeModel())
+    run_in(workshop, job("a"), job("b"))
+    assert [(each.job_id, each.stage) for each in workshop.told or []] == [
+        ("a", Stage.LOADING),
+        ("b", Stage.LOADING),
+    ]
+
+
 def test_run_stage_that_is_told_again_looks_around_and_is_announced_once() -> None:
     class Polling(FakeModel):
         def generate(self, drawings, *, on_stage, on_step, frugal=False):
