@@ -200,9 +200,9 @@ def post_and_hang_up(
         found: list[str] = []
 
         def is_there() -> bool:
-            job = newest(service, 1)[0]
-            if job["request"]["prompt"] == prompt and until(job):
-                found.append(job["id"])
+            for job in newest(service, 1):
+                if job["request"]["prompt"] == prompt and until(job):
+                    found.append(job["id"])
             return bool(found)
 
         service.wait_until(is_there)
