@@ -68,6 +68,19 @@ def node(page: Page, kind: str, nth: int = 0) -> Locator:
     return page.locator(f":is(.node, .card)[data-kind={kind}]").nth(nth)
 
 
+BODIES = """() => [...document.querySelectorAll(".node .node-body")].every((body) => body.childElementCount)"""
+
+
+def add_node(page: Page, words: str) -> None:
+    """The first node that the search finds for the words, with what is in it: when that is there, its first field has
+    the focus, and takes keys that were meant for the page.
+    """
+    page.keyboard.press("a")
+    page.keyboard.type(words)
+    page.keyboard.press("Enter")
+    wait_until(page, BODIES)
+
+
 def field(page: Page, kind: str, name: str, nth: int = 0) -> Locator:
     box = node(page, kind, nth).locator(f"[data-field={name}]")
     return box.locator("input:not([type=radio]), textarea, select").first

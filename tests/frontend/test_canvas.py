@@ -14,6 +14,7 @@ from playwright.sync_api import Browser, Page, expect
 from scripts.bench.page import open_graph, pan, traced, zoom
 from tests.frontend.conftest import OpenPage
 from tests.frontend.page import (
+    add_node,
     drop,
     expect_said,
     field,
@@ -74,12 +75,6 @@ def drag(page: Page, start, end: tuple[float, float] | object) -> None:
     page.mouse.up()
 
 
-def add(page: Page, words: str) -> None:
-    page.keyboard.press("a")
-    page.keyboard.type(words)
-    page.keyboard.press("Enter")
-
-
 # Nodes and wires
 
 
@@ -90,10 +85,11 @@ def test_canvas_node_is_searched_added_and_wired_by_dragging(
     page.mouse.dblclick(700, 850)
     page.keyboard.type("negative")
     page.keyboard.press("Enter")
-    expect(node(page, "negative")).to_be_visible()
+    expect(field(page, "negative", "text")).to_be_focused()
     page.keyboard.press("Escape")
     page.keyboard.press("Escape")
     page.keyboard.press("f")
+    stands_still(page)
     drag(page, socket(page, "negative", "out", "text"), socket(page, "sampler", "in", "negative"))
     assert ("n5.text", "n3.negative") in wires(page)
     # A socket of another type takes nothing.
@@ -370,7 +366,7 @@ def test_canvas_runs_with_the_keyboard_alone(
     engine_service: RunningService, open_page: OpenPage
 ) -> None:
     page = opened(open_page, engine_service)
-    add(page, "negative")
+    add_node(page, "negative")
     expect(field(page, "negative", "text")).to_be_focused()
     page.keyboard.type("a house")
     page.keyboard.press("Escape")
@@ -500,7 +496,7 @@ def test_canvas_title_of_a_hostile_workflow_is_text(
     service: RunningService, open_page: OpenPage
 ) -> None:
     page = opened(open_page, service)
-    add(page, "note")
+    add_node(page, "note")
     expect(field(page, "note", "text")).to_be_focused()
     page.keyboard.type("<img src=x onerror=alert(1)>")
     expect(field(page, "note", "text")).to_have_value(re.compile("^<img"))

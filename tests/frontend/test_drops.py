@@ -10,6 +10,7 @@ from playwright.sync_api import Page, expect
 
 from tests.frontend.conftest import OpenPage
 from tests.frontend.page import (
+    add_node,
     drop,
     expect_picture,
     expect_said,
@@ -195,9 +196,7 @@ def test_drops_more_references_than_a_picture_takes_are_told(
     engine_service: RunningService, open_page: OpenPage
 ) -> None:
     page = opened(open_page, engine_service)
-    page.keyboard.press("a")
-    page.keyboard.type("reference")
-    page.keyboard.press("Enter")
+    add_node(page, "reference")
     files = [(f"{side}.png", "image/png", file_of(gradient(side, 16))) for side in range(16, 21)]
     expect(node(page, "references").locator(".drop")).to_be_visible()
     drop(page, ".node[data-kind=references] .drop", files)

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 from config.settings import ROOT
 from scripts.bench.page import usable_after_ms
 from tests.frontend.conftest import OpenPage
-from tests.frontend.page import PHONE, drop, expect_said, is_ready, node, ui
+from tests.frontend.page import PHONE, add_node, drop, expect_said, is_ready, node, ui
 from tests.service import RunningService
 
 AXE = ROOT / ".venv" / "page-tools" / "node_modules" / "axe-core" / "axe.min.js"
@@ -66,9 +66,7 @@ def test_hygiene_canvas_and_panels_have_no_grave_finding_of_axe(
     is_ready(page)
     page.keyboard.press("Escape")
     for words in ("lora", "negative", "compare", "mask", "image input", "note"):
-        page.keyboard.press("a")
-        page.keyboard.type(words)
-        page.keyboard.press("Enter")
+        add_node(page, words)
         page.keyboard.press("Escape")
     page.get_by_role("button", name="Arrange").click()
     assert grave_findings(page, axe) == []

@@ -12,7 +12,17 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.frontend.conftest import OpenPage
-from tests.frontend.page import drop, expect_picture, field, graph, is_ready, node, prompt, ui
+from tests.frontend.page import (
+    add_node,
+    drop,
+    expect_picture,
+    field,
+    graph,
+    is_ready,
+    node,
+    prompt,
+    ui,
+)
 from tests.pictures import file_of, gradient
 from tests.service import ENGINE_MAIN, RunningService
 
@@ -53,9 +63,7 @@ def test_inputs_references_are_dropped_drawn_with_and_restored_to_the_same_bytes
     is_ready(page)
     field(page, "model", "backend").select_option("flux-local")
     page.keyboard.press("Escape")
-    page.keyboard.press("a")
-    page.keyboard.type("reference")
-    page.keyboard.press("Enter")
+    add_node(page, "reference")
     page.keyboard.press("Escape")
     expect(node(page, "references").locator(".drop")).to_be_visible()
     drop(

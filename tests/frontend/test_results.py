@@ -15,6 +15,7 @@ from playwright.sync_api import Page, expect
 
 from tests.frontend.conftest import OpenPage
 from tests.frontend.page import (
+    add_node,
     drop,
     expect_picture,
     expect_said,
@@ -183,9 +184,7 @@ def test_results_mask_is_painted_on_the_picture_and_undone(
     drop(page, "#canvas", [("blue.png", "image/png", buffer.getvalue())])
     expect(node(page, "image-input").locator("img")).to_have_js_property("naturalWidth", 64)
     page.keyboard.press("Escape")
-    page.keyboard.press("a")
-    page.keyboard.type("mask")
-    page.keyboard.press("Enter")
+    add_node(page, "mask")
     page.keyboard.press("Escape")
     node(page, "mask").locator(".socket[data-side=in]").focus()
     page.keyboard.press("Enter")
