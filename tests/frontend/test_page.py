@@ -28,6 +28,7 @@ from tests.frontend.page import (
     small,
     stands_still,
     ui,
+    wait_until,
 )
 from tests.service import ENGINE_MAIN, KeyedService, RunningService, free_port
 
@@ -35,6 +36,8 @@ Start = Callable[..., RunningService]
 
 # Chromium's own score; from 0.1 on its makers call it poor.
 MOST_SHIFT = 0.02
+IS_SEEN = """() => [...document.querySelectorAll("#viewer-picture, #tiles li:first-child img")]
+    .every(({complete, naturalWidth}) => complete && naturalWidth)"""
 COUNT_SHIFT = """() => {
     window.shift = 0;
     new PerformanceObserver((list) => {
@@ -436,6 +439,7 @@ def test_page_gallery_is_looked_through_and_a_picture_deleted(
     page.keyboard.press("Escape")  # the question is answered with no, the viewer stays
     expect(page.locator("#confirm")).to_be_hidden()
     expect(words).to_have_text("page-second")
+    wait_until(page, IS_SEEN)  # what is asked for when it is gone already is 404
     page.keyboard.press("Delete")
     page.click("#confirm-yes")
     expect(words).to_have_text("page-first")
